@@ -1,0 +1,17 @@
+//! The engine's core: values, errors, the journal, durable execution. Reads no terminal, network, HOME or environment.
+
+pub mod cancel;
+pub mod clock;
+mod codes;
+pub mod error;
+pub mod inventory;
+pub mod primitive;
+pub mod secret;
+pub mod spec;
+pub mod suggest;
+pub mod units;
+pub mod value;
+
+pub use error::{Code, Error, Result};
+pub use spec::{Call, Effect, Param, Spec, Ty, TypeSpec};
+pub use value::{Record, Value};

@@ -1,0 +1,74 @@
+//! What tests of primitives need around them: a [`Cx`] that records, with secrets, files and facts held in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use runbook_core::cancel::Cancel;
+use runbook_core::clock::System;
+use runbook_core::inventory::Environment;
+use runbook_core::primitive::{ActionId, Cx, Facts, Files, Progress, SecretSource, Sink, StreamKind};
+use runbook_core::secret::{Redactor, Secret};
+use runbook_core::{Code, Error, Result, Value};
+
+/// Secrets, files, facts and everything that was output, in memory.
+#[derive(Default)]
+pub struct World {
+    /// Secrets by name.
+    pub secrets: Mutex<BTreeMap<String, String>>,
+    /// The project's files by path.
+    pub files: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Facts of the environment.
+    pub facts: Mutex<BTreeMap<String, Value>>,
+    /// Live output so far.
+    pub output: Mutex<Vec<u8>>,
+    /// Messages so far.
+    pub messages: Mutex<Vec<String>>,
+}
+
+impl SecretSource for World {
+    fn get(&self, name: &str) -> Result<Secret> {
+        let value = self.secrets.lock().get(name).cloned();
+        value.map(|v| Secret::new(name, v)).ok_or_else(|| Error::new(Code::MISSING_SECRET, format!("no secret \"{name}\"")))
+    }
+}
+
+impl Files for World {
+    fn read(&self, path: &str) -> Result<Vec<u8>> {
+        self.files.lock().get(path).cloned().ok_or_else(|| Error::new(Code::MISSING_FILE, format!("no file {path}")))
+    }
+}
+
+impl Facts for World {
+    fn get(&self, key: &str) -> Result<Option<Value>> {
+        Ok(self.facts.lock().get(key).cloned())
+    }
+}
+
+impl Sink for World {
+    fn output(&self, _path: &str, _stream: StreamKind, bytes: &[u8]) {
+        self.output.lock().extend_from_slice(bytes);
+    }
+    fn progress(&self, _path: &str, _progress: &Progress) {}
+    fn message(&self, _path: &str, text: &str) {
+        self.messages.lock().push(text.to_string());
+    }
+}
+
+/// Makes a [`Cx`] for one action over `world`; give every action of a test an id of its own.
+pub fn cx(world: &Arc<World>, env: Environment, action_id: &str) -> Cx {
+    Cx {
+        action_id: ActionId(action_id.into()),
+        path: "test/0".into(),
+        run: "test-run".into(),
+        env: Arc::new(env),
+        cancel: Cancel::default(),
+        redactor: Redactor::default(),
+        clock: Arc::new(System),
+        shared: Arc::default(),
+        secrets: world.clone(),
+        files: world.clone(),
+        facts: world.clone(),
+        sink: world.clone(),
+    }
+}
