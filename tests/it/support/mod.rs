@@ -1,0 +1,13 @@
+//! What the end-to-end tests share.
+
+/// Whether `tool` is there. When it is not: prints why the test is skipped, or fails under CI.
+#[allow(dead_code)]
+pub fn have(tool: &str) -> bool {
+    let dirs = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
+    if dirs.split(':').any(|d| std::path::Path::new(d).join(tool).exists()) {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "{tool} is not installed, and CI is set: tests/run installs it");
+    eprintln!("skipped: {tool} is not installed (tests/run installs it)");
+    false
+}
