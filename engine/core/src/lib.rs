@@ -5,6 +5,7 @@ pub mod clock;
 mod codes;
 pub mod error;
 pub mod inventory;
+pub mod journal;
 pub mod primitive;
 pub mod secret;
 pub mod spec;
