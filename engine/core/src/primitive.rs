@@ -180,6 +180,15 @@ pub trait Facts: Send + Sync {
     /// # Errors
     /// `RB0002` when the store cannot be read.
     fn get(&self, key: &str) -> Result<Option<Value>>;
+
+    /// Writes facts at once and durably (a [`Store::append`](crate::journal::Store::append) of a batch with these facts alone).
+    ///
+    /// For what the act itself destroys: a TTL must be on record before it is lowered, or a crash in between would lose it
+    /// for ever. Everything else goes into [`Outcome::facts`].
+    ///
+    /// # Errors
+    /// As [`Store::append`](crate::journal::Store::append).
+    fn put(&self, facts: BTreeMap<String, Value>) -> Result<()>;
 }
 
 /// Everything a primitive may use while it acts. Cheap to clone.

@@ -43,6 +43,10 @@ impl Facts for World {
     fn get(&self, key: &str) -> Result<Option<Value>> {
         Ok(self.facts.lock().get(key).cloned())
     }
+    fn put(&self, facts: BTreeMap<String, Value>) -> Result<()> {
+        self.facts.lock().extend(facts);
+        Ok(())
+    }
 }
 
 impl Sink for World {
