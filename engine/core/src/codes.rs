@@ -50,6 +50,7 @@ codes! {
     PARALLEL_FAILED = 22, Failed, "Branches of a parallel block failed";
     UNDO_FAILED = 23, Failed, "An undo block failed";
     JOURNAL_FORMAT = 24, Store, "The run's record was written by a newer version";
+    ROLL_BACK = 25, RollBack, "The run is to be rolled back";
 
     USAGE = 100, Usage, "Wrong usage";
     NO_PROJECT = 101, Usage, "There is no project here";

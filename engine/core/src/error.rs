@@ -40,6 +40,8 @@ pub enum Kind {
     Mismatch,
     /// The store refuses or cannot hold the record (disk full, damaged, fenced off). A script cannot catch it.
     Store,
+    /// The run is to be rolled back, or the end of what was recorded is reached while it is. A script cannot catch it.
+    RollBack,
     /// A defect of this program.
     Internal,
 }
@@ -88,6 +90,9 @@ pub struct Error {
     /// Where in the operator's files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<Location>,
+    /// The innermost paths of the run at which it arose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub at: Vec<String>,
 }
 
 impl Error {
@@ -102,6 +107,7 @@ impl Error {
             retryable: false,
             details: BTreeMap::new(),
             location: None,
+            at: vec![],
         }
     }
 

@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod clock;
 mod codes;
 pub mod error;
+pub mod exec;
 pub mod inventory;
 pub mod journal;
 pub mod primitive;

@@ -139,17 +139,14 @@ pub enum Body {
         /// The holder whose lock was taken over.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         took_over: Option<String>,
-        /// On resume: the path at which the run had failed and which gets a new attempt.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        retry: Option<String>,
     },
     /// Written last by every controller that ends in order. Read by resume (where to retry), `runs`, `show`.
     SessionEnded {
         /// How.
         state: State,
-        /// The innermost path at which it stopped.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        at: Option<String>,
+        /// The innermost paths at which it stopped; several when branches of `parallel` failed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        at: Vec<String>,
         /// Why.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<Error>,
@@ -395,6 +392,20 @@ pub enum Body {
 }
 
 impl Body {
+    /// Reads the body of an entry, taking its `data` out of it (the entry keeps `null`).
+    ///
+    /// # Errors
+    /// `RB0024` when this version does not know the kind or its fields.
+    pub fn take(entry: &mut Entry) -> crate::Result<Body> {
+        let mut m = serde_json::Map::with_capacity(2);
+        m.insert("kind".into(), Json::String(entry.kind.clone()));
+        m.insert("data".into(), std::mem::take(&mut entry.data));
+        serde_json::from_value(Json::Object(m)).map_err(|e| {
+            Error::new(crate::Code::JOURNAL_FORMAT, format!("entry {} of run {} cannot be read: {e}", entry.seq, entry.run))
+                .hint("use the version of runbook that wrote it, or a newer one")
+        })
+    }
+
     /// The name of the kind, as in the exported log.
     #[must_use]
     pub fn kind(&self) -> String {
@@ -433,10 +444,6 @@ impl Entry {
     /// # Errors
     /// `RB0024` when this version does not know the kind or its fields.
     pub fn body(&self) -> crate::Result<Body> {
-        let json = serde_json::json!({ "kind": self.kind, "data": self.data });
-        serde_json::from_value(json).map_err(|e| {
-            Error::new(crate::Code::JOURNAL_FORMAT, format!("entry {} of run {} cannot be read: {e}", self.seq, self.run))
-                .hint("use the version of runbook that wrote it, or a newer one")
-        })
+        Body::take(&mut self.clone())
     }
 }

@@ -1,0 +1,403 @@
+//! One action: answered from the record, or done with its intent recorded before and its outcome after.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::frame::{Frame, without_attempts};
+use super::history::Recorded;
+use super::run::{CrashPoint, DoubtAnswer, Mode, Run};
+use crate::cancel::Cancel;
+use crate::error::{Code, Error, Kind, Result};
+use crate::journal::{Batch, Body, Via};
+use crate::primitive::{ActionId, Cx, Outcome, Primitive, Reconciled};
+use crate::spec::{Call, Effect};
+use crate::value::Value;
+
+/// How long a primitive may take to stop after a timeout before it is given up.
+const GRACE: Duration = Duration::from_secs(10);
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+        let _ = std::fmt::Write::write_fmt(&mut s, format_args!("{b:02x}"));
+        s
+    })
+}
+
+/// The digest of a call: its name, receiver, arguments and options, secrets by name.
+fn digest(name: &str, call: &Call) -> String {
+    let json = serde_json::json!([
+        name,
+        call.receiver.clone().map_or(serde_json::Value::Null, |r| Value::from(r).to_json()),
+        Value::List(call.args.clone()).to_json(),
+        Value::Map(call.options.clone()).to_json(),
+    ]);
+    // `Value` keeps maps in key order and the outer level is an array, so this text is the same on every replay.
+    hex(&Sha256::digest(json.to_string().as_bytes()))
+}
+
+/// The host or other thing that a call acts on.
+fn target(call: &Call) -> Option<String> {
+    let r = call.receiver.as_ref()?;
+    let host = r.str("host");
+    if !host.is_empty() { Some(host.to_string()) } else { r.name.clone() }
+}
+
+impl Run {
+    fn action_id(&self, path: &str) -> ActionId {
+        let hash = hex(&Sha256::digest(path.as_bytes()));
+        let run: String = self.parts.id.chars().take(47).collect();
+        ActionId(format!("{run}-{}", hash.get(..12).unwrap_or("")))
+    }
+
+    /// Calls a primitive at this place: returns the recorded outcome, or acts.
+    ///
+    /// # Errors
+    /// The primitive's own; `RB0016` when the record says another call was made here; the reasons to stop.
+    pub fn act(self: &Arc<Self>, frame: &Frame, prim: &Arc<dyn Primitive>, call: &Call) -> Result<Value> {
+        let base = frame.ordinal();
+        let spec = prim.spec();
+        let name = spec.full_name();
+        let digest = digest(&name, call);
+        let mut path = base.clone();
+        let mut attempt = 1;
+        loop {
+            if let Some(rec) = self.parts.history.outcomes.get(&path) {
+                self.must_match(&path, rec, &name, &digest, call, spec.name)?;
+                match &rec.value {
+                    Ok(json) => return Value::from_json(json),
+                    // A failed action outside of any step is what the last controller stopped at: it gets another attempt.
+                    Err(_) if !frame.in_step && !frame.undo && self.retry_here(&base) => {
+                        attempt += 1;
+                        path = format!("{base}@{attempt}");
+                        continue;
+                    }
+                    Err(e) => return Err(e.clone()),
+                }
+            }
+            break;
+        }
+        let act = Act { run: self, prim, call, name, digest, path, base, attempt };
+        if let Some(intended) = self.parts.history.intents.get(&act.path) {
+            let rec = Recorded {
+                name: intended.name.clone(),
+                digest: intended.digest.clone(),
+                call: intended.call.clone(),
+                action: String::new(),
+                value: Ok(serde_json::Value::Null),
+                once: false,
+            };
+            self.must_match(&act.path, &rec, &act.name, &act.digest, call, spec.name)?;
+            return act.in_doubt(frame);
+        }
+        self.frontier()?;
+        if frame.held.is_some() && spec.effect != Effect::Read {
+            return Err(Error::new(Code::BAD_WORD, format!("{} changes something, and the condition of a wait may only look", act.name))
+                .hint("move the change out of wait_until"));
+        }
+        self.check_stop()?;
+        self.check_window(frame)?;
+        if spec.effect == Effect::Once
+            && let Some(done) = self.carried(&act)?
+        {
+            return Ok(done);
+        }
+        act.intend()?;
+        act.live(frame)
+    }
+
+    fn retry_here(&self, base: &str) -> bool {
+        self.parts.mode == Mode::Forward && self.parts.history.stopped_at.contains(base)
+            || self.parts.history.outcomes.contains_key(&format!("{base}@2"))
+    }
+
+    fn must_match(&self, path: &str, rec: &Recorded, name: &str, digest: &str, call: &Call, short: &str) -> Result<()> {
+        if rec.name == name && rec.digest == digest {
+            return Ok(());
+        }
+        let now = self.parts.redactor.text(&call.show(short));
+        let why = if rec.call == now { "the arguments' content differs" } else { "another call stands here now" };
+        Err(Error::new(Code::MISMATCH, format!("this run no longer matches its runbook at {path}: {why}"))
+            .detail("recorded", &rec.call)
+            .detail("now", now)
+            .detail("path", path)
+            .hint("resume with the runbook that the run began with, or see `runbook explain RB0016`"))
+    }
+
+    /// A `once` action that succeeded in an earlier attempt of its step is not repeated.
+    fn carried(&self, act: &Act<'_>) -> Result<Option<Value>> {
+        let key = without_attempts(&act.path);
+        if key == act.path {
+            return Ok(None);
+        }
+        let Some(rec) = self.once_done.lock().get(&key).filter(|r| r.name == act.name && r.digest == act.digest).cloned() else {
+            return Ok(None);
+        };
+        let Ok(json) = rec.value else { return Ok(None) };
+        self.append_later(Body::Outcome {
+            path: act.path.clone(),
+            action: rec.action,
+            name: act.name.clone(),
+            call: Some(rec.call),
+            digest: act.digest.clone(),
+            effect: "once".into(),
+            value: Some(json.clone()),
+            error: None,
+            changed: Some(false),
+            note: Some("done in an earlier attempt; not repeated".into()),
+            ms: 0,
+            via: Via::Carried,
+        })?;
+        Ok(Some(Value::from_json(&json)?))
+    }
+}
+
+/// An action that is to be done, or whose fate is to be found out.
+struct Act<'a> {
+    run: &'a Arc<Run>,
+    prim: &'a Arc<dyn Primitive>,
+    call: &'a Call,
+    name: String,
+    digest: String,
+    path: String,
+    base: String,
+    attempt: u32,
+}
+
+impl Act<'_> {
+    fn shown(&self) -> String {
+        self.run.parts.redactor.text(&self.call.show(self.prim.spec().name))
+    }
+
+    /// Intent first: dying after the act but before the record would make resume act twice.
+    fn intend(&self) -> Result<()> {
+        let effect = self.prim.spec().effect;
+        if effect == Effect::Read {
+            return Ok(());
+        }
+        let on = target(self.call);
+        if effect == Effect::Once {
+            self.run.touched.lock().extend(on.clone());
+        }
+        self.run.append(Body::Intent {
+            path: self.path.clone(),
+            action: self.run.action_id(&self.path).0,
+            name: self.name.clone(),
+            call: self.shown(),
+            digest: self.digest.clone(),
+            effect: effect.name().into(),
+            on,
+        })
+    }
+
+    fn live(&self, frame: &Frame) -> Result<Value> {
+        let began = Instant::now();
+        let prim = self.prim.clone();
+        let result = self.drive(frame, |cx| async move { prim.act(&cx, self.call).await })?;
+        self.run.crash(CrashPoint::Acted(&self.path));
+        let ambiguous = |e: &Error| e.kind == Kind::InDoubt || e.code == Code::SSH_LOST || e.code == Code::ABORTED;
+        match result {
+            Err(e) if self.prim.spec().effect == Effect::Once && ambiguous(&e) => {
+                self.run.notice(&format!("{} may or may not have happened ({e}); asking the far side", self.shown()));
+                self.in_doubt(frame)
+            }
+            result => self.record(frame, result, began.elapsed(), Via::Act),
+        }
+    }
+
+    /// Runs a future of the primitive, ending it on a timeout of a step around it; a stop at once leaves the action in doubt.
+    fn drive<T, F>(&self, frame: &Frame, make: impl FnOnce(Cx) -> F) -> Result<Result<T>>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let run = self.run;
+        let cancel = frame.timeout.as_ref().map_or_else(Cancel::default, |(c, _)| c.child());
+        let cx = run.cx(&self.path, &run.action_id(&self.path), cancel.clone());
+        let late = |limit: Duration| {
+            Error::new(Code::TIMEOUT, format!("{} took longer than the step's {}", self.shown(), crate::units::show_duration(limit)))
+                .hint("raise the step's timeout, or find out what it waits for")
+                .retryable(true)
+        };
+        let limit = frame.timeout.as_ref().map(|t| t.1).unwrap_or_default();
+        run.parts.runtime.block_on(async {
+            let work = make(cx);
+            tokio::pin!(work);
+            tokio::select! {
+                biased;
+                () = run.parts.abort.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped in the middle of {}", self.shown()))
+                    .hint(format!("the action is in doubt: `runbook resume {}` finds out what became of it", run.id()))),
+                r = &mut work => Ok(match r {
+                    Err(_) if cancel.is_cancelled() => Err(late(limit)),
+                    r => r,
+                }),
+                () = async { cancel.cancelled().await; tokio::time::sleep(GRACE).await } => {
+                    // It does not stop: what it did is not known.
+                    Ok(Err(late(limit).kind(Kind::InDoubt)))
+                }
+            }
+        })
+    }
+
+    /// An intent without an outcome: ask the far side what happened, and only then act or go on.
+    fn in_doubt(&self, frame: &Frame) -> Result<Value> {
+        let run = self.run;
+        let id = run.action_id(&self.path);
+        let began = Instant::now();
+        let rolling_back = run.frontier().is_err();
+        let prim = self.prim.clone();
+        let said = match run.parts.history.doubts.get(&id.0).map(String::as_str) {
+            Some("retry") => Ok(Reconciled::NotStarted),
+            Some("done") => Ok(Reconciled::Done(Outcome { note: Some("the operator says that it was done".into()), ..Outcome::default() })),
+            _ => self.drive(frame, |cx| async move { prim.reconcile(&cx, self.call).await })?,
+        };
+        let said = said.map_err(|mut e| {
+            if matches!(e.kind, Kind::Unreachable | Kind::Failed) {
+                e.message = format!("it cannot be found out yet what became of {}: {}", self.shown(), e.message);
+                e.kind = Kind::InDoubt;
+                e.hint = Some(format!("once it can be reached, `runbook resume {}` finds out and goes on", run.id()));
+            }
+            e.at.push(self.base.clone());
+            e
+        })?;
+        let (via_operator, said) = match said {
+            Reconciled::Unknown { known } if rolling_back => {
+                // The step's undo block runs next and is written to be safe when its step had only begun.
+                run.notice(&format!("it is not known whether {} happened ({known}); its step is undone", self.shown()));
+                return run.frontier().map(|()| Value::Unit);
+            }
+            Reconciled::Unknown { known } => (true, self.ask(&id, &known)?),
+            other => (false, other),
+        };
+        let via = if via_operator { Via::Operator } else { Via::Reconcile };
+        match said {
+            Reconciled::Done(outcome) => self.record(frame, Ok(outcome), began.elapsed(), via),
+            Reconciled::Failed(e) => self.record(frame, Err(e), began.elapsed(), via),
+            Reconciled::NotStarted | Reconciled::Unknown { .. } => {
+                run.frontier()?;
+                run.check_stop()?;
+                // The recorded intent still stands; the same id makes the far side refuse a second claim.
+                self.live_again(frame, began)
+            }
+        }
+    }
+
+    fn live_again(&self, frame: &Frame, began: Instant) -> Result<Value> {
+        let prim = self.prim.clone();
+        let result = self.drive(frame, |cx| async move { prim.act(&cx, self.call).await })?;
+        self.run.crash(CrashPoint::Acted(&self.path));
+        match result {
+            Err(mut e) if self.prim.spec().effect == Effect::Once && (e.kind == Kind::InDoubt || e.code == Code::SSH_LOST) => {
+                e.kind = Kind::InDoubt;
+                e.hint.get_or_insert_with(|| format!("`runbook resume {}` asks the far side again", self.run.id()));
+                e.at.push(self.base.clone());
+                Err(e)
+            }
+            result => self.record(frame, result, began.elapsed(), Via::Act),
+        }
+    }
+
+    fn ask(&self, id: &ActionId, known: &str) -> Result<Reconciled> {
+        let run = self.run;
+        let known = run.parts.redactor.text(known);
+        run.append(Body::DoubtAsked { path: self.path.clone(), action: id.0.clone(), known: known.clone() })?;
+        let (answer, by) = match run.message("doubt", &self.path)? {
+            Some(m) => (m.answer.clone(), m.by),
+            None => match run.parts.ask.doubt(&self.shown(), &known)? {
+                Some(a) => {
+                    let text = match a {
+                        DoubtAnswer::Retry => "retry",
+                        DoubtAnswer::Done => "done",
+                        DoubtAnswer::RollBack => "rollback",
+                    };
+                    (text.to_string(), "the operator".to_string())
+                }
+                None => {
+                    return Err(Error::new(Code::IN_DOUBT, format!("it cannot be known what became of {}: {known}", self.shown()))
+                        .detail("action", id)
+                        .detail("path", &self.path)
+                        .hint(format!(
+                            "find out on the far side, then `runbook resume {0} --answer retry` or `--answer done`, or `runbook rollback {0}`",
+                            run.id()
+                        )));
+                }
+            },
+        };
+        run.append(Body::DoubtAnswered { path: self.path.clone(), action: id.0.clone(), answer: answer.clone(), by })?;
+        match answer.as_str() {
+            "retry" => Ok(Reconciled::NotStarted),
+            "done" => Ok(Reconciled::Done(Outcome { note: Some("the operator says that it was done".into()), ..Outcome::default() })),
+            "rollback" => Err(Error::new(Code::ROLL_BACK, "the operator wants the run rolled back")),
+            other => Err(Error::new(Code::USAGE, format!("\"{other}\" is not an answer: say retry, done or rollback"))),
+        }
+    }
+
+    fn record(&self, frame: &Frame, result: Result<Outcome>, took: Duration, via: Via) -> Result<Value> {
+        let run = self.run;
+        let effect = self.prim.spec().effect;
+        let strike = |s: String| run.parts.redactor.text(&s);
+        let (value, error, changed, note, facts) = match result {
+            Ok(o) => {
+                let json = o.value.map_text(&strike).to_json();
+                (Some(json), None, o.changed, o.note.map(strike), o.facts)
+            }
+            Err(mut e) => {
+                // What stops the run is no outcome of the action; only what the script may see is recorded.
+                if !e.kind.catchable() {
+                    if e.at.is_empty() {
+                        e.at.push(self.base.clone());
+                    }
+                    return Err(e);
+                }
+                e.message = strike(e.message);
+                e.hint = e.hint.map(strike);
+                e.details = e.details.into_iter().map(|(k, v)| (k, strike(v))).collect();
+                (None, Some(e), None, None, Default::default())
+            }
+        };
+        let body = Body::Outcome {
+            path: self.path.clone(),
+            action: run.action_id(&self.path).0,
+            name: self.name.clone(),
+            call: (effect == Effect::Read).then(|| self.shown()),
+            digest: self.digest.clone(),
+            effect: effect.name().into(),
+            value: value.clone(),
+            error: error.clone(),
+            changed,
+            note,
+            ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            via,
+        };
+        match (&frame.held, facts.is_empty()) {
+            (Some(held), _) => held.lock().push(body),
+            (None, true) => run.append_later(body)?,
+            (None, false) => run.append_batch(Batch { bodies: vec![(run.now(), body)], facts, state: None })?,
+        }
+        match (value, error) {
+            (Some(json), _) => {
+                if effect == Effect::Once {
+                    let rec = Recorded {
+                        name: self.name.clone(),
+                        digest: self.digest.clone(),
+                        call: self.shown(),
+                        action: run.action_id(&self.path).0,
+                        value: Ok(json.clone()),
+                        once: true,
+                    };
+                    run.once_done.lock().insert(without_attempts(&self.path), rec);
+                }
+                // The script gets what replay will give it: struck, and through the same form.
+                Value::from_json(&json)
+            }
+            (None, Some(mut e)) => {
+                if !frame.in_step && e.at.is_empty() {
+                    debug_assert!(self.attempt >= 1);
+                    e.at.push(self.base.clone());
+                }
+                Err(e)
+            }
+            (None, None) => Ok(Value::Unit),
+        }
+    }
+}

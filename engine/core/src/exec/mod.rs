@@ -1,0 +1,23 @@
+//! Durable execution: actions are recorded before and after, and a run that stopped anywhere goes on from its record.
+//!
+//! The script engine calls [`Run::act`], [`Run::step`], [`Run::phase`], [`Run::gate`], [`Run::downtime`] and the rest with the [`Frame`] of
+//! the place it is at; these answer from the [`History`] while it lasts and act when it ends. Nothing here knows the language.
+
+mod act;
+mod control;
+mod frame;
+mod history;
+mod lease;
+mod run;
+mod step;
+mod undo;
+mod wait;
+
+pub use frame::{Frame, Window, escape};
+pub use history::History;
+pub use lease::{LEASE, Lease, Liveness};
+pub use run::{
+    Ask, CrashPoint, DoubtAnswer, Fault, GateAnswer, Mode, NoAsk, Observer, OnFailure, Quiet, Run, RunParts, StepChoice, StepView,
+};
+pub use step::StepOptions;
+pub use undo::Undo;

@@ -1,0 +1,489 @@
+//! One run in one controller: its record, its surroundings, and how it is stopped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+
+use super::history::{History, Recorded};
+use super::undo::UndoStack;
+use crate::cancel::Cancel;
+use crate::clock::Clock;
+use crate::error::{Code, Error, Kind, Result};
+use crate::inventory::Environment;
+use crate::journal::{Batch, Body, Message, State, Store};
+use crate::primitive::{ActionId, Cx, Facts, Files, Progress, Registry, SecretSource, Shared, Sink, StreamKind};
+use crate::secret::{Redactor, Secret};
+use crate::value::Value;
+
+/// What the run is evaluated for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// To go forward.
+    Forward,
+    /// To rebuild the undo blocks with their variables: nothing new happens, evaluation ends where the record ends.
+    Rollback,
+}
+
+/// Follows a run: the terminal's view, `run --json`.
+pub trait Observer: Send + Sync {
+    /// An entry was appended (or, with `replayed`, was read from the record at the start).
+    fn entry(&self, _time: Timestamp, _body: &Body, _replayed: bool) {}
+    /// A piece of a command's output, secrets struck.
+    fn output(&self, _path: &str, _stream: StreamKind, _bytes: &[u8]) {}
+    /// How far a long action is.
+    fn progress(&self, _path: &str, _progress: &Progress) {}
+    /// Something the operator should know now that is no entry.
+    fn notice(&self, _text: &str) {}
+}
+
+/// Shows nothing.
+pub struct Quiet;
+impl Observer for Quiet {}
+
+/// A step as questions show it.
+#[derive(Debug, Clone)]
+pub struct StepView {
+    /// Its path.
+    pub path: String,
+    /// Its name.
+    pub name: String,
+    /// The attempt that comes (or failed).
+    pub attempt: u32,
+    /// The host shown.
+    pub on: Option<String>,
+    /// What it would do, from its source.
+    pub source: String,
+}
+
+/// The answer to a gate.
+#[derive(Debug, Clone)]
+pub struct GateAnswer {
+    /// Go or no-go.
+    pub yes: bool,
+    /// Who.
+    pub by: String,
+    /// What they added.
+    pub comment: Option<String>,
+}
+
+/// What to do with the step that comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StepChoice {
+    /// Run it.
+    Run,
+    /// Leave it out, for this reason.
+    Skip(String),
+    /// Take the run back.
+    RollBack,
+    /// Stop, resumable.
+    Quit,
+}
+
+/// What to do with a step that failed and has no attempt left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Let the failure go on to the script and end the run.
+    Stop,
+    /// Try again.
+    Retry,
+    /// Leave it out, for this reason.
+    Skip(String),
+    /// Take the run back.
+    RollBack,
+}
+
+/// What the operator says of an action in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DoubtAnswer {
+    /// It did not happen: do it.
+    Retry,
+    /// It happened: go on with an empty result.
+    Done,
+    /// Take the run back.
+    RollBack,
+}
+
+/// Asks the operator. `None` always means that nobody is there to answer.
+///
+/// `elsewhere` looks whether the answer has come from another terminal and fails when the run is to stop: call it every
+/// few hundred milliseconds while waiting.
+pub trait Ask: Send + Sync {
+    /// Go or no-go?
+    ///
+    /// # Errors
+    /// What `elsewhere` returns.
+    fn gate(&self, path: &str, question: &str, elsewhere: &mut dyn FnMut() -> Result<Option<GateAnswer>>) -> Result<Option<GateAnswer>>;
+    /// Before a step, in step mode.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    fn before_step(&self, _step: &StepView) -> Result<StepChoice> {
+        Ok(StepChoice::Run)
+    }
+    /// After a step failed for good.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    fn failed_step(&self, _step: &StepView, _error: &Error) -> Result<OnFailure> {
+        Ok(OnFailure::Stop)
+    }
+    /// The window is over its budget: go on (`true`) or roll back?
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    fn overrun(&self, _window: &str, _open: Duration, _budget: Duration) -> Result<Option<bool>> {
+        Ok(None)
+    }
+    /// It cannot be known what became of an action.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    fn doubt(&self, _call: &str, _known: &str) -> Result<Option<DoubtAnswer>> {
+        Ok(None)
+    }
+}
+
+/// Nobody to ask; gates pause the run.
+pub struct NoAsk;
+impl Ask for NoAsk {
+    fn gate(&self, _: &str, _: &str, elsewhere: &mut dyn FnMut() -> Result<Option<GateAnswer>>) -> Result<Option<GateAnswer>> {
+        elsewhere()
+    }
+}
+
+/// The script engine's error, which carries ours.
+pub trait Fault: From<Error> {
+    /// What happened, as one of ours.
+    fn to_error(&self) -> Error;
+}
+
+impl Fault for Error {
+    fn to_error(&self) -> Error {
+        self.clone()
+    }
+}
+
+/// A point at which the crash harness may kill the controller.
+#[derive(Debug, Clone, Copy)]
+pub enum CrashPoint<'a> {
+    /// An entry was appended.
+    Entry(&'a Body),
+    /// An action has acted; its outcome is not recorded.
+    Acted(&'a str),
+}
+
+/// What a run is made of.
+pub struct RunParts {
+    /// The run's id.
+    pub id: String,
+    /// The environment, resolved.
+    pub env: Arc<Environment>,
+    /// Where the record lives.
+    pub store: Arc<dyn Store>,
+    /// The fencing number of our lock.
+    pub fence: i64,
+    /// What is recorded already.
+    pub history: History,
+    /// Forward or back.
+    pub mode: Mode,
+    /// What scripts can call.
+    pub registry: Arc<Registry>,
+    /// State that primitives share, kept when a run turns from forward to back.
+    pub shared: Arc<Shared>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Where secrets come from.
+    pub secrets: Arc<dyn SecretSource>,
+    /// What is struck.
+    pub redactor: Redactor,
+    /// The project's files.
+    pub files: Arc<dyn Files>,
+    /// Who follows.
+    pub observer: Arc<dyn Observer>,
+    /// Who answers.
+    pub ask: Arc<dyn Ask>,
+    /// Where primitives run.
+    pub runtime: tokio::runtime::Handle,
+    /// Set to stop after the action in hand.
+    pub stop: Cancel,
+    /// Set to stop now.
+    pub abort: Cancel,
+    /// The crash harness.
+    pub crash: Option<Arc<dyn Fn(CrashPoint<'_>) + Send + Sync>>,
+}
+
+/// One run in one controller.
+pub struct Run {
+    pub(super) parts: RunParts,
+    pub(super) once_done: Mutex<std::collections::HashMap<String, Recorded>>,
+    pub(super) touched: Mutex<BTreeSet<String>>,
+    pub(super) undo: UndoStack,
+    pub(super) no_return: Mutex<Option<String>>,
+    pub(super) undoing: AtomicBool,
+    wrote: AtomicBool,
+}
+
+impl Run {
+    /// Puts a run together.
+    #[must_use]
+    pub fn new(mut parts: RunParts) -> Arc<Run> {
+        let once_done = Mutex::new(std::mem::take(&mut parts.history.once_done));
+        let touched = Mutex::new(parts.history.touched.iter().cloned().collect());
+        let wrote = AtomicBool::new(parts.history.wrote());
+        let no_return = Mutex::new(parts.history.no_return.clone());
+        Arc::new(Run { parts, once_done, touched, undo: UndoStack::default(), no_return, undoing: AtomicBool::new(false), wrote })
+    }
+
+    /// The run's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.parts.id
+    }
+
+    /// The environment.
+    #[must_use]
+    pub fn env(&self) -> &Arc<Environment> {
+        &self.parts.env
+    }
+
+    /// What scripts can call.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.parts.registry
+    }
+
+    /// What is struck from everything.
+    #[must_use]
+    pub fn redactor(&self) -> &Redactor {
+        &self.parts.redactor
+    }
+
+    /// Forward or back.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.parts.mode
+    }
+
+    /// Whether anything but reads was begun, in this controller or before.
+    #[must_use]
+    pub fn wrote(&self) -> bool {
+        self.wrote.load(Ordering::Relaxed)
+    }
+
+    /// Why there is no way back, once the point of no return is passed.
+    #[must_use]
+    pub fn past_no_return(&self) -> Option<String> {
+        self.no_return.lock().clone()
+    }
+
+    /// A secret by its inventory name, struck from everything from now on.
+    ///
+    /// # Errors
+    /// `RB0109` when it cannot be had.
+    pub fn secret(&self, name: &str) -> Result<Secret> {
+        let s = self.parts.secrets.get(name)?;
+        self.parts.redactor.add(s.reveal());
+        Ok(s)
+    }
+
+    /// The present moment.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// Tells the operator something that is no entry.
+    pub fn notice(&self, text: &str) {
+        self.parts.observer.notice(&self.parts.redactor.text(text));
+    }
+
+    /// Appends and syncs one entry.
+    pub(super) fn append(&self, body: Body) -> Result<()> {
+        let now = self.now();
+        if matches!(body, Body::Intent { .. }) {
+            self.wrote.store(true, Ordering::Relaxed);
+        }
+        self.parts.store.append(&self.parts.id, self.parts.fence, Batch::one(now, body.clone()))?;
+        self.shown(now, &body);
+        Ok(())
+    }
+
+    /// Appends one entry that becomes durable with the next.
+    pub(super) fn append_later(&self, body: Body) -> Result<()> {
+        let now = self.now();
+        self.parts.store.append_later(&self.parts.id, self.parts.fence, Batch::one(now, body.clone()))?;
+        self.shown(now, &body);
+        Ok(())
+    }
+
+    pub(super) fn append_batch(&self, batch: Batch) -> Result<()> {
+        self.parts.store.append(&self.parts.id, self.parts.fence, batch.clone())?;
+        for (t, b) in &batch.bodies {
+            self.shown(*t, b);
+        }
+        Ok(())
+    }
+
+    /// Makes durable what [`Run::append_later`] left.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.parts.store.flush(&self.parts.id, self.parts.fence)
+    }
+
+    pub(super) fn shown(&self, now: Timestamp, body: &Body) {
+        self.parts.observer.entry(now, body, false);
+        self.crash(CrashPoint::Entry(body));
+    }
+
+    pub(super) fn crash(&self, point: CrashPoint<'_>) {
+        if let Some(crash) = &self.parts.crash {
+            crash(point);
+        }
+    }
+
+    /// Fails when the operator wants to stop: called before anything new begins.
+    pub(super) fn check_stop(&self) -> Result<()> {
+        if self.parts.abort.is_cancelled() || self.parts.stop.is_cancelled() {
+            return Err(
+                Error::new(Code::INTERRUPTED, "the run was interrupted").hint(format!("`runbook resume {}` goes on from here", self.id()))
+            );
+        }
+        Ok(())
+    }
+
+    /// The answer that unwinds the script where the record ends, in a rollback.
+    pub(super) fn frontier(&self) -> Result<()> {
+        if self.parts.mode == Mode::Rollback && !self.undoing.load(Ordering::Relaxed) {
+            return Err(Error::new(Code::ROLL_BACK, "the record ends here"));
+        }
+        Ok(())
+    }
+
+    /// Looks for a message from another process.
+    pub(super) fn message(&self, kind: &str, path: &str) -> Result<Option<Message>> {
+        Ok(self.parts.store.messages(&self.parts.id, kind, path)?.pop())
+    }
+
+    pub(super) fn cx(self: &Arc<Self>, path: &str, action: &ActionId, cancel: Cancel) -> Cx {
+        Cx {
+            action_id: action.clone(),
+            path: path.into(),
+            run: self.parts.id.as_str().into(),
+            env: self.parts.env.clone(),
+            cancel,
+            redactor: self.parts.redactor.clone(),
+            clock: self.parts.clock.clone(),
+            shared: self.parts.shared.clone(),
+            secrets: self.parts.secrets.clone(),
+            files: self.parts.files.clone(),
+            facts: Arc::new(StoreFacts(self.clone())),
+            sink: Arc::new(LiveSink(self.clone(), Mutex::default())),
+        }
+    }
+
+    /// Ends this controller's work in order: the last entry, the lock is the caller's.
+    ///
+    /// # Errors
+    /// `RB0002`, `RB0003`, `RB0005` when it cannot be recorded.
+    pub fn end(&self, state: State, error: Option<Error>) -> Result<()> {
+        let at = error.as_ref().map(|e| e.at.clone()).unwrap_or_default();
+        let now = self.now();
+        let body = Body::SessionEnded { state, at, error };
+        let batch = Batch { bodies: vec![(now, body.clone())], state: Some(state), ..Batch::default() };
+        self.parts.store.append(&self.parts.id, self.parts.fence, batch)?;
+        self.shown(now, &body);
+        Ok(())
+    }
+
+    /// Runs the hooks of a run that has ended for good. Failures become notices.
+    pub fn finish_hooks(self: &Arc<Self>) {
+        let hosts = self.touched.lock().clone();
+        let id = ActionId(format!("{}-end", self.parts.id));
+        let cx = self.cx("", &id, self.parts.abort.child());
+        for hook in &self.parts.registry.hooks {
+            if let Err(e) = self.parts.runtime.block_on(hook.finished(&cx, &hosts)) {
+                self.notice(&format!("the run has ended, but cleaning up failed: {e}"));
+            }
+        }
+    }
+
+    /// The state in which an error leaves the run.
+    #[must_use]
+    pub fn state_after(error: &Error) -> State {
+        match error.kind {
+            Kind::Paused => State::Paused,
+            Kind::Interrupted => State::Interrupted,
+            Kind::InDoubt => State::InDoubt,
+            Kind::RollBack => State::RollingBack,
+            _ => State::Failed,
+        }
+    }
+}
+
+struct StoreFacts(Arc<Run>);
+
+impl Facts for StoreFacts {
+    fn get(&self, key: &str) -> Result<Option<Value>> {
+        self.0.parts.store.fact(&self.0.parts.env.name, key)
+    }
+
+    fn put(&self, facts: BTreeMap<String, Value>) -> Result<()> {
+        self.0.append_batch(Batch { facts, ..Batch::default() })
+    }
+}
+
+/// How long an action gives output before it also goes to the journal.
+const QUIET: Duration = Duration::from_secs(1);
+/// How much output is gathered for one entry.
+const CHUNK: usize = 8 << 10;
+
+struct LiveSink(Arc<Run>, Mutex<Live>);
+
+struct Live {
+    began: std::time::Instant,
+    last: std::time::Instant,
+    held: [Vec<u8>; 2],
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let now = std::time::Instant::now();
+        Live { began: now, last: now, held: Default::default() }
+    }
+}
+
+impl Sink for LiveSink {
+    fn output(&self, path: &str, stream: StreamKind, bytes: &[u8]) {
+        self.0.parts.observer.output(path, stream, bytes);
+        let mut live = self.1.lock();
+        let i = usize::from(stream == StreamKind::Stderr);
+        live.held[i].extend_from_slice(bytes);
+        // The outcome holds the whole output; these entries are for those who follow a long command from elsewhere.
+        let due = live.began.elapsed() > QUIET && live.last.elapsed() > QUIET / 2;
+        if due || live.held[i].len() > CHUNK && live.began.elapsed() > QUIET {
+            live.last = std::time::Instant::now();
+            for (i, stream) in ["stdout", "stderr"].into_iter().enumerate() {
+                let held = std::mem::take(&mut live.held[i]);
+                if !held.is_empty() {
+                    let text = String::from_utf8_lossy(&held).into_owned();
+                    // A failure of the store comes back with the next entry that must be durable.
+                    let _ = self.0.append_later(Body::Output { path: path.into(), stream: stream.into(), text });
+                }
+            }
+        } else if live.held[i].len() > CHUNK {
+            let cut = live.held[i].len() - CHUNK;
+            live.held[i].drain(..cut);
+        }
+    }
+
+    fn progress(&self, path: &str, progress: &Progress) {
+        self.0.parts.observer.progress(path, progress);
+    }
+
+    fn message(&self, path: &str, text: &str) {
+        let _ = self.0.append_later(Body::Log { path: path.into(), level: "info".into(), message: text.into() });
+    }
+}
