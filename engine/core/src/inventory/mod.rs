@@ -8,6 +8,18 @@ use crate::error::{Code, Error, Result};
 use crate::suggest::closest;
 use crate::value::Value;
 
+mod parse;
+mod reference;
+mod resolve;
+pub mod schema;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use parse::parse;
+pub use reference::markdown as reference;
+pub use resolve::{EnvironmentDecl, Inventory, Lab, ParamDecl};
+
 /// The sections of an environment that name things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Section {

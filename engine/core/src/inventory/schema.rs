@@ -1,0 +1,208 @@
+//! What may stand in `runbook.toml`: one flat table a section and kind. Read by the parser, the reference page and `init`.
+//!
+//! To add a kind (a database engine, a DNS provider, a proxy): a line in [`KINDS`].
+
+use super::Section;
+
+/// What a setting holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// A text.
+    Text,
+    /// A port number, 1 to 65535.
+    Port,
+    /// A duration such as `"20ms"`, kept as text.
+    Duration,
+    /// An array of texts; a single text is taken as an array of one.
+    Texts,
+    /// A command: a text for the shell, or an array of words.
+    Command,
+    /// A table of anything: free variables.
+    Vars,
+    /// The name of a host of the same environment.
+    Host,
+    /// The name of a secret.
+    Secret,
+}
+
+impl Holds {
+    /// How messages and the reference call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Holds::Text => "a text",
+            Holds::Port => "a port number",
+            Holds::Duration => "a duration",
+            Holds::Texts => "an array of texts",
+            Holds::Command => "a command (a text or an array of texts)",
+            Holds::Vars => "a table",
+            Holds::Host => "the name of a host",
+            Holds::Secret => "the name of a secret",
+        }
+    }
+}
+
+/// Whether a setting must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// It may be left out.
+    Optional,
+    /// It must be given.
+    Always,
+    /// It must be given, except in an embedded environment, where the lab knows it.
+    UnlessEmbedded,
+}
+
+/// One setting of a named thing.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// The key.
+    pub key: &'static str,
+    /// What it holds.
+    pub holds: Holds,
+    /// Whether it must be there.
+    pub need: Need,
+    /// What it means, with its default: one sentence.
+    pub doc: &'static str,
+}
+
+/// A kind of named thing and its settings.
+#[derive(Debug)]
+pub struct Kind {
+    /// The section that it belongs to.
+    pub section: Section,
+    /// The value of `kind`; hosts have one kind and no such key.
+    pub kind: &'static str,
+    /// What it is: one sentence.
+    pub doc: &'static str,
+    /// Its settings.
+    pub fields: &'static [Field],
+}
+
+const fn field(key: &'static str, holds: Holds, need: Need, doc: &'static str) -> Field {
+    Field { key, holds, need, doc }
+}
+
+use Holds::{Command, Duration, Host, Port, Secret, Text, Texts, Vars};
+use Need::{Always, Optional, UnlessEmbedded};
+
+/// Every kind, by section.
+pub const KINDS: &[Kind] = &[
+    Kind {
+        section: Section::Hosts,
+        kind: "ssh",
+        doc: "A host that is reached by SSH.",
+        fields: &[
+            field("ssh", Text, UnlessEmbedded, "Where it is: an alias of `~/.ssh/config`, or `user@host:port`."),
+            field("address", Text, Optional, "Its address as DNS records show it; scripts read it as `host(\"…\").address`."),
+            field("url", Text, Optional, "The base of its web address; `host(\"…\").url(\"/path\")` builds on it."),
+            field("roles", Texts, Optional, "What it is for; scripts find hosts by role."),
+            field("vars", Vars, Optional, "Free variables; scripts read them as `host(\"…\").vars.name`."),
+            field("identity_file", Text, Optional, "The private key for it, instead of what the SSH configuration says."),
+            field("known_hosts", Text, Optional, "A known_hosts file of its own; relative to the project."),
+            field("port", Port, Optional, "The SSH port, instead of what `ssh` or the SSH configuration says."),
+            field("user", Text, Optional, "The login name, instead of what `ssh` or the SSH configuration says."),
+            field("password", Secret, Optional, "The secret to log in with where keys are not accepted."),
+            field("passphrase", Secret, Optional, "The secret that opens its private key."),
+            field("sudo_password", Secret, Optional, "The secret that sudo asks for; without it sudo must not ask."),
+        ],
+    },
+    Kind {
+        section: Section::Databases,
+        kind: "sqlite",
+        doc: "A SQLite database file on a host.",
+        fields: &[
+            field("host", Host, Always, "The host that it is on."),
+            field("path", Text, Always, "The file, absolute or relative to the login folder."),
+        ],
+    },
+    Kind {
+        section: Section::Zones,
+        kind: "rfc2136",
+        doc: "A DNS zone whose primary server takes dynamic updates (BIND, Knot, PowerDNS and others).",
+        fields: &[
+            field("server", Text, UnlessEmbedded, "The primary name server, `address` or `address:port`; updates and queries go there."),
+            field("tsig_name", Text, Optional, "The name of the TSIG key that signs updates."),
+            field("tsig_algorithm", Text, Optional, "The key's algorithm; `hmac-sha256` unless given."),
+            field("tsig_secret", Secret, Optional, "The secret that holds the key, in base64."),
+            field("resolvers", Texts, Optional, "Public resolvers to be asked as well when waiting for an answer."),
+            field("nameservers", Texts, Optional, "All authoritative servers, instead of those that the zone's NS records name."),
+        ],
+    },
+    Kind {
+        section: Section::Backups,
+        kind: "archive",
+        doc: "A folder on a host that takes plain compressed tar archives, each with a SHA-256 manifest.",
+        fields: &[
+            field("host", Host, Always, "The host that keeps the archives."),
+            field("path", Text, Always, "The folder, absolute or relative to the login folder."),
+        ],
+    },
+    Kind {
+        section: Section::Proxies,
+        kind: "flag-file",
+        doc: "A reverse proxy that shows a maintenance page while a file exists and reads its upstream from a file.",
+        fields: &[
+            field("host", Host, Always, "The host that it runs on."),
+            field("maintenance_flag", Text, Optional, "The file whose existence turns the maintenance page on."),
+            field("upstream_file", Text, Optional, "The file that holds the upstream's address."),
+            field("upstream", Text, Optional, "The upstream's address when nothing has been moved."),
+            field("reload", Command, Optional, "The command that makes the proxy read its files again, if it needs one."),
+        ],
+    },
+];
+
+/// The kinds of a section.
+pub fn kinds(section: Section) -> impl Iterator<Item = &'static Kind> {
+    KINDS.iter().filter(move |k| k.section == section)
+}
+
+/// Finds a kind.
+#[must_use]
+pub fn kind(section: Section, name: &str) -> Option<&'static Kind> {
+    kinds(section).find(|k| k.kind == name)
+}
+
+/// The keys at the top of the file.
+pub const TOP: &[(&str, &str)] = &[
+    ("project", "Facts of the project."),
+    ("params", "Parameters and their defaults: `name = default`, or a table."),
+    ("secrets", "Secrets by reference: the values are never in this file."),
+    ("environments", "One set of hosts, databases, zones and so on under the same names, each."),
+];
+
+/// The keys of `[project]`.
+pub const PROJECT: &[Field] = &[field("name", Text, Optional, "The project's name; the folder's name unless given.")];
+
+/// The keys of a parameter that is written as a table.
+pub const PARAM: &[(&str, &str)] = &[
+    ("type", "`string`, `int`, `float`, `bool`, `duration`, `bytes` or `list` (of strings); that of the default unless given."),
+    ("default", "The value when nothing else is given."),
+    ("description", "What it is for: one sentence."),
+    ("required", "`true`: a run without a value for it does not start."),
+];
+
+/// The keys of a secret, of which exactly one is given.
+pub const SECRET: &[(&str, &str)] = &[
+    ("env", "The environment variable of the controller that holds it."),
+    ("file", "The file that holds it, relative to the project or absolute; a final newline is dropped."),
+    ("command", "The command, as an array of words, whose standard output is the secret; a final newline is dropped."),
+];
+
+/// The keys of an environment besides the sections of named things.
+pub const ENVIRONMENT: &[(&str, &str)] = &[
+    ("confirm", "`true`: a run asks for the environment's name to be typed (or wants `--confirm NAME`)."),
+    ("rehearsal", "`true`: the environment is for rehearsals."),
+    ("embedded", "`true`: `runbook lab up` starts its hosts, name server and application on this machine."),
+    ("params", "Values of parameters in this environment."),
+    ("secrets", "Secrets of this environment, before those of the project."),
+    ("lab", "What the embedded lab starts."),
+];
+
+/// The keys of an environment's `lab`.
+pub const LAB: &[Field] = &[
+    field("app_host", Host, Always, "The host on which the application runs at the beginning."),
+    field("name", Text, Always, "The public name that the customer asks for; it lies in one of the environment's zones."),
+    field("ttl", Duration, Optional, "The TTL of that name at the beginning; `60s` unless given."),
+    field("order_every", Duration, Optional, "How often the customer places an order; `20ms` unless given."),
+];
