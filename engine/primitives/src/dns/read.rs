@@ -1,0 +1,155 @@
+//! `Zone.read`, `Zone.set` and `Zone.delete`: records as they are, without the TTL rule.
+
+use async_trait::async_trait;
+use hickory_proto::rr::RecordType;
+use runbook_core::primitive::{Cx, Outcome, Primitive};
+use runbook_core::spec::{Call, Effect, Spec, Ty};
+use runbook_core::{Code, Error, Result, Value};
+
+use super::provider::{Change, Zone};
+use super::record::{RrSet, from_script, parse_type, record_value};
+use super::{ttl_of, ttl_seconds};
+
+/// Reads a record.
+pub struct Read(Spec);
+
+impl Default for Read {
+    fn default() -> Self {
+        Read(
+            Spec::method(
+                "Zone",
+                "read",
+                Effect::Read,
+                "Reads the records of one name and type at the primary name server, past every cache.\n\nWithout `type` it \
+                 takes the first of A, AAAA and CNAME that exists. Where there is none, `exists` is false and `values` is empty.",
+            )
+            .arg("name", Ty::Str, "The name: `shop`, `@` for the zone itself, or a full name.")
+            .option("type", Ty::Str, "The type of record: `A`, `AAAA`, `CNAME`, `MX`, `TXT`, …; any address by default.")
+            .returns(Ty::Record("DnsRecord"))
+            .example(r#"let before = zone("example.com").read("shop"); log(`shop is at ${before.values[0]}`);"#)
+            .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]),
+        )
+    }
+}
+
+#[async_trait]
+impl Primitive for Read {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let zone = Zone::of(cx, call)?;
+        let name = zone.owner(call.str(0))?;
+        let types = match call.opt_str("type") {
+            Some(t) => vec![parse_type(t)?],
+            None => vec![RecordType::A, RecordType::AAAA, RecordType::CNAME],
+        };
+        for ty in &types {
+            if let Some(set) = zone.read(cx, &name, *ty).await? {
+                return Ok(set.to_value().into());
+            }
+        }
+        Ok(record_value(&name, types.first().copied().unwrap_or(RecordType::A), 0, vec![]).into())
+    }
+}
+
+/// Sets a record.
+pub struct Set(Spec);
+
+impl Default for Set {
+    fn default() -> Self {
+        Set(Spec::method(
+            "Zone",
+            "set",
+            Effect::Converge,
+            "Makes the records of one name and type exactly these, in one atomic change.\n\nThe change carries the values that were \
+             read, so that a change by somebody else in between is not overwritten. For the address that users follow take `point`, \
+             which also guards the TTL.",
+        )
+        .arg("name", Ty::Str, "The name: `shop`, `@` for the zone itself, or a full name.")
+        .arg("type", Ty::Str, "The type of record: `A`, `AAAA`, `CNAME`, `MX`, `TXT`, …")
+        .arg(
+            "values",
+            Ty::OneOf(vec![Ty::Str, Ty::List(Box::new(Ty::Str))]),
+            "The values; text of TXT as it is, MX as `10 mail`, names outside of the zone with a final dot.",
+        )
+        .option("ttl", Ty::Duration, "Time to live; as it was, or 1h for a new record.")
+        .returns(Ty::Record("DnsRecord"))
+        .example(r#"zone("example.com").set("@", "TXT", "v=spf1 mx -all", #{ ttl: "1h" });"#)
+        .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]))
+    }
+}
+
+#[async_trait]
+impl Primitive for Set {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let zone = Zone::of(cx, call)?;
+        let name = zone.owner(call.str(0))?;
+        let ty = parse_type(call.str(1))?;
+        let values = texts(call.arg(2)).into_iter().map(|v| from_script(&zone.origin, ty, &v)).collect::<Result<Vec<_>>>()?;
+        if values.is_empty() {
+            return Err(
+                zone.named(Error::new(Code::DNS_RECORD, "a record needs at least one value").hint("to remove it, call delete(name, type)"))
+            );
+        }
+        let before = zone.read(cx, &name, ty).await?;
+        let ttl = match call.opt_duration("ttl") {
+            Some(d) => ttl_seconds(d)?,
+            None => before.as_ref().map_or(3600, |b| b.ttl),
+        };
+        let after = RrSet::new(name.clone(), ty, ttl, values);
+        if before.as_ref() == Some(&after) {
+            return Ok(Outcome::unchanged(after.to_value(), format!("{} is so already", after.label())));
+        }
+        zone.apply(cx, vec![Change { name, ty, before, after: Some(after.clone()) }]).await?;
+        Ok(Outcome::changed(after.to_value()).note(format!("{} is {} with TTL {}", after.label(), after.shown().join(", "), ttl_of(ttl))))
+    }
+}
+
+/// Deletes a record.
+pub struct Delete(Spec);
+
+impl Default for Delete {
+    fn default() -> Self {
+        Delete(
+            Spec::method("Zone", "delete", Effect::Converge, "Removes all records of one name and type.")
+                .arg("name", Ty::Str, "The name: `shop`, or a full name.")
+                .arg("type", Ty::Str, "The type of record: `A`, `AAAA`, `CNAME`, `MX`, `TXT`, …")
+                .example(r#"zone("example.com").delete("old-shop", "A");"#)
+                .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]),
+        )
+    }
+}
+
+#[async_trait]
+impl Primitive for Delete {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let zone = Zone::of(cx, call)?;
+        let name = zone.owner(call.str(0))?;
+        let ty = parse_type(call.str(1))?;
+        let Some(before) = zone.read(cx, &name, ty).await? else {
+            return Ok(Outcome::unchanged((), format!("there is no {} {ty}", super::name::show(&name))));
+        };
+        let was = format!("{} was {} with TTL {}", before.label(), before.shown().join(", "), ttl_of(before.ttl));
+        zone.apply(cx, vec![Change { name, ty, before: Some(before), after: None }]).await?;
+        Ok(Outcome::changed(()).note(was))
+    }
+}
+
+/// One text or several, as an argument.
+pub fn texts(v: &Value) -> Vec<String> {
+    match v {
+        Value::Str(s) => vec![s.clone()],
+        Value::List(l) => l.iter().filter_map(|v| v.as_str().map(str::to_string)).collect(),
+        _ => vec![],
+    }
+}
