@@ -2,15 +2,26 @@
 //!
 //! Other families use [`connect`], [`Session::exec`], [`Session::open`], [`supervised`] and [`reconcile_supervised`].
 
+mod auth;
+mod exec;
+mod known_hosts;
+mod supervisor;
+mod target;
+mod transport;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use runbook_core::primitive::{Cx, Reconciled, Registry};
-use runbook_core::{Result, Value};
+use runbook_core::Result;
+use runbook_core::primitive::{Cx, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use supervisor::{reconcile_supervised, supervised};
+
 /// Adds the primitives of this family.
-pub fn register(_r: &mut Registry) {}
+pub fn register(r: &mut Registry) {
+    r.add_hook(supervisor::Clean);
+}
 
 /// A command for a host's shell, with what it needs around it.
 #[derive(Debug, Clone, Default)]
@@ -49,11 +60,10 @@ pub struct Done {
     pub stderr: Vec<u8>,
 }
 
-/// A host's connection, shared by everything that talks to it.
+/// A host's connections, shared by everything that talks to it.
 #[derive(Clone)]
 pub struct Session {
-    // filled in by the SSH family
-    _private: Arc<()>,
+    slot: Arc<transport::Slot>,
 }
 
 /// A running command as streams: stdin to write, stdout to read, and its exit at the end.
@@ -63,40 +73,17 @@ pub struct Channel {
     /// Standard output.
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
     /// Resolves when the command has ended: exit status and the end of its standard error. An error when the connection is lost.
+    /// Dropping it ends the command.
     pub done: futures::future::BoxFuture<'static, Result<(i32, String)>>,
 }
 
-/// The connection to the host with this inventory name, made on first use.
-pub async fn connect(_cx: &Cx, _host: &str) -> Result<Session> {
-    Err(runbook_core::Error::internal("not written yet"))
-}
-
-impl Session {
-    /// Runs a command that may be repeated (a read or a converge), without the supervisor. A non-zero status is not an error.
-    pub async fn exec(&self, _cx: &Cx, _exec: Exec) -> Result<Done> {
-        Err(runbook_core::Error::internal("not written yet"))
-    }
-
-    /// Starts a command as streams, for data of any size. Nothing is kept in memory.
-    pub async fn open(&self, _cx: &Cx, _exec: Exec) -> Result<Channel> {
-        Err(runbook_core::Error::internal("not written yet"))
-    }
-}
-
-/// Runs a command that must not happen twice, under the supervisor, claimed by `cx.action_id`.
-pub async fn supervised(_cx: &Cx, _host: &str, _exec: Exec) -> Result<Done> {
-    Err(runbook_core::Error::internal("not written yet"))
-}
-
-/// Asks the host what became of the supervised command of `cx.action_id`: waits for it when it still runs, collects its result when
-/// it has ended. `done` turns what it left into the outcome.
-pub async fn reconcile_supervised(
-    _cx: &Cx,
-    _host: &str,
-    _live: bool,
-    _done: &(dyn Fn(Done) -> Result<Value> + Send + Sync),
-) -> Result<Reconciled> {
-    Err(runbook_core::Error::internal("not written yet"))
+/// The connection to the host with this inventory name, made on first use and made again when it is gone.
+///
+/// # Errors
+/// `RB0106` for an unknown name, `RB0304` for settings that cannot be used, `RB0300` when the host cannot be reached, `RB0301` when it
+/// refuses the login, `RB0302` and `RB0303` for its key.
+pub async fn connect(cx: &Cx, host: &str) -> Result<Session> {
+    transport::session(cx, host).await
 }
 
 /// Quotes a word for a POSIX shell: always safe, also for empty words, quotes and newlines.

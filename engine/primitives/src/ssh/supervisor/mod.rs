@@ -1,0 +1,275 @@
+//! Commands that must not happen twice: a small POSIX-sh supervisor on the host claims a folder named by the action id, runs the
+//! command apart from the connection, and keeps pid, boot id, output and exit status there (design, section 3.5).
+//!
+//! `~/.runbook/<run>/<action>/` holds: `script` (the command; never its environment or input), `out`, `err`, `pid` (process, boot id,
+//! start time; making this file is the second claim, after which the command is known to have begun), `status` (once it has ended),
+//! `deadline`, `ended` (why it was ended by us), `raised` (sudo let it in).
+
+pub(super) mod script;
+
+mod clean;
+mod follow;
+
+use std::time::Duration;
+
+use runbook_core::cancel::Cancel;
+use runbook_core::primitive::{Cx, Outcome, Reconciled};
+use runbook_core::{Code, Error, Result, Value};
+use tokio::time::Instant;
+
+pub(super) use clean::Clean;
+use follow::{Follow, Report};
+
+use super::exec::{End, drive, exports, marker, sudo_refused, tail, timed_out};
+use super::{Done, Exec, Session, connect, quote};
+
+/// Runs a command that must not happen twice, under the supervisor, claimed by `cx.action_id`.
+///
+/// The connection may be lost as often as it likes: the command goes on, and its output and status are collected over a new one.
+///
+/// # Errors
+/// `RB0300`–`RB0303` when the host cannot be reached before the command began; `RB0311` when it began and it cannot be known what
+/// became of it; `RB0312` after `timeout`; `RB0314` when `sudo` refuses; `RB0315` when the claim cannot be made; `RB0021` when
+/// cancelled, after the command has been ended.
+pub async fn supervised(cx: &Cx, host: &str, exec: Exec) -> Result<Done> {
+    super::exec::check(&exec)?;
+    let session = connect(cx, host).await?;
+    let mut job = Job { cx, host, follow: Follow::new(cx, exec.live), limit: exec.timeout, deadline: None, began: false };
+    let first = job.start(&session, &exec).await?;
+    loop_until_known(&mut job, first, Some(&exec)).await?.into_done(host, job)
+}
+
+/// Asks the host what became of the supervised command of `cx.action_id`: waits for it when it still runs, collects its result when
+/// it has ended. `done` turns what it left into the outcome.
+///
+/// # Errors
+/// `RB0300`–`RB0303`, `RB0311` when the host cannot be reached.
+pub async fn reconcile_supervised(
+    cx: &Cx,
+    host: &str,
+    live: bool,
+    done: &(dyn Fn(Done) -> Result<Value> + Send + Sync),
+) -> Result<Reconciled> {
+    let session = connect(cx, host).await?;
+    let mut job = Job { cx, host, follow: Follow::new(cx, live), limit: None, deadline: None, began: false };
+    let first = job.attach(&session).await?;
+    Ok(match loop_until_known(&mut job, first, None).await {
+        Ok(Known::Absent) => Reconciled::NotStarted,
+        Ok(known) => match known.into_done(host, job).and_then(done) {
+            Ok(value) => Reconciled::Done(Outcome::changed(value)),
+            Err(e) if e.code == Code::COMMAND_DOUBT => {
+                let mut known = e.message;
+                if let Some(out) = e.details.get("output").filter(|o| !o.is_empty()) {
+                    known.push_str(&format!("; its last output was:\n{out}"));
+                }
+                Reconciled::Unknown { known }
+            }
+            Err(e) => Reconciled::Failed(e),
+        },
+        Err(e) => return Err(e),
+    })
+}
+
+/// What is known for good.
+enum Known {
+    /// It never began, and cannot begin any more.
+    Absent,
+    /// It ended with a status.
+    Ended { status: i32, raised: bool, why: Option<String> },
+    /// It is gone without a status.
+    Gone(String),
+}
+
+impl Known {
+    fn into_done(self, host: &str, job: Job<'_>) -> Result<Done> {
+        let limit = job.limit.unwrap_or_default();
+        let sudo = job.follow.sudo;
+        let (stdout, stderr) = job.follow.finish();
+        match self {
+            Known::Absent => Err(Error::internal("a command is neither begun nor claimed").host(host)),
+            Known::Ended { why: Some(w), .. } if w == "timeout" => Err(timed_out(host, limit, &stderr)),
+            Known::Ended { why: Some(_), .. } => Err(super::transport::aborted(host)),
+            Known::Ended { raised: false, .. } if sudo => Err(sudo_refused(host, &stderr)),
+            Known::Ended { status, .. } => Ok(Done { status, stdout, stderr }),
+            Known::Gone(why) => {
+                let what = match why.as_str() {
+                    "boot" => "the host was started anew while the command ran",
+                    "start" => "the command's process vanished while it was being started",
+                    _ => "the command's process is gone and has left no exit status (it was killed, or the host ran out of memory)",
+                };
+                Err(Error::new(Code::COMMAND_DOUBT, what)
+                    .host(host)
+                    .hint("look at what the command has done on the host, then answer: retry, mark as done, or roll back")
+                    .detail("output", tail(&[stdout, stderr].concat())))
+            }
+        }
+    }
+}
+
+/// One command on its way, over as many connections as it takes.
+struct Job<'a> {
+    cx: &'a Cx,
+    host: &'a str,
+    follow: Follow,
+    limit: Option<Duration>,
+    deadline: Option<Instant>,
+    /// Whether the host may have begun: from then on nothing may be said to have failed without asking it.
+    began: bool,
+}
+
+/// Goes on until the host has said what became of the command. Starts it again only when the host says that it never began.
+async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>) -> Result<Known> {
+    let mut report = first;
+    let mut lost_since: Option<Instant> = None;
+    let mut wait = Duration::from_millis(50);
+    loop {
+        match report {
+            Report::Ended { status, raised, why } => return Ok(Known::Ended { status, raised, why }),
+            Report::Gone(why) => return Ok(Known::Gone(why)),
+            Report::Refused(why) => {
+                return Err(Error::new(Code::SUPERVISOR, format!("the command cannot be claimed: {why}"))
+                    .host(job.host)
+                    .hint("the login needs a home folder that it can write to, with space left, and a POSIX sh"));
+            }
+            Report::Absent if exec.is_none() => return Ok(Known::Absent),
+            Report::Absent | Report::Taken | Report::Lost => {}
+        }
+        if matches!(report, Report::Lost) {
+            let since = *lost_since.get_or_insert_with(Instant::now);
+            job.cx.sleep(wait).await.map_err(|e| if job.began { in_doubt(job.host, &e) } else { e })?;
+            wait = (wait * 2).min(Duration::from_secs(5));
+            let session = match connect(job.cx, job.host).await {
+                Ok(s) => s,
+                Err(e) => {
+                    let patience = super::target::resolve(&job.cx.env, job.host)?.reconnect_within;
+                    if e.retryable && since.elapsed() < patience {
+                        continue;
+                    }
+                    return Err(in_doubt(job.host, &e));
+                }
+            };
+            report = job.attach(&session).await.map_err(|e| in_doubt(job.host, &e))?;
+        } else {
+            let session = connect(job.cx, job.host).await.map_err(|e| if job.began { in_doubt(job.host, &e) } else { e })?;
+            report = match (&report, exec) {
+                (Report::Absent, Some(exec)) => job.start(&session, exec).await?,
+                _ => job.attach(&session).await.map_err(|e| in_doubt(job.host, &e))?,
+            };
+        }
+        if !matches!(report, Report::Lost) {
+            lost_since = None;
+            wait = Duration::from_millis(50);
+        }
+    }
+}
+
+fn in_doubt(host: &str, cause: &Error) -> Error {
+    Error::new(Code::COMMAND_DOUBT, format!("the connection was lost while the command ran and could not be made again: {}", cause.message))
+        .host(host)
+        .hint("the command may still run; once the host can be reached, `runbook resume` asks it what became of the command")
+}
+
+impl Job<'_> {
+    /// Claims and starts the command, and follows it.
+    async fn start(&mut self, session: &Session, exec: &Exec) -> Result<Report> {
+        let password = session.sudo_password(self.cx, exec)?;
+        self.follow.sudo = exec.sudo;
+        let marker = marker();
+        let mut private = Vec::new();
+        let mode = match (exec.sudo, &password) {
+            (false, _) => "",
+            (true, None) => "n",
+            (true, Some(p)) => {
+                private.extend_from_slice(format!("{}\n", p.reveal()).as_bytes());
+                "s"
+            }
+        };
+        if exec.sudo || !exec.env.is_empty() || exec.stdin.is_some() {
+            private.extend_from_slice(format!("{marker}\n{}{marker}\n", exports(&exec.env)?).as_bytes());
+            private.extend_from_slice(exec.stdin.as_deref().unwrap_or_default());
+        }
+        let mut script = String::new();
+        if let Some(cwd) = &exec.cwd {
+            script.push_str(&format!("cd {} || exit 126\n", quote(cwd)));
+        }
+        script.push_str(&exec.script);
+        let limit = self.limit.map_or(0, |l| l.as_secs().max(1));
+        let command = format!(
+            "cd; exec sh -c {} runbook {marker} {} {} {} {} {} '{mode}' {limit}",
+            quote(script::start()),
+            quote(&self.cx.run),
+            quote(&self.cx.action_id.0),
+            private.len(),
+            quote(script::run()),
+            quote(script::reader()),
+        );
+        let mut stdin = format!("{script}\n{marker}\n").into_bytes();
+        stdin.append(&mut private);
+        self.deadline = self.limit.map(|l| Instant::now() + l);
+        self.session(session, command, stdin, &marker).await
+    }
+
+    /// Asks for the command's state, and follows it from what was already received.
+    async fn attach(&mut self, session: &Session) -> Result<Report> {
+        let marker = marker();
+        let (out, err) = self.follow.offsets();
+        let command = format!(
+            "cd; exec sh -c {} runbook {marker} {} {} {out} {err}",
+            quote(script::attach()),
+            quote(&self.cx.run),
+            quote(&self.cx.action_id.0)
+        );
+        self.session(session, command, Vec::new(), &marker).await
+    }
+
+    /// One session with the supervisor. Ends the command when its time is up or the operator stops.
+    async fn session(&mut self, session: &Session, command: String, stdin: Vec<u8>, marker: &str) -> Result<Report> {
+        let lease = match session.slot.channel(self.cx, false).await {
+            Ok(l) => l,
+            Err(e) if self.began && e.retryable => return Ok(Report::Lost),
+            Err(e) => return Err(e),
+        };
+        // From here on the host may act on what was sent.
+        self.began = true;
+        self.follow.expect(marker);
+        let (_tx, mut rx) = tokio::sync::mpsc::channel(1);
+        let (cx, host, deadline) = (self.cx, self.host, self.deadline);
+        let mut later = self.follow.deadline();
+        let end = {
+            let follow = &mut self.follow;
+            let mut run = std::pin::pin!(drive(lease, command, stdin, host, |k, p| follow.push(k, p), &mut rx));
+            let limit = async {
+                match deadline {
+                    Some(d) => tokio::time::sleep_until(d).await,
+                    // After a crash of the controller the host tells how much is left.
+                    None => later.wait().await,
+                }
+            };
+            let why = tokio::select! {
+                r = &mut run => Ok(r),
+                () = limit => Err("timeout"),
+                () = cx.cancel.cancelled() => Err("stopped"),
+            };
+            match why {
+                Ok(r) => r?,
+                Err(why) => {
+                    let stopping = stop(cx, session, why);
+                    let ending = tokio::time::timeout(Duration::from_secs(20), &mut run);
+                    let (stopped, ended) = tokio::join!(stopping, ending);
+                    stopped.map_err(|e| in_doubt(host, &e))?;
+                    ended.unwrap_or(Ok(End::Lost))?
+                }
+            }
+        };
+        Ok(self.follow.report(end))
+    }
+}
+
+/// Ends the supervised command of `cx.action_id`, with everything in its process group.
+async fn stop(cx: &Cx, session: &Session, why: &str) -> Result<()> {
+    let mut cx = cx.clone();
+    // The stop itself must not be stopped by the same cancellation.
+    cx.cancel = Cancel::default();
+    let script = format!("set -- {} {} {why}\n{}", quote(&cx.run), quote(&cx.action_id.0), script::stop());
+    session.exec(&cx, Exec { timeout: Some(Duration::from_secs(15)), ..Exec::new(script) }).await.map(|_| ())
+}

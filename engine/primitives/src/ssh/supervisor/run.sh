@@ -1,0 +1,35 @@
+# Runs the claimed command in a session of its own and keeps its exit status.
+# $1 marker  $2 login folder  $3 length of the private input  $4 sudo: nothing, n or s  $5 reader.sh  $6 umask
+# A handler, not an ignored signal: commands must not inherit deafness. It lets the status be written when the group is ended.
+trap : TERM INT
+rb_n=$1 rb_p=$2 rb_i=$3 rb_m=$4 rb_r=$5 rb_u=$6 rb_d=$PWD rb_b= rb_x=
+read -r rb_b </proc/sys/kernel/random/boot_id
+read -r rb_x </proc/$$/stat
+set -f
+set -- ${rb_x##*) }
+rb_x=${20}
+set +f
+set --
+# The second claim. Who cannot make it does not run: a controller has already decided that this one never started.
+set -C
+echo "$$ $rb_b $rb_x" >pid || exit 0
+set +C
+umask "$rb_u"
+case $rb_m in
+n) sudo -n -- sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" 1 ;;
+s) sudo -k -S -p "" -- sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" 1 ;;
+*)
+  if [ "$rb_i" = 0 ]; then
+    (cd "$rb_p" || exit 126; . "$rb_d/script")
+  else
+    sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" ""
+  fi
+  ;;
+esac
+rb_x=$?
+umask 077
+for rb_i in 1 2 5 10; do
+  echo $rb_x >status && break
+  sleep $rb_i
+done
+exit $rb_x

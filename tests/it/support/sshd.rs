@@ -1,0 +1,195 @@
+//! A real OpenSSH server on loopback, in a folder of its own: own host key, own user key, own home for its sessions.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runbook_core::Value;
+use runbook_core::inventory::{Environment, Resource, Section};
+
+/// A running server; killed on drop, with its sessions.
+pub struct Sshd {
+    /// Its folder: keys, configuration, `home`.
+    pub dir: tempfile::TempDir,
+    /// Its port on 127.0.0.1.
+    pub port: u16,
+    extra: String,
+    child: Option<Child>,
+}
+
+impl Sshd {
+    /// Starts one; `extra` are further lines of its configuration. `None` when there is no sshd here.
+    pub fn start(extra: &str) -> Option<Sshd> {
+        if !super::have("sshd") || !super::have("ssh-keygen") {
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        // The server refuses keys in folders that others can write to.
+        std::fs::create_dir_all("/run/sshd").ok();
+        std::fs::create_dir(dir.path().join("home")).expect("a home");
+        for key in ["host_key", "user_key"] {
+            let done = Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-C", key, "-f"])
+                .arg(dir.path().join(key))
+                .status()
+                .expect("ssh-keygen");
+            assert!(done.success());
+        }
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let mut s = Sshd { dir, port, extra: extra.to_string(), child: None };
+        std::fs::copy(s.path("user_key.pub"), s.path("authorized_keys")).expect("a copy");
+        let key = std::fs::read_to_string(s.path("host_key.pub")).expect("the host key");
+        std::fs::write(s.path("known_hosts"), format!("[127.0.0.1]:{port} {key}")).expect("known_hosts");
+        s.up();
+        Some(s)
+    }
+
+    /// Starts the server process (again).
+    pub fn up(&mut self) {
+        let p = |f: &str| self.path(f).display().to_string();
+        let config = format!(
+            "ListenAddress 127.0.0.1:{}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\nLogLevel VERBOSE\nSetEnv HOME={}\n{}\n",
+            self.port,
+            p("host_key"),
+            p("authorized_keys"),
+            p("home"),
+            self.extra
+        );
+        std::fs::write(self.path("sshd_config"), config).expect("the configuration");
+        let sshd = ["/usr/sbin/sshd", "/usr/local/sbin/sshd", "/usr/bin/sshd"].iter().find(|p| Path::new(p).exists()).expect("sshd");
+        let mut child = Command::new(sshd)
+            .args(["-D", "-e", "-f"])
+            .arg(self.path("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sshd starts");
+        let log = self.path("sshd.log");
+        let stderr = child.stderr.take().expect("its log");
+        std::thread::spawn(move || {
+            use std::io::Write as _;
+            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file");
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let _ = writeln!(file, "{line}");
+            }
+        });
+        self.child = Some(child);
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "sshd does not listen: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Kills the server and every session, as a crash or a cut cable would.
+    pub fn down(&mut self) {
+        self.cut();
+        if let Some(mut c) = self.child.take() {
+            let _ = c.kill();
+            let _ = c.wait();
+        }
+        self.cut();
+    }
+
+    /// Kills every session of the server, but not what the sessions have started.
+    pub fn cut(&self) {
+        for pid in self.sessions() {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        }
+    }
+
+    /// The processes of the server that serve connections.
+    pub fn sessions(&self) -> Vec<u32> {
+        let Some(top) = self.child.as_ref().map(Child::id) else { return vec![] };
+        let (mut found, mut at) = (vec![top], 0);
+        while let Some(parent) = found.get(at).copied() {
+            at += 1;
+            found.extend(processes().into_iter().filter(|p| p.parent == parent && p.name.starts_with("sshd")).map(|p| p.pid));
+        }
+        found.split_off(1)
+    }
+
+    /// The server's log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("sshd.log")).unwrap_or_default()
+    }
+
+    /// A file in the server's folder.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.dir.path().join(file)
+    }
+
+    /// The home of its sessions.
+    pub fn home(&self) -> PathBuf {
+        self.path("home")
+    }
+
+    /// The inventory's settings for it.
+    pub fn settings(&self) -> BTreeMap<String, Value> {
+        let p = |f: &str| Value::from(self.path(f).display().to_string());
+        let user = std::env::var("USER").ok().filter(|u| !u.is_empty()).unwrap_or_else(|| "root".into());
+        BTreeMap::from([
+            ("ssh".to_string(), Value::from(format!("{user}@127.0.0.1:{}", self.port))),
+            ("identity_file".to_string(), p("user_key")),
+            ("known_hosts".to_string(), p("known_hosts")),
+        ])
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// An environment with these hosts.
+pub fn environment(hosts: &[(&str, BTreeMap<String, Value>)]) -> Environment {
+    let mut env = Environment { name: "test".into(), ..Environment::default() };
+    for (name, settings) in hosts {
+        let r = Resource { name: (*name).into(), kind: "ssh".into(), settings: settings.clone() };
+        env.resources.entry(Section::Hosts).or_default().insert((*name).into(), r);
+    }
+    env
+}
+
+/// A process, as `/proc` shows it.
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its parent's id.
+    pub parent: u32,
+    /// Its short name.
+    pub name: String,
+    /// Its command line.
+    pub command: String,
+}
+
+/// Every process of this machine.
+pub fn processes() -> Vec<Process> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((head, tail)) = stat.rsplit_once(')') else { continue };
+        let name = head.split_once('(').map_or("", |(_, n)| n).to_string();
+        let mut fields = tail.split_whitespace();
+        if fields.next() == Some("Z") {
+            continue;
+        }
+        let parent = fields.next().and_then(|p| p.parse().ok()).unwrap_or(0);
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        all.push(Process { pid, parent, name, command: String::from_utf8_lossy(&command).replace('\0', " ") });
+    }
+    all
+}
+
+/// A world for tests, shared.
+pub fn world() -> Arc<runbook_testkit::World> {
+    Arc::new(runbook_testkit::World::default())
+}
