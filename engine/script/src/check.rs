@@ -1,0 +1,327 @@
+//! The static check: nothing is contacted. Every finding comes with file, line and column.
+//!
+//! Walks the syntax trees of the runbook and of everything it imports: unknown functions, methods and arities, imports, undefined
+//! variables (the parser's strictness), names missing from the inventory, and the rules of steps.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use rhai::{AST, ASTNode, CustomExpr, Engine, Expr, Position, Stmt};
+use runbook_core::error::Location;
+use runbook_core::inventory::{Environment, Section};
+use runbook_core::primitive::Registry;
+use runbook_core::suggest::closest;
+use runbook_core::{Code, Effect, Error};
+
+use crate::modules::{Sources, compile, locate};
+
+/// What a check found and went through.
+pub struct Checked {
+    /// Every finding, in order of place.
+    pub findings: Vec<Error>,
+    /// The runbook, when it could be parsed.
+    pub ast: Option<AST>,
+}
+
+/// Checks a runbook and everything that it imports; with `env`, also the names that it takes from the inventory.
+#[must_use]
+pub fn check(engine: &Engine, registry: &Arc<Registry>, sources: &Sources, entry: &str, env: Option<&Environment>) -> Checked {
+    let mut walker = Walker { engine, registry, sources, env, known: known(engine, registry), findings: vec![], modules: BTreeMap::new() };
+    let ast = walker.file(entry, None);
+    let mut findings = walker.findings;
+    let key = |e: &Error| e.location.as_ref().map(|l| (l.file.clone(), l.line, l.column));
+    findings.sort_by_key(key);
+    findings.dedup_by(|a, b| a.message == b.message && a.location == b.location);
+    Checked { findings, ast }
+}
+
+/// Functions by name with the numbers of arguments that they take, receivers counted.
+type Known = BTreeMap<String, BTreeSet<usize>>;
+
+fn known(engine: &Engine, registry: &Registry) -> Known {
+    let mut out = Known::new();
+    for (name, n) in engine.collect_fn_metadata(None, |f| Some((f.metadata.name.to_string(), f.metadata.num_params)), true) {
+        out.entry(name).or_default().insert(n);
+    }
+    for spec in registry.specs() {
+        let (least, most) = spec.arity();
+        let receiver = usize::from(spec.on.is_some());
+        out.entry(spec.name.to_string()).or_default().extend((least..=most).map(|n| n + receiver));
+    }
+    out
+}
+
+/// Names that take any number of arguments or are not functions at all.
+const FREE: [&str; 12] =
+    ["call", "curry", "Fn", "is_def_var", "is_def_fn", "type_of", "print", "debug", "is_shared", "import", "this", "eval"];
+
+struct Walker<'a> {
+    engine: &'a Engine,
+    registry: &'a Arc<Registry>,
+    sources: &'a Sources,
+    env: Option<&'a Environment>,
+    known: Known,
+    findings: Vec<Error>,
+    /// Functions of each module that was gone through.
+    modules: BTreeMap<String, Known>,
+}
+
+impl Walker<'_> {
+    fn found(&mut self, file: &str, pos: Position, mut e: Error) {
+        e.location = Some(Location { file: file.into(), line: pos.line().unwrap_or(1), column: pos.position().unwrap_or(0) });
+        self.findings.push(e);
+    }
+
+    fn file(&mut self, path: &str, imported: Option<(&str, Position)>) -> Option<AST> {
+        self.modules.insert(path.to_string(), Known::new());
+        let ast = match compile(self.engine, self.sources, path) {
+            Ok(ast) => ast,
+            Err(e) => {
+                match (imported, e.location.is_some()) {
+                    (Some((file, pos)), false) => self.found(file, pos, e),
+                    _ => self.findings.push(e),
+                }
+                return None;
+            }
+        };
+        let mut own = Known::new();
+        for f in ast.iter_functions() {
+            own.entry(f.name.to_string()).or_default().insert(f.params.len());
+        }
+        self.modules.insert(path.to_string(), own.clone());
+        let mut imports: BTreeMap<String, String> = BTreeMap::new();
+        // Imports first: a call may stand above them inside a function.
+        let mut found = Vec::new();
+        ast.walk(&mut |nodes| {
+            if let Some(ASTNode::Stmt(Stmt::Import(x, pos))) = nodes.last()
+                && let Some(import) = literal(&x.0)
+            {
+                found.push((import.to_string(), x.1.as_str().to_string(), *pos));
+            }
+            true
+        });
+        for (import, alias, pos) in found {
+            match locate(path, &import) {
+                Err(e) => self.found(path, pos, e),
+                Ok(target) => {
+                    if !self.modules.contains_key(&target) {
+                        self.file(&target, Some((path, pos)));
+                    }
+                    imports.insert(alias, target);
+                }
+            }
+        }
+        ast.walk(&mut |nodes| {
+            self.node(path, nodes, &own, &imports);
+            true
+        });
+        self.names(path, ast.statements(), &mut HashSet::new());
+        Some(ast)
+    }
+
+    fn node(&mut self, file: &str, nodes: &[ASTNode<'_>], own: &Known, imports: &BTreeMap<String, String>) {
+        match nodes.last() {
+            Some(ASTNode::Expr(Expr::FnCall(x, pos)) | ASTNode::Stmt(Stmt::FnCall(x, pos))) => {
+                if x.is_operator_call() {
+                    return;
+                }
+                if x.is_qualified() {
+                    let alias = x.namespace.root().to_string();
+                    if let Some(target) = imports.get(&alias) {
+                        self.qualified(file, target.clone(), &x.name, x.args.len(), *pos);
+                    }
+                    return;
+                }
+                self.function(file, &x.name, x.args.len(), false, own, *pos);
+                self.inventory(file, &x.name, x.args.first(), *pos);
+            }
+            Some(ASTNode::Expr(Expr::MethodCall(x, pos))) => self.function(file, &x.name, x.args.len(), true, own, *pos),
+            Some(ASTNode::Stmt(Stmt::Return(_, _, pos))) => self.escape(file, nodes, "return", false, *pos),
+            Some(ASTNode::Stmt(Stmt::BreakLoop(_, _, pos))) => self.escape(file, nodes, "break or continue", true, *pos),
+            Some(ASTNode::Stmt(Stmt::Assignment(x))) => self.assignment(file, nodes, &x.1.lhs),
+            Some(ASTNode::Expr(Expr::Custom(x, pos))) => self.reversible(file, nodes, x, *pos),
+            _ => {}
+        }
+    }
+
+    fn function(&mut self, file: &str, name: &str, args: usize, method: bool, own: &Known, pos: Position) {
+        if FREE.contains(&name) || name.starts_with("anon$") {
+            return;
+        }
+        let n = args + usize::from(method);
+        let mut fits: BTreeSet<usize> = self.known.get(name).cloned().unwrap_or_default();
+        // A script's own function called as a method has its receiver in `this`.
+        fits.extend(own.get(name).into_iter().flatten().map(|k| k + usize::from(method)));
+        fits.extend(own.get(name).into_iter().flatten());
+        if fits.contains(&n) {
+            return;
+        }
+        let what = if method { "method" } else { "function" };
+        let names =
+            || self.known.keys().chain(own.keys()).map(String::as_str).filter(|n| n.chars().all(|c| c.is_alphanumeric() || c == '_'));
+        let e = if fits.is_empty() {
+            let e = Error::new(Code::UNKNOWN_FUNCTION, format!("there is no {what} \"{name}\""));
+            match closest(name, names()) {
+                Some(c) => e.hint(format!("did you mean \"{c}\"?")),
+                None => e,
+            }
+        } else {
+            let usage = self.registry.specs().filter(|s| s.name == name).map(runbook_core::Spec::signature).collect::<Vec<_>>().join("; ");
+            let e = Error::new(Code::UNKNOWN_FUNCTION, format!("{what} \"{name}\" does not take {args} arguments"));
+            if usage.is_empty() { e } else { e.hint(format!("it is called as {usage}")) }
+        };
+        self.found(file, pos, e);
+    }
+
+    fn qualified(&mut self, file: &str, target: String, name: &str, args: usize, pos: Position) {
+        let Some(functions) = self.modules.get(&target) else { return };
+        // A module that could not be parsed has its own finding.
+        if functions.is_empty() || functions.get(name).is_some_and(|n| n.contains(&args)) {
+            return;
+        }
+        let e = match functions.get(name) {
+            Some(_) => Error::new(Code::UNKNOWN_FUNCTION, format!("function \"{name}\" of \"{target}\" does not take {args} arguments")),
+            None => {
+                let e = Error::new(Code::UNKNOWN_FUNCTION, format!("module \"{target}\" has no function \"{name}\""));
+                match closest(name, functions.keys().map(String::as_str)) {
+                    Some(c) => e.hint(format!("did you mean \"{c}\"?")),
+                    None => e.hint(format!("it has: {}", functions.keys().cloned().collect::<Vec<_>>().join(", "))),
+                }
+            }
+        };
+        self.found(file, pos, e);
+    }
+
+    /// Literal names must be in the inventory.
+    fn inventory(&mut self, file: &str, function: &str, arg: Option<&Expr>, pos: Position) {
+        let Some(env) = self.env else { return };
+        let Some(name) = arg.and_then(literal) else { return };
+        if let Some(section) = Section::ALL.into_iter().find(|s| s.word() == function) {
+            if let Err(e) = env.resource(section, name) {
+                self.found(file, pos, e);
+            }
+        } else if function == "secret" && !env.secrets.contains_key(name) {
+            let e = Error::new(Code::MISSING_SECRET, format!("environment \"{}\" has no secret \"{name}\"", env.name));
+            let hint = closest(name, env.secrets.keys().map(String::as_str)).map_or_else(
+                || format!("add {name} = {{ env = \"…\" }} to [secrets] of runbook.toml"),
+                |c| format!("did you mean \"{c}\"?"),
+            );
+            self.found(file, pos, e.hint(hint));
+        }
+    }
+
+    /// A block must be left at its end: `return` and `break` would end what is around the step, unseen by the journal.
+    fn escape(&mut self, file: &str, nodes: &[ASTNode<'_>], what: &str, is_loop: bool, pos: Position) {
+        for node in nodes.iter().rev().skip(1) {
+            match node {
+                ASTNode::Stmt(Stmt::While(..) | Stmt::Do(..) | Stmt::For(..)) if is_loop => return,
+                ASTNode::Expr(Expr::Custom(x, _)) => {
+                    let word = x.tokens.first().map_or("step", |t| t.as_str()).to_string();
+                    let e = Error::new(Code::STEP_ESCAPE, format!("{what} would leave the block of a {word}"))
+                        .hint("let the block end by itself: put what follows into an if or else");
+                    return self.found(file, pos, e);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A branch runs on a thread of its own with copies of the variables: an assignment would be lost.
+    fn assignment(&mut self, file: &str, nodes: &[ASTNode<'_>], target: &Expr) {
+        let Some((name, pos)) = root_variable(target) else { return };
+        let Some(at) = nodes.iter().position(|n| matches!(n, ASTNode::Expr(Expr::Custom(x, _)) if word(x) == "parallel")) else { return };
+        // Declared inside the branch: it is the branch's own.
+        let inside = nodes.get(at + 1..).unwrap_or_default();
+        let declared = inside.iter().any(|n| match n {
+            ASTNode::Expr(Expr::Stmt(b)) => declares(b.statements(), name),
+            ASTNode::Stmt(Stmt::Block(b)) => declares(b.statements(), name),
+            ASTNode::Stmt(Stmt::For(x, _)) => x.0.as_str() == name,
+            _ => false,
+        });
+        if !declared {
+            let e = Error::new(Code::BAD_WORD, format!("a parallel branch cannot assign to the outer variable \"{name}\""))
+                .hint("let the branch's block have the value: parallel gives a map from branch to value");
+            self.found(file, pos, e);
+        }
+    }
+
+    /// Inside a window a step that changes something must say how it is taken back.
+    fn reversible(&mut self, file: &str, nodes: &[ASTNode<'_>], x: &CustomExpr, pos: Position) {
+        if word(x) != "step" || x.tokens.iter().any(|t| t == "undo" || t == "irreversible") {
+            return;
+        }
+        let outer = &nodes[..nodes.len().saturating_sub(1)];
+        if !outer.iter().any(|n| matches!(n, ASTNode::Expr(Expr::Custom(c, _)) if word(c) == "downtime")) {
+            return;
+        }
+        let mut changes: Option<String> = None;
+        let mut see = |nodes: &[ASTNode<'_>]| -> bool {
+            if let Some(ASTNode::Expr(Expr::MethodCall(c, _) | Expr::FnCall(c, _)) | ASTNode::Stmt(Stmt::FnCall(c, _))) = nodes.last() {
+                let mut effects = self.registry.specs().filter(|s| s.name == c.name.as_str()).map(|s| s.effect).peekable();
+                if effects.peek().is_some() && effects.all(|e| matches!(e, Effect::Once | Effect::Converge)) {
+                    changes.get_or_insert_with(|| c.name.to_string());
+                }
+            }
+            true
+        };
+        for input in &x.inputs {
+            input.walk(&mut Vec::new(), &mut see);
+        }
+        if let Some(method) = changes {
+            let e = Error::new(
+                Code::BAD_WORD,
+                format!("this step of a downtime changes something (\"{method}\") and does not say how it is taken back"),
+            )
+            .hint("add undo { … }, or irreversible \"why\"");
+            self.found(file, pos, e);
+        }
+    }
+
+    /// Literal names must be unique within their parent.
+    fn names(&mut self, file: &str, statements: &[Stmt], seen: &mut HashSet<String>) {
+        for s in statements {
+            s.walk(&mut Vec::new(), &mut |nodes: &[ASTNode<'_>]| {
+                let Some(ASTNode::Expr(Expr::Custom(x, pos))) = nodes.last() else { return true };
+                let inside = nodes[..nodes.len() - 1].iter().any(|n| {
+                    matches!(n, ASTNode::Expr(Expr::Custom(..)))
+                        || matches!(n, ASTNode::Stmt(Stmt::If(..) | Stmt::Switch(..) | Stmt::TryCatch(..)))
+                });
+                if inside || !matches!(word(x), "step" | "phase" | "downtime" | "gate" | "point_of_no_return") {
+                    return true;
+                }
+                if let Some(name) = x.inputs.first().and_then(literal)
+                    && !seen.insert(name.to_string())
+                {
+                    let e = Error::new(Code::STEP_DUPLICATE, format!("there are two steps named \"{name}\" here"))
+                        .hint("names must be unique within their parent");
+                    self.found(file, *pos, e);
+                }
+                if let Some(Expr::Stmt(block)) = x.inputs.iter().find(|i| matches!(i, Expr::Stmt(_))) {
+                    self.names(file, block.statements(), &mut HashSet::new());
+                }
+                true
+            });
+        }
+    }
+}
+
+/// The text of a string literal.
+fn literal(e: &Expr) -> Option<&str> {
+    if let Expr::StringConstant(s, _) = e { Some(s.as_str()) } else { None }
+}
+
+fn word(x: &CustomExpr) -> &str {
+    x.tokens.first().map_or("", |t| t.as_str())
+}
+
+fn declares(statements: &[Stmt], name: &str) -> bool {
+    statements.iter().any(|s| matches!(s, Stmt::Var(x, ..) if x.0.as_str() == name))
+}
+
+fn root_variable(e: &Expr) -> Option<(&str, Position)> {
+    match e {
+        Expr::Variable(x, _, pos) => Some((x.1.as_str(), *pos)),
+        Expr::Dot(b, ..) | Expr::Index(b, ..) => root_variable(&b.lhs),
+        _ => None,
+    }
+}

@@ -1,0 +1,60 @@
+//! `wait_until WHAT #{ within, every } { CONDITION }`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhai::{Dynamic, Engine};
+use runbook_core::{Code, Error, Ty};
+
+use super::{Res, duration, end, eval_in, fail, here, next, options, text};
+use crate::engine::Host;
+use crate::fault::ScriptFault;
+
+/// Adds it to the engine.
+pub fn register(e: &mut Engine, host: &Arc<Host>) {
+    let h = host.clone();
+    e.register_custom_syntax_with_state_raw(
+        "wait_until",
+        |symbols, look, _| match symbols.len() {
+            1 => next("$expr$"),
+            2 if look == "#{" => next("$expr$"),
+            2 => next("$block$"),
+            3 if symbols.last().is_some_and(|s| s == "$expr$") => next("$block$"),
+            _ => end(look),
+        },
+        false,
+        move |ctx, inputs, _| -> Res<Dynamic> {
+            let (what, opts, block) = match inputs {
+                [what, block] => (what, None, block),
+                [what, opts, block] => (what, Some(opts), block),
+                _ => return Ok(Dynamic::UNIT),
+            };
+            let title = text(ctx, what, "what is waited for")?;
+            let o = options(ctx, opts, "wait_until", &[("within", Ty::Duration), ("every", Ty::Duration)])?;
+            let within = duration(&o, "within").unwrap_or(Duration::from_secs(300));
+            let every = duration(&o, "every").unwrap_or(Duration::from_secs(2));
+            let (frame, run) = here(ctx, &h).map_err(|e| fail(ctx, what.position(), e))?;
+            let done = run.wait_until(&frame, &title, within, every, |f| {
+                // An evaluation that was not true must leave no trace, since replay will not go through it.
+                let before: Vec<Dynamic> = ctx.scope().iter_raw().map(|(_, _, v)| v.flatten_clone()).collect();
+                let v = eval_in(ctx, f.clone(), block).map_err(ScriptFault)?;
+                let Ok(ok) = v.as_bool() else {
+                    let e = Error::new(Code::BAD_WORD, format!("the condition of wait_until must be true or false, not {}", v.type_name()));
+                    return Err(ScriptFault(fail(ctx, block.position(), e)));
+                };
+                if !ok {
+                    for (i, old) in before.into_iter().enumerate() {
+                        let name = ctx.scope().iter_raw().nth(i).map(|(n, c, _)| (n.to_string(), c));
+                        if let Some((name, false)) = name
+                            && let Some(slot) = ctx.scope_mut().get_mut(&name)
+                        {
+                            *slot = old;
+                        }
+                    }
+                }
+                Ok(ok)
+            });
+            done.map(|()| Dynamic::UNIT).map_err(|e| e.0)
+        },
+    );
+}
