@@ -7,9 +7,17 @@ use jiff::Timestamp;
 use crate::error::Result;
 use crate::value::Value;
 
+pub mod canonical;
+#[cfg(test)]
+mod conformance;
 pub mod entry;
+#[doc(hidden)]
+pub mod memory;
+pub mod sqlite;
 
+pub use canonical::line;
 pub use entry::{Body, Entry, Operator, Purpose, State, Status, UndoKind, Via};
+pub use sqlite::SqliteStore;
 
 /// The format of journals that this version writes.
 pub const FORMAT: u32 = 1;
