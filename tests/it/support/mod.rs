@@ -1,6 +1,8 @@
 //! What the end-to-end tests share.
 
 #[allow(dead_code)]
+pub mod bind;
+#[allow(dead_code)]
 pub mod sshd;
 
 /// Whether `tool` is there. When it is not: prints why the test is skipped, or fails under CI.

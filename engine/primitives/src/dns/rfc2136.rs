@@ -149,7 +149,7 @@ fn refused(server: &str, zone: &str, code: ResponseCode, key: Option<&Key>, what
     };
     let (why, hint, retryable) = match code {
         ResponseCode::Refused => {
-            (signed, "allow it at the server: allow-update or update-policy of the zone (BIND), update ACL (Knot)".to_string(), false)
+            (signed, "see the server's log: either it does not allow this key the update (allow-update or update-policy in BIND, acl in Knot), or it refuses the content, such as an MX to a name without an address".to_string(), false)
         }
         ResponseCode::NotAuth | ResponseCode::NotZone => (
             "it is not the primary of this zone".to_string(),
