@@ -1,4 +1,6 @@
 //! End-to-end tests: the binary and the primitives against real servers. One binary, so that it links once.
+// Helpers are not tests themselves, and may fail as loudly.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -8,5 +10,6 @@ mod crash;
 mod demo;
 mod dns;
 mod lab;
+mod proxy;
 mod sqlite;
 mod ssh;
