@@ -1,0 +1,101 @@
+//! `copy_from`, `copy_to_file`, `drop_copy`.
+
+use async_trait::async_trait;
+use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use runbook_core::units::show_bytes;
+use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
+
+use super::driver::{Copied, Db};
+use super::{DATABASE, method};
+
+pub(super) fn register(r: &mut Registry) {
+    r.add(CopyFrom(
+        method(
+            "copy_from",
+            Effect::Converge,
+            "Makes this database a copy of another, as of one moment, while the other is in use.\n\nThe copy is checked (SHA-256, integrity) \
+             and put in place at once. It is write-protected from its birth until `promote`. What is replaced must be absent or such a copy; \
+             a database that takes writes, or that a process has open, is refused. Nothing is done when the content is equal already.",
+        )
+        .arg("other", Ty::Record(DATABASE), "The database to copy.")
+        .returns(Ty::Record("CopyResult"))
+        .example("database(\"shop_new\").copy_from(database(\"shop_old\"));")
+        .errors(&[Code::DB_CONNECT, Code::DB_COPY, Code::DB_HELPER]),
+    ));
+    r.add(CopyToFile(
+        method(
+            "copy_to_file",
+            Effect::Converge,
+            "Makes a consistent copy in a file on the same host while the database is in use, for a backup to take.\n\nThe file appears whole \
+             or not at all, and replaces an earlier one.",
+        )
+        .arg("path", Ty::Str, "The file; relative to the login folder.")
+        .returns(Ty::Record("CopyResult"))
+        .example("database(\"shop_old\").copy_to_file(\"shop/backup.db\");")
+        .errors(&[Code::DB_CONNECT, Code::DB_COPY, Code::DB_HELPER]),
+    ));
+    r.add(DropCopy(
+        method(
+            "drop_copy",
+            Effect::Converge,
+            "Removes a copy made by `copy_from` that was not promoted: its undo.\n\nAnything else is refused. Nothing is done when there is none.",
+        )
+        .example("database(\"shop_new\").drop_copy();")
+        .errors(&[Code::DB_COPY, Code::DB_HELPER]),
+    ));
+    r.add_type(
+        TypeSpec::new("CopyResult", "What a copy did.")
+            .field("rows", Ty::Int, "Rows of all tables.")
+            .field("bytes", Ty::Bytes, "Size of the copy.")
+            .field("changed", Ty::Bool, "Whether anything had to be copied."),
+    );
+}
+
+fn outcome(c: &Copied) -> Outcome {
+    let rows = i64::try_from(c.rows).unwrap_or(i64::MAX);
+    let record = Record::new("CopyResult", [("rows", rows.into()), ("bytes", Value::Bytes(c.bytes)), ("changed", c.changed.into())]);
+    if c.changed {
+        Outcome::changed(record).note(format!("{rows} rows, {}", show_bytes(c.bytes)))
+    } else {
+        Outcome::unchanged(record, "the content is equal already")
+    }
+}
+
+struct CopyFrom(Spec);
+
+#[async_trait]
+impl Primitive for CopyFrom {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let (to, from) = Db::receiver(cx, call)?.pair(Db::argument(cx, call, 0)?)?;
+        Ok(outcome(&to.driver(cx)?.copy(cx, &from, &to).await?))
+    }
+}
+
+struct CopyToFile(Spec);
+
+#[async_trait]
+impl Primitive for CopyToFile {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let db = Db::receiver(cx, call)?;
+        Ok(outcome(&db.driver(cx)?.copy_to_file(cx, &db, call.str(0)).await?))
+    }
+}
+
+struct DropCopy(Spec);
+
+#[async_trait]
+impl Primitive for DropCopy {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let db = Db::receiver(cx, call)?;
+        Ok(if db.driver(cx)?.drop_copy(cx, &db).await? { Outcome::changed(()) } else { Outcome::unchanged((), "there is no copy") })
+    }
+}

@@ -1,0 +1,268 @@
+//! What a kind of database must be able to do. The primitives call this and know no dialect.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::RwLock;
+use runbook_core::inventory::{Resource, Section};
+use runbook_core::primitive::Cx;
+use runbook_core::{Call, Code, Error, Record, Result, Value};
+
+use super::sqlite::Sqlite;
+
+/// A database of the inventory.
+#[derive(Debug, Clone)]
+pub struct Db {
+    /// Its name in the inventory.
+    pub name: String,
+    /// The host it is on.
+    pub host: String,
+    /// Everything that the inventory says of it.
+    pub settings: Resource,
+}
+
+impl Db {
+    /// Finds a database by its name.
+    ///
+    /// # Errors
+    /// `RB0106`, `RB0114`.
+    pub fn find(cx: &Cx, name: &str) -> Result<Self> {
+        let settings = cx.env.resource(Section::Databases, name)?.clone();
+        Ok(Db { name: name.into(), host: settings.need("host")?.to_string(), settings })
+    }
+
+    /// The database on which a method is called.
+    ///
+    /// # Errors
+    /// `RB0106`, `RB0114`.
+    pub fn receiver(cx: &Cx, call: &Call) -> Result<Self> {
+        Db::find(cx, call.target())
+    }
+
+    /// A database given as an argument.
+    ///
+    /// # Errors
+    /// `RB0106`, `RB0114`.
+    pub fn argument(cx: &Cx, call: &Call, i: usize) -> Result<Self> {
+        Db::find(cx, call.arg(i).as_record().and_then(|r| r.name.as_deref()).unwrap_or(""))
+    }
+
+    /// The other database of an operation on two, which must be of the same kind.
+    ///
+    /// # Errors
+    /// `RB0505` when the kinds differ or both are the same.
+    pub fn pair(self, other: Db) -> Result<(Db, Db)> {
+        if self.settings.kind != other.settings.kind {
+            let (a, b) = (&self.settings.kind, &other.settings.kind);
+            return Err(Error::new(Code::DB_COPY, format!("\"{}\" is of kind {a} and \"{}\" of kind {b}", self.name, other.name))
+                .hint("both databases must be of one kind"));
+        }
+        if self.name == other.name {
+            return Err(Error::new(Code::DB_COPY, format!("\"{}\" is given as both databases", self.name)));
+        }
+        Ok((self, other))
+    }
+
+    /// Its driver.
+    ///
+    /// # Errors
+    /// `RB0104` when there is none for its kind.
+    pub fn driver(&self, cx: &Cx) -> Result<Arc<dyn Driver>> {
+        let drivers = cx.shared.get::<Drivers>();
+        let found = drivers.0.read().get(self.settings.kind.as_str()).cloned();
+        found.ok_or_else(|| {
+            let known: Vec<String> = drivers.0.read().keys().map(ToString::to_string).collect();
+            Error::new(
+                Code::INVENTORY_TYPE,
+                format!("database \"{}\" is of kind \"{}\", which there is not", self.name, self.settings.kind),
+            )
+            .hint(format!("there are: {}", known.join(", ")))
+        })
+    }
+}
+
+/// The drivers by kind. A new kind of database is a line here.
+pub struct Drivers(pub RwLock<BTreeMap<&'static str, Arc<dyn Driver>>>);
+
+impl Default for Drivers {
+    fn default() -> Self {
+        let sqlite: Arc<dyn Driver> = Arc::new(Sqlite::default());
+        Drivers(RwLock::new(BTreeMap::from([("sqlite", sqlite)])))
+    }
+}
+
+/// What statements did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Executed {
+    /// Rows inserted, updated or deleted.
+    pub rows: u64,
+    /// Row id of the last inserted row; 0 where there is none.
+    pub last_id: i64,
+}
+
+/// What a copy did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// Rows of all tables.
+    pub rows: u64,
+    /// Size of the copy.
+    pub bytes: u64,
+    /// Whether anything had to be copied.
+    pub changed: bool,
+}
+
+/// Rows and content of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Table {
+    /// How many rows.
+    pub rows: u64,
+    /// Checksum of the rows, whatever their order.
+    pub sum: String,
+}
+
+/// Schema and content, without what the engine itself keeps in a database.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Content {
+    /// Definitions by object: `table orders`.
+    pub objects: BTreeMap<String, String>,
+    /// Tables.
+    pub tables: BTreeMap<String, Table>,
+}
+
+/// A row's key and checksum.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The key's values.
+    pub key: Vec<Value>,
+    /// The row's checksum.
+    pub sum: String,
+}
+
+/// Rows of a table in order of their keys, one by one.
+#[async_trait]
+pub trait Rows: Send {
+    /// The names of the key's columns.
+    fn key(&self) -> &[String];
+    /// The next row; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Row>>;
+}
+
+/// A proven fence, as scripts hold it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fence {
+    /// Its id: the action that put it up.
+    pub id: String,
+    /// The fenced database's name.
+    pub database: String,
+    /// Since when, RFC 3339.
+    pub time: String,
+    /// What a copy must have reached; only the driver reads it.
+    pub position: BTreeMap<String, Value>,
+}
+
+impl Fence {
+    /// The record that scripts hold.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        let time = self.time.parse().map_or_else(|_| Value::from(self.time.as_str()), Value::Time);
+        Record::new(
+            "Fence",
+            [
+                ("id", self.id.as_str().into()),
+                ("database", self.database.as_str().into()),
+                ("time", time),
+                ("position", self.position.clone().into()),
+                ("proven", true.into()),
+            ],
+        )
+    }
+
+    /// Reads the record back.
+    ///
+    /// # Errors
+    /// `RB0503` when it is not one that `fence` returned.
+    pub fn from_record(v: &Value) -> Result<Self> {
+        let bad = || Error::new(Code::DB_NOT_FENCED, "this is not a fence that fence() returned");
+        let r = v.as_record().filter(|r| r.ty == "Fence" && r.get("proven").as_bool() == Some(true)).ok_or_else(bad)?;
+        let position = r.get("position").as_map().ok_or_else(bad)?.clone();
+        let time = if let Value::Time(t) = r.get("time") { runbook_core::clock::rfc3339(*t) } else { r.str("time").to_string() };
+        Ok(Fence { id: r.str("id").into(), database: r.str("database").into(), time, position })
+    }
+}
+
+/// Whether a copy has everything that a fence stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caught {
+    /// It has.
+    Up,
+    /// It lacks this.
+    Behind {
+        /// What is missing, for people.
+        missing: String,
+        /// Whether waiting can help.
+        may_pass: bool,
+    },
+}
+
+/// What promoting or demoting did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Switched {
+    /// Whether anything was done.
+    pub changed: bool,
+    /// What, for people.
+    pub note: String,
+}
+
+/// The operations of one kind of database. Each may be repeated after a crash at any point.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// Rows of a statement that only reads.
+    async fn query(&self, cx: &Cx, db: &Db, sql: &str, params: &Value) -> Result<Vec<Value>>;
+
+    /// Runs statements in one transaction with a marker named by `cx.action_id`.
+    async fn execute(&self, cx: &Cx, db: &Db, sql: &str, params: &Value) -> Result<Executed>;
+
+    /// What the statements with the marker `cx.action_id` did; `None` when they provably took no effect.
+    async fn executed(&self, cx: &Cx, db: &Db) -> Result<Option<Executed>>;
+
+    /// Fields of the record `DatabaseFacts`.
+    async fn facts(&self, cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>>;
+
+    /// Schema and content; without `checksums` rows are counted only.
+    async fn content(&self, cx: &Cx, db: &Db, checksums: bool) -> Result<Content>;
+
+    /// Keys and checksums of a table's rows, in order of their keys.
+    async fn rows(&self, cx: &Cx, db: &Db, table: &str) -> Result<Box<dyn Rows>>;
+
+    /// Makes `to` a write-protected copy of `from`.
+    async fn copy(&self, cx: &Cx, from: &Db, to: &Db) -> Result<Copied>;
+
+    /// Makes a consistent copy in a file on the same host.
+    async fn copy_to_file(&self, cx: &Cx, db: &Db, path: &str) -> Result<Copied>;
+
+    /// Removes an unpromoted copy; false when there is none.
+    async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool>;
+
+    /// Stops writes under the id `cx.action_id` and proves it; the text is the id of a fence that was taken over.
+    async fn fence(&self, cx: &Cx, db: &Db, within: Duration) -> Result<(Fence, Option<String>)>;
+
+    /// Whether the fence `cx.action_id` was put up. When it was, [`Driver::fence`] completes it.
+    async fn fenced(&self, cx: &Cx, db: &Db) -> Result<bool>;
+
+    /// Lets writes through again; false when there was no fence.
+    async fn unfence(&self, cx: &Cx, db: &Db, force: bool) -> Result<bool>;
+
+    /// Whether the copy has everything that the fence stands for.
+    async fn caught_up(&self, cx: &Cx, db: &Db, fence: &Fence) -> Result<Caught>;
+
+    /// Makes the copy `db` of `source` writable, when the fence still stands and holds and the copy has everything.
+    async fn promote(&self, cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Result<Switched>;
+
+    /// Whether `cx.action_id` promoted the copy.
+    async fn promoted(&self, cx: &Cx, db: &Db) -> Result<bool>;
+
+    /// Takes a promotion back, with the rows that came since copied back into `other`.
+    async fn demote(&self, cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Switched>;
+}
