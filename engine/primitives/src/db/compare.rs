@@ -210,7 +210,7 @@ mod tests {
             [Value::Unit, Value::Int(-3), Value::Float(-2.5), Value::Int(7), "B".into(), "a".into(), "é".into(), Value::Blob(vec![0])];
         for (i, a) in sorted.iter().enumerate() {
             for (j, b) in sorted.iter().enumerate() {
-                assert_eq!(compare_keys(&[a.clone()], &[b.clone()]), i.cmp(&j), "{a} {b}");
+                assert_eq!(compare_keys(std::slice::from_ref(a), std::slice::from_ref(b)), i.cmp(&j), "{a} {b}");
             }
         }
     }

@@ -26,7 +26,7 @@ pub use remote::HelperExe;
 /// Serves one request on standard input and output: what the command line calls for `runbook __helper …`. Returns the exit status.
 #[must_use]
 pub fn helper_main(args: &[String]) -> i32 {
-    match args.iter().map(String::as_str).filter(|a| *a != "__helper").next() {
+    match args.iter().map(String::as_str).find(|a| *a != "__helper") {
         Some("sqlite") => i32::from(!helper::serve(&mut std::io::stdin().lock(), &mut std::io::stdout().lock())),
         Some("version") => {
             println!("{}", proto::PROTOCOL);

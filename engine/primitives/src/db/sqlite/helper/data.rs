@@ -37,7 +37,7 @@ pub fn query(path: &Path, text: &str, given: &Json) -> Result<Json> {
         );
     }
     bind(&mut stmt, given)?;
-    let names: Vec<String> = stmt.column_names().into_iter().map(str::to_string).collect();
+    let names: Vec<String> = stmt.column_names().map(str::to_string).collect();
     let mut rows = stmt.raw_query();
     let (mut out, mut size) = (Vec::new(), 0);
     while let Some(r) = rows.next().map_err(&err)? {
