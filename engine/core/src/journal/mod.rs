@@ -11,13 +11,17 @@ pub mod canonical;
 #[cfg(test)]
 mod conformance;
 pub mod entry;
+#[cfg(test)]
+mod kinds;
 #[doc(hidden)]
 pub mod memory;
 pub mod sqlite;
+pub mod verify;
 
 pub use canonical::line;
 pub use entry::{Body, Entry, Operator, Purpose, State, Status, UndoKind, Via};
 pub use sqlite::SqliteStore;
+pub use verify::{Verified, verify, verify_lines, verify_run};
 
 /// The format of journals that this version writes.
 pub const FORMAT: u32 = 1;
