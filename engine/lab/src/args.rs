@@ -1,6 +1,6 @@
 //! The hidden subcommand `__lab`: the daemon, its services, and the hosts' `systemctl`, all in this one executable.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 use runbook_core::{Code, Error, Result};
@@ -71,7 +71,10 @@ async fn dispatch(args: &[String]) -> Result<i32> {
     match verb.as_str() {
         "serve" => daemon::serve(&PathBuf::from(given.get("dir")?)).await?,
         "shop" => shop::run(given.get("root")?.into(), given.address()?, given.get("host")?.to_string()).await?,
-        "edge" => edge::run(given.get("root")?.into(), given.address()?).await?,
+        "edge" => {
+            let port = given.get("port")?.parse().map_err(|_| Error::new(Code::USAGE, "__lab needs a port number"))?;
+            edge::run(given.get("root")?.into(), SocketAddrV4::new(given.address()?, port)).await?;
+        }
         "systemctl" => return Ok(systemctl::run(&PathBuf::from(given.get("dir")?), given.get("host")?, given.rest).await),
         other => return Err(Error::new(Code::USAGE, format!("__lab does not know \"{other}\""))),
     }

@@ -13,7 +13,7 @@ use crate::failed;
 use crate::keys;
 use crate::layout::{Layout, Plan, open_private, read_json, write_json};
 use crate::memory::{Memory, Tally};
-use crate::net::{Block, SHOP_PORT, SSH_PORT};
+use crate::net::{Block, SHOP_PORT};
 use crate::process::{MARK, Pid, ROLE, Role, end_marked, marked};
 
 /// The user name on the lab's hosts; commands run as the present user whatever its name is.
@@ -177,7 +177,7 @@ pub async fn overlay(dir: &Path) -> Result<Value> {
     for name in &plan.hosts {
         let a = block.host(name)?;
         let mut host = json!({
-            "ssh": format!("{USER}@{a}:{SSH_PORT}"),
+            "ssh": format!("{USER}@{a}:{}", block.ports.ssh),
             "address": a.to_string(),
             "identity_file": keys::identity(&layout).to_string_lossy(),
             "known_hosts": keys::known_hosts(&layout).to_string_lossy(),

@@ -20,7 +20,8 @@ use crate::customer::{Customer, now_ms};
 use crate::dns::{Dns, Zone};
 use crate::entry::Resolver;
 use crate::layout::{Layout, Plan, open_private, read_json, write_json};
-use crate::net::{Block, SSH_PORT};
+use crate::memory::Memory;
+use crate::net::Block;
 use crate::process::{Pid, Role, end_marked};
 use crate::ssh;
 use crate::units::Units;
@@ -81,6 +82,8 @@ impl Lab {
         let fresh = read_json::<Plan>(&layout.populated())?.is_none_or(|p| !same_world(&p, &plan));
         if fresh {
             wipe(&layout)?;
+            // Orders of another world are not in this one's shop.
+            Memory::open(&layout.memory())?.forget()?;
         }
         let zone = match Zone::load(origin, layout.zone())? {
             Some(z) if !fresh => z,
@@ -123,7 +126,7 @@ impl Lab {
         let units = Units::new(&layout, &plan, &block)?;
         units.start_kept().await?;
         let resolver = Arc::new(Resolver::new(block.dns_addr(), &plan.name)?);
-        entry::serve(bound.entry, resolver.clone())?;
+        entry::serve(bound.entry, resolver.clone(), block.ports.edge)?;
         let customer = Customer::new(block.entry_addr(), plan.name.trim_end_matches('.'), plan.order_every, &layout.memory())?;
         customer.start();
         Ok(Lab {
@@ -230,7 +233,7 @@ impl Lab {
             let address = self.block.host(name).ok()?;
             let status = HostStatus {
                 address: address.to_string(),
-                ssh: format!("{}@{address}:{SSH_PORT}", client::USER),
+                ssh: format!("{}@{address}:{}", client::USER, self.block.ports.ssh),
                 folder: self.layout.host(name),
                 units: self.units.of_host(name),
             };
@@ -294,13 +297,10 @@ fn wipe(layout: &Layout) -> Result<()> {
             let path = entry?.path();
             if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
         }
-        for file in [layout.units(), layout.memory()] {
-            // The customer keeps its file open and empties it itself.
-            if file != layout.memory() && file.exists() {
-                std::fs::remove_file(file)?;
-            }
+        match std::fs::remove_file(layout.units()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
         }
-        Ok(())
     };
     clear().map_err(|e| failed(format!("{} cannot be emptied", hosts.display()), e))
 }

@@ -3,7 +3,7 @@
 //! `edge/maintenance`: while it is there, a maintenance page (503 with Retry-After); requests passed on before still finish.
 //! `edge/upstream`: where the rest goes, `host:port`, or `host` alone for another host's edge. 127.0.0.1 means this host.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,20 +14,19 @@ use tokio::net::TcpListener;
 
 use crate::failed;
 use crate::http::{self, Body};
-use crate::net::EDGE_PORT;
 
 /// Reads an upstream line. Each lab host has one address, so that loopback names this host's own.
-fn parse_upstream(line: &str, own: Ipv4Addr) -> Result<SocketAddr, String> {
+fn parse_upstream(line: &str, own: SocketAddrV4) -> Result<SocketAddr, String> {
     let line = line.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('#')).unwrap_or("");
     let (host, port) = match line.rsplit_once(':') {
         Some((h, p)) => (h, p.parse::<u16>().map_err(|_| format!("\"{line}\" has no port number"))?),
-        None => (line, EDGE_PORT),
+        None => (line, own.port()),
     };
     let addr: IpAddr = match host {
         "localhost" => Ipv4Addr::LOCALHOST.into(),
         h => h.parse().map_err(|_| format!("\"{line}\" is not an address"))?,
     };
-    let addr = if addr == Ipv4Addr::LOCALHOST { own.into() } else { addr };
+    let addr = if addr == Ipv4Addr::LOCALHOST { (*own.ip()).into() } else { addr };
     Ok((addr, port).into())
 }
 
@@ -40,7 +39,7 @@ fn maintenance() -> Response<Body> {
     r
 }
 
-async fn route(root: &Path, own: Ipv4Addr) -> Result<SocketAddr, Response<Body>> {
+async fn route(root: &Path, own: SocketAddrV4) -> Result<SocketAddr, Response<Body>> {
     match tokio::fs::metadata(root.join("edge/maintenance")).await {
         Ok(_) => return Err(maintenance()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -53,9 +52,8 @@ async fn route(root: &Path, own: Ipv4Addr) -> Result<SocketAddr, Response<Body>>
 }
 
 /// Runs the edge of the host whose folder is `root` until SIGTERM.
-pub(crate) async fn run(root: PathBuf, own: Ipv4Addr) -> Result<()> {
-    let listener =
-        TcpListener::bind((own, EDGE_PORT)).await.map_err(|e| failed(format!("the edge cannot listen on {own}:{EDGE_PORT}"), e))?;
+pub(crate) async fn run(root: PathBuf, own: SocketAddrV4) -> Result<()> {
+    let listener = TcpListener::bind(own).await.map_err(|e| failed(format!("the edge cannot listen on {own}"), e))?;
     let root: Arc<Path> = root.into();
     let server = http::serve(listener, move |req, from| {
         let root = root.clone();
@@ -79,7 +77,7 @@ mod tests {
 
     #[test]
     fn upstreams_are_read() {
-        let own = Ipv4Addr::new(127, 5, 5, 10);
+        let own = SocketAddrV4::new(Ipv4Addr::new(127, 5, 5, 10), 8080);
         for (line, want) in [
             ("127.0.0.1:8081\n", "127.5.5.10:8081"),
             ("localhost:8081", "127.5.5.10:8081"),

@@ -16,7 +16,6 @@ use tokio::net::{TcpListener, UdpSocket};
 use crate::dns::fqdn;
 use crate::failed;
 use crate::http;
-use crate::net::EDGE_PORT;
 
 /// Resolves one name, with a cache that honours TTLs.
 pub(crate) struct Resolver {
@@ -93,13 +92,13 @@ impl Resolver {
 }
 
 /// Serves the public entry until the runtime ends.
-pub(crate) fn serve(listener: std::net::TcpListener, resolver: Arc<Resolver>) -> Result<()> {
+pub(crate) fn serve(listener: std::net::TcpListener, resolver: Arc<Resolver>, edge_port: u16) -> Result<()> {
     let listener = TcpListener::from_std(listener).map_err(|e| failed("the public entry cannot listen", e))?;
     tokio::spawn(http::serve(listener, move |req, from| {
         let resolver = resolver.clone();
         async move {
             match resolver.resolve().await {
-                Ok(addr) => http::forward(req, from, (addr, EDGE_PORT).into()).await,
+                Ok(addr) => http::forward(req, from, (addr, edge_port).into()).await,
                 Err(e) => http::plain(StatusCode::BAD_GATEWAY, format!("the name cannot be resolved: {e}\n")),
             }
         }

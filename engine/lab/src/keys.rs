@@ -11,7 +11,7 @@ use russh::keys::{Algorithm, PrivateKey, PublicKey};
 
 use crate::failed;
 use crate::layout::{Layout, write_private};
-use crate::net::{Block, SSH_PORT};
+use crate::net::Block;
 
 /// The name of the TSIG key.
 pub(crate) const TSIG_NAME: &str = "lab-update.";
@@ -60,7 +60,7 @@ pub(crate) fn write_known_hosts<'a>(
     for (name, key) in hosts {
         let line = key.public_key().to_openssh().map_err(|e| failed("a key cannot be encoded", e))?;
         let bare: Vec<&str> = line.split(' ').take(2).collect();
-        let _ = writeln!(text, "[{}]:{SSH_PORT} {}", block.host(name)?, bare.join(" "));
+        let _ = writeln!(text, "[{}]:{} {}", block.host(name)?, block.ports.ssh, bare.join(" "));
     }
     write_private(&known_hosts(layout), text.as_bytes())
 }

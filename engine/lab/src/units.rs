@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::customer::now_ms;
 use crate::failed;
 use crate::layout::{Layout, Plan, open_private, read_json, write_json};
-use crate::net::{Block, EDGE_PORT, SHOP_PORT};
+use crate::net::{Block, SHOP_PORT};
 use crate::process::{MARK, Pid, ROLE, Role};
 use crate::shop::Settings;
 
@@ -72,6 +72,7 @@ pub(crate) struct Units {
     exe: std::path::PathBuf,
     all: BTreeMap<(String, String), Unit>,
     initial: BTreeMap<String, Kept>,
+    edge_port: u16,
 }
 
 impl Units {
@@ -97,7 +98,7 @@ impl Units {
                 all.insert((host.clone(), name.to_string()), unit);
             }
         }
-        Ok(Units { layout: layout.clone(), exe: plan.exe.clone(), all, initial })
+        Ok(Units { layout: layout.clone(), exe: plan.exe.clone(), all, initial, edge_port: block.ports.edge })
     }
 
     fn get(&self, host: &str, unit: &str) -> Option<&Unit> {
@@ -178,7 +179,7 @@ impl Units {
 
     fn port(&self, u: &Unit) -> u16 {
         if u.name == "edge" {
-            return EDGE_PORT;
+            return self.edge_port;
         }
         let conf = std::fs::read_to_string(self.layout.host(&u.host).join("shop/shop.conf")).ok();
         conf.and_then(|t| Settings::parse(&t).ok()).map_or(SHOP_PORT, |s| s.port)
@@ -188,7 +189,7 @@ impl Units {
         let root = self.layout.host(&u.host);
         let log = open_private(&self.layout.unit_log(&u.host, u.name), true)?;
         tokio::process::Command::new(&self.exe)
-            .args(["__lab", u.name, "--host", &u.host, "--address", &u.own.to_string(), "--root"])
+            .args(["__lab", u.name, "--host", &u.host, "--address", &u.own.to_string(), "--port", &self.edge_port.to_string(), "--root"])
             .arg(&root)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
