@@ -235,7 +235,12 @@ impl Walker<'_> {
         let declared = inside.iter().any(|n| match n {
             ASTNode::Expr(Expr::Stmt(b)) => declares(b.statements(), name),
             ASTNode::Stmt(Stmt::Block(b)) => declares(b.statements(), name),
-            ASTNode::Stmt(Stmt::For(x, _)) => x.0.as_str() == name,
+            ASTNode::Stmt(Stmt::For(x, _)) => {
+                x.0.as_str() == name || x.1.as_ref().is_some_and(|c| c.as_str() == name) || declares(x.2.body.statements(), name)
+            }
+            ASTNode::Stmt(Stmt::If(x, _) | Stmt::While(x, _) | Stmt::Do(x, ..) | Stmt::TryCatch(x, _)) => {
+                declares(x.body.statements(), name) || declares(x.branch.statements(), name)
+            }
             _ => false,
         });
         if !declared {

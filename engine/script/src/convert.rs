@@ -36,7 +36,6 @@ impl std::fmt::Display for Moment {
 }
 
 /// Gives a value to the script.
-#[must_use]
 pub fn to_dynamic(v: Value) -> Dynamic {
     match v {
         Value::Unit => Dynamic::UNIT,

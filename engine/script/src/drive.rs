@@ -342,6 +342,19 @@ impl Controller {
             return self.turn_back(script, run, lease, &error);
         }
         let state = Run::state_after(&error);
+        if state == State::Failed && run.stuck() {
+            // Now it is on record that the run ended there, so that the failed step gets its new attempt.
+            let again = || -> Result<Arc<Run>> {
+                run.end(state, Some(error.clone()))?;
+                let history = History::load(self.store.as_ref(), run.id(), &mut |_, _| {})?;
+                let env = self.environment(run.id())?;
+                Ok(self.make_run(run.id(), &env, self.kept(self.store.sources(run.id())?), lease.fence, history, Mode::Forward))
+            };
+            return match again() {
+                Ok(next) => self.forward(script, &next, lease),
+                Err(e) => self.stopped(run, state, e),
+            };
+        }
         self.stopped(run, state, error)
     }
 

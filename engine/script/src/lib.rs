@@ -10,4 +10,8 @@ pub mod engine;
 pub mod fault;
 pub mod modules;
 pub mod types;
+pub mod vars;
 pub mod words;
+
+#[cfg(test)]
+mod tests;

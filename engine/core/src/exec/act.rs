@@ -64,17 +64,18 @@ impl Run {
         let mut attempt = 1;
         loop {
             if let Some(rec) = self.parts.history.outcomes.get(&path) {
-                self.must_match(&path, rec, &name, &digest, call, spec.name)?;
-                match &rec.value {
-                    Ok(json) => return Value::from_json(json),
-                    // A failed action outside of any step is what the last controller stopped at: it gets another attempt.
-                    Err(_) if !frame.in_step && !frame.undo && self.retry_here(&base) => {
-                        attempt += 1;
-                        path = format!("{base}@{attempt}");
-                        continue;
-                    }
-                    Err(e) => return Err(e.clone()),
+                // A failed action outside of any step is what the last controller stopped at: it gets another attempt, which an edited
+                // runbook may make in another way.
+                if rec.value.is_err() && !frame.in_step && !frame.undo && self.retry_here(&base) {
+                    attempt += 1;
+                    path = format!("{base}@{attempt}");
+                    continue;
                 }
+                self.must_match(&path, rec, &name, &digest, call, spec.name)?;
+                return match &rec.value {
+                    Ok(json) => Value::from_json(json),
+                    Err(e) => Err(e.clone()),
+                };
             }
             break;
         }

@@ -38,6 +38,8 @@ pub(super) struct StepRecord {
     pub attempts: u32,
     /// The attempts that ended.
     pub ended: HashSet<u32>,
+    /// The attempts that failed, and why.
+    pub failed: HashMap<u32, Error>,
     /// Why it was skipped.
     pub skipped: Option<String>,
 }
@@ -126,7 +128,10 @@ impl History {
             Body::SessionStarted { .. } => self.state = Some(State::Running),
             Body::SessionEnded { state, at, .. } => {
                 self.state = Some(state);
-                self.stopped_at = at.into_iter().collect();
+                // A stop that is no failure of a step (a mismatch, a gate) leaves open what failed before.
+                if !at.is_empty() {
+                    self.stopped_at = at.into_iter().collect();
+                }
             }
             Body::PhaseStarted { path } => {
                 self.phases.insert(path, (moment(&entry.time)?, false));
@@ -140,9 +145,12 @@ impl History {
                 let s = self.steps.entry(path).or_insert_with(|| StepRecord { began: entry.seq, ..StepRecord::default() });
                 s.attempts = s.attempts.max(attempt);
             }
-            Body::StepEnded { path, attempt, status, reason, .. } => {
+            Body::StepEnded { path, attempt, status, reason, error, .. } => {
                 let s = self.steps.entry(path).or_insert_with(|| StepRecord { began: entry.seq, ..StepRecord::default() });
                 s.ended.insert(attempt);
+                if let (Status::Failed, Some(e)) = (status, error) {
+                    s.failed.insert(attempt, e);
+                }
                 if status == Status::Skipped {
                     s.skipped = Some(reason.unwrap_or_default());
                 }

@@ -86,7 +86,7 @@ impl Lease {
                     .detail("lease_left", left)
                     .hint(format!("wait until it has ended, or look at it with `runbook show {}`", held.run)));
             }
-            if !take_over && !(state == Liveness::Dead && held.run == run) {
+            if !(take_over || state == Liveness::Dead && held.run == run) {
                 return Err(Error::new(
                     Code::LOCK_STALE,
                     format!("environment \"{environment}\" is held by {}, whose controller is gone", describe(&held)),

@@ -225,6 +225,7 @@ pub struct Run {
     pub(super) no_return: Mutex<Option<String>>,
     pub(super) undoing: AtomicBool,
     wrote: AtomicBool,
+    moved: AtomicBool,
 }
 
 impl Run {
@@ -235,7 +236,16 @@ impl Run {
         let touched = Mutex::new(parts.history.touched.iter().cloned().collect());
         let wrote = AtomicBool::new(parts.history.wrote());
         let no_return = Mutex::new(parts.history.no_return.clone());
-        Arc::new(Run { parts, once_done, touched, undo: UndoStack::default(), no_return, undoing: AtomicBool::new(false), wrote })
+        Arc::new(Run {
+            parts,
+            once_done,
+            touched,
+            undo: UndoStack::default(),
+            no_return,
+            undoing: AtomicBool::new(false),
+            wrote,
+            moved: AtomicBool::new(false),
+        })
     }
 
     /// The run's id.
@@ -278,6 +288,13 @@ impl Run {
     #[must_use]
     pub fn past_no_return(&self) -> Option<String> {
         self.no_return.lock().clone()
+    }
+
+    /// Whether this controller got nowhere: a failure from the record ended the run, and the controller that recorded it died
+    /// before it could say that this was the end.
+    #[must_use]
+    pub fn stuck(&self) -> bool {
+        self.parts.history.state == Some(State::Running) && !self.moved.load(Ordering::Relaxed)
     }
 
     /// A secret by its inventory name, struck from everything from now on.
@@ -334,6 +351,7 @@ impl Run {
     }
 
     pub(super) fn shown(&self, now: Timestamp, body: &Body) {
+        self.moved.store(true, Ordering::Relaxed);
         self.parts.observer.entry(now, body, false);
         self.crash(CrashPoint::Entry(body));
     }

@@ -71,10 +71,21 @@ impl Run {
                 })?;
             }
             let began = Instant::now();
-            let frame = attempt_frame(parent, &path, attempt, options.timeout);
-            let timer = self.start_timer(&frame);
-            let result = body(&frame, order);
-            drop(timer);
+            // An attempt that failed left no trace in the script, so replay does not go through it. A rollback does, for the undo blocks
+            // in it; what it evaluates to is known.
+            let result = match rec.failed.get(&attempt) {
+                Some(error) if self.parts.mode == Mode::Forward => Err(E::from(error.clone())),
+                recorded => {
+                    let frame = attempt_frame(parent, &path, attempt, options.timeout);
+                    let timer = self.start_timer(&frame);
+                    let result = body(&frame, order);
+                    drop(timer);
+                    match recorded {
+                        Some(error) => Err(E::from(error.clone())),
+                        None => result,
+                    }
+                }
+            };
             let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             let ended = |status, error, reason| Body::StepEnded { path: path.clone(), attempt, status, ms, error, reason };
             let fault = match result {
@@ -111,16 +122,6 @@ impl Run {
             if !live && self.parts.mode == Mode::Rollback {
                 return Err(fault);
             }
-            // The failure at which the last controller stopped gets one more series of attempts; a failure that the script
-            // had handled then is not touched.
-            if !live {
-                if self.parts.history.stopped_at.contains(&path) {
-                    attempt += 1;
-                    series = attempt;
-                    continue;
-                }
-                return Err(fault);
-            }
             if attempt - series < options.retries && !matches!(error.kind, Kind::Usage | Kind::Check) {
                 let wait = backoff(options.backoff, attempt - series);
                 attempt += 1;
@@ -133,6 +134,16 @@ impl Run {
                 self.check_stop()?;
                 self.check_window(parent)?;
                 continue;
+            }
+            if !live {
+                // The failure at which the last controller stopped gets one more series of attempts; a failure that the script had
+                // handled then is not touched.
+                if self.parts.history.stopped_at.contains(&path) {
+                    attempt += 1;
+                    series = attempt;
+                    continue;
+                }
+                return Err(fault);
             }
             match self.parts.ask.failed_step(&view(&path, attempt, options), &error)? {
                 OnFailure::Stop => return Err(fault),

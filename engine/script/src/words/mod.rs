@@ -64,7 +64,7 @@ pub const WORDS: &[Word] = &[
     },
     Word {
         name: "parallel",
-        syntax: "parallel { branch NAME { … } branch NAME { … } }   or   parallel X in LIST { … }",
+        syntax: "parallel { branch NAME { … } branch NAME { … } }   or   parallel { for X in LIST { … } }",
         doc: "Runs branches at the same time and waits for all of them. Its value is a map from branch name (or the item as text) to the branch's \
               value. A branch cannot assign to variables outside of it. When branches fail, the others still end; the error names each.",
     },

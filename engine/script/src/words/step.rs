@@ -12,6 +12,7 @@ use runbook_core::{Error, Result, Ty, Value};
 use super::{Res, duration, end, eval_in, fail, here, improper, next, options, place, text};
 use crate::engine::Host;
 use crate::fault::{ScriptFault, to_error};
+use crate::vars::Variables;
 
 /// Which optional parts a step has, as the parser notes them.
 const OPTIONS: i64 = 1;
@@ -98,9 +99,14 @@ fn eval(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, host: &Arc<Host>, inputs:
         if let (true, Some(u)) = (keep, undo_expr) {
             run.push_undo(order, &path, Box::new(Block::capture(ctx, host, u)));
         }
+        let before = Variables::of(ctx.scope());
         let result = eval_in(ctx, f.clone(), block).map_err(ScriptFault);
         if let (true, Some(u)) = (keep, undo_expr) {
             run.push_undo(order, &path, Box::new(Block::capture(ctx, host, u)));
+        }
+        // An attempt that failed leaves no trace in variables: replay does not go through it.
+        if result.is_err() {
+            before.restore(ctx);
         }
         result
     });
@@ -138,19 +144,11 @@ struct Block {
 
 impl Block {
     fn capture(ctx: &EvalContext<'_, '_, '_, '_, '_, '_>, host: &Host, undo: &Expression<'_>) -> Self {
-        let mut scope = Scope::new();
-        for (name, constant, value) in ctx.scope().iter_raw() {
-            if constant {
-                scope.push_constant_dynamic(name, value.flatten_clone());
-            } else {
-                scope.push_dynamic(name, value.flatten_clone());
-            }
-        }
         let expr: &Expr = undo;
         Block {
             engine: host.engine.get().cloned().unwrap_or_default(),
             expr: expr.clone(),
-            scope,
+            scope: Variables::of(ctx.scope()).scope(),
             global: ctx.global_runtime_state().clone(),
             this: ctx.this_ptr().cloned(),
         }

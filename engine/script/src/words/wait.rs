@@ -9,6 +9,7 @@ use runbook_core::{Code, Error, Ty};
 use super::{Res, duration, end, eval_in, fail, here, next, options, text};
 use crate::engine::Host;
 use crate::fault::ScriptFault;
+use crate::vars::Variables;
 
 /// Adds it to the engine.
 pub fn register(e: &mut Engine, host: &Arc<Host>) {
@@ -36,21 +37,14 @@ pub fn register(e: &mut Engine, host: &Arc<Host>) {
             let (frame, run) = here(ctx, &h).map_err(|e| fail(ctx, what.position(), e))?;
             let done = run.wait_until(&frame, &title, within, every, |f| {
                 // An evaluation that was not true must leave no trace, since replay will not go through it.
-                let before: Vec<Dynamic> = ctx.scope().iter_raw().map(|(_, _, v)| v.flatten_clone()).collect();
+                let before = Variables::of(ctx.scope());
                 let v = eval_in(ctx, f.clone(), block).map_err(ScriptFault)?;
                 let Ok(ok) = v.as_bool() else {
                     let e = Error::new(Code::BAD_WORD, format!("the condition of wait_until must be true or false, not {}", v.type_name()));
                     return Err(ScriptFault(fail(ctx, block.position(), e)));
                 };
                 if !ok {
-                    for (i, old) in before.into_iter().enumerate() {
-                        let name = ctx.scope().iter_raw().nth(i).map(|(n, c, _)| (n.to_string(), c));
-                        if let Some((name, false)) = name
-                            && let Some(slot) = ctx.scope_mut().get_mut(&name)
-                        {
-                            *slot = old;
-                        }
-                    }
+                    before.restore(ctx);
                 }
                 Ok(ok)
             });

@@ -1,0 +1,6 @@
+//! Tests of the language on the durable executor, against a far side in memory that remembers everything done to it.
+
+mod check;
+mod crash;
+mod flow;
+mod world;
