@@ -484,6 +484,45 @@ fn refused_orders_are_not_lost_and_a_deleted_one_is() {
 }
 
 #[test]
+fn a_cutover_by_hand_loses_no_order() {
+    if !have("ssh") || !have("nsupdate") {
+        return;
+    }
+    let lab = Lab::up(&plan(2, 20));
+    lab.until("orders", |s| s.orders_placed > 20);
+    lab.sh(
+        "new",
+        "mkdir -p shop/uploads; printf 'port = 8081\ndatabase = \"shop/shop.db\"\nuploads = \"shop/uploads\"\n' > shop/shop.conf",
+    );
+    for host in ["old", "new"] {
+        lab.sh(host, "touch edge/maintenance");
+    }
+    // Orders that were passed on before the page went up may still come in; the fence is what ends them.
+    let from = rusqlite::Connection::open(lab.folder("old").join("shop/shop.db")).unwrap();
+    from.busy_timeout(Duration::from_secs(5)).unwrap();
+    from.execute_batch("CREATE TRIGGER fence BEFORE INSERT ON orders BEGIN SELECT RAISE(ABORT, 'moved'); END").unwrap();
+    let mut to = rusqlite::Connection::open(lab.folder("new").join("shop/shop.db")).unwrap();
+    rusqlite::backup::Backup::new(&from, &mut to).unwrap().run_to_completion(100, Duration::ZERO, None).unwrap();
+    to.execute_batch("DROP TRIGGER fence").unwrap();
+    drop(to);
+    lab.sh("new", "systemctl start shop");
+    lab.point("new", 60);
+    lab.sh("new", "rm edge/maintenance");
+    // A customer with a stale answer is served through the old entry.
+    lab.sh("old", &format!("echo {} > edge/upstream; rm edge/maintenance", lab.address("new")));
+    let before = lab.status().orders_placed;
+    let s = lab.until("orders on the new host", |s| s.orders_placed > before + 20 && !s.refusing && s.orders_unsure == 0);
+    assert_eq!((s.orders_lost, s.shop_address), (Some(0), Some(lab.address("new"))));
+    assert!(lab.get("/health").1.contains("\"host\":\"new\""));
+    // Longer than the old TTL: the entry's answer from before the change has run out.
+    std::thread::sleep(Duration::from_secs(3));
+    let refused = lab.status().orders_refused;
+    lab.sh("old", "systemctl stop shop edge");
+    let s = lab.until("more orders", |n| n.orders_placed > s.orders_placed + 20);
+    assert_eq!((s.orders_lost, s.orders_refused), (Some(0), refused), "nothing leads to the old host any more");
+}
+
+#[test]
 fn reset_brings_back_the_world_before() {
     if !have("ssh") || !have("nsupdate") {
         return;
