@@ -1,6 +1,57 @@
-//! placeholder
+//! Backups: snapshots that are proven to be restorable.
+//!
+//! - `repository.rs`: the trait behind all kinds of repositories; `primitives.rs`: the methods of `Backup`, the same for all
+//! - `archive/`: plain compressed tar archives, each with a SHA-256 manifest; `tar.rs` and `manifest.rs` read and write those
 
+use std::collections::BTreeMap;
+
+use runbook_core::inventory::{Environment, Section};
 use runbook_core::primitive::Registry;
+use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
+use runbook_core::{Code, Record, Result, Value};
+
+mod archive;
+mod manifest;
+mod primitives;
+pub mod repository;
+mod tar;
 
 /// Adds the primitives of this family.
-pub fn register(_r: &mut Registry) {}
+pub fn register(r: &mut Registry) {
+    r.add_type(TypeSpec::new("Backup", "A backup repository of the inventory.").field("name", Ty::Str, "Its name."));
+    r.add_type(
+        TypeSpec::new("Snapshot", "A snapshot in a backup repository.")
+            .field("id", Ty::Str, "Its name in the repository.")
+            .field("time", Ty::Time, "When it was begun.")
+            .field("host", Ty::Str, "The inventory name of the host that it was taken from.")
+            .field("paths", Ty::List(Box::new(Ty::Str)), "What was taken.")
+            .field("files", Ty::Int, "How many files it holds.")
+            .field("bytes", Ty::Bytes, "The size of these files.")
+            .field("tags", Ty::List(Box::new(Ty::Str)), "What it was marked with.")
+            .field("archive", Ty::Str, "Where it lies on the host of the repository."),
+    );
+    r.add_type(
+        TypeSpec::new("RestoreTest", "What a restore test found right.")
+            .field("files", Ty::Int, "How many files were restored and checked.")
+            .field("bytes", Ty::Bytes, "Their size."),
+    );
+    r.add_pure(
+        Spec::function("backup", Effect::Pure, "Gives the backup repository of that name in the inventory.")
+            .arg("name", Ty::Str, "Its name in `[environments.….backups]` of runbook.toml.")
+            .returns(Ty::Record("Backup"))
+            .example(r#"let vault = backup("vault");"#)
+            .errors(&[Code::UNKNOWN_NAME]),
+        backup,
+    );
+    r.add(primitives::Take::default());
+    r.add(primitives::List::default());
+    r.add(primitives::Verify::default());
+    r.add(primitives::RestoreTest::default());
+    r.add(primitives::Restore::default());
+}
+
+fn backup(env: &Environment, call: &Call) -> Result<Value> {
+    let b = env.resource(Section::Backups, call.str(0))?;
+    let fields = BTreeMap::from([("name".to_string(), Value::from(b.name.as_str()))]);
+    Ok(Record::handle("Backup", b.name.clone(), fields).into())
+}

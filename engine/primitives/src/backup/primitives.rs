@@ -1,0 +1,247 @@
+//! The methods of `Backup`.
+
+use async_trait::async_trait;
+use runbook_core::primitive::{Cx, Outcome, Primitive, Reconciled};
+use runbook_core::spec::{Call, Effect, Spec, Ty};
+use runbook_core::units::show_bytes;
+use runbook_core::{Code, Error, Record, Result, Value};
+
+use super::repository::{Plan, Snapshot, of};
+
+fn host_ty() -> Ty {
+    Ty::OneOf(vec![Ty::Record("Host"), Ty::Str])
+}
+
+fn snapshot_ty() -> Ty {
+    Ty::OneOf(vec![Ty::Record("Snapshot"), Ty::Str])
+}
+
+fn texts_ty() -> Ty {
+    Ty::OneOf(vec![Ty::Str, Ty::List(Box::new(Ty::Str))])
+}
+
+fn texts(v: Option<&Value>) -> Vec<String> {
+    match v {
+        Some(Value::Str(s)) => vec![s.clone()],
+        Some(Value::List(l)) => l.iter().filter_map(|v| v.as_str().map(str::to_string)).collect(),
+        _ => vec![],
+    }
+}
+
+/// The inventory name of a host, the name of a snapshot.
+fn name_of(v: &Value) -> &str {
+    match v {
+        Value::Record(r) => r.name.as_deref().unwrap_or_else(|| r.str("id")),
+        v => v.as_str().unwrap_or_default(),
+    }
+}
+
+fn size(files: u64, bytes: u64) -> String {
+    format!("{files} {}, {}", if files == 1 { "file" } else { "files" }, show_bytes(bytes))
+}
+
+/// Takes a snapshot.
+pub struct Take(Spec);
+
+impl Default for Take {
+    fn default() -> Self {
+        Take(
+            Spec::method(
+                "Backup",
+                "snapshot",
+                Effect::Once,
+                "Takes a snapshot of folders and files of a host.\n\nThe data streams from that host through the controller into the \
+                 repository; nothing is installed on either. The snapshot appears only when it is complete and its checksums are \
+                 proven, so that a crash leaves no half of one. It carries the action's id, by which a resumed run finds it again. A \
+                 file that changes while it is read has the whole taken again, three times at most.",
+            )
+            .arg("host", host_ty(), "The host to take it from.")
+            .arg("paths", texts_ty(), "Folders and files: all relative to the login folder, or all absolute.")
+            .option("tags", texts_ty(), "Words to find it by later.")
+            .option("exclude", texts_ty(), "What to leave out, as patterns of `tar --exclude`.")
+            .option("sudo", Ty::Bool, "Whether to read with sudo; false by default.")
+            .option("accept_changing", Ty::Bool, "Whether to keep a snapshot in which files changed while they were read; false by default.")
+            .returns(Ty::Record("Snapshot"))
+            .example(r#"let snapshot = backup("vault").snapshot(host("old"), ["/etc", "/srv/shop"], #{ tags: ["before-cutover"], sudo: true });"#)
+            .errors(&[Code::BACKUP_SNAPSHOT]),
+        )
+    }
+}
+
+fn taken(s: &Snapshot, changed: &[String]) -> Outcome {
+    let mut note = size(s.files, s.bytes);
+    if !changed.is_empty() {
+        note.push_str(&format!("; changed while read: {}", changed.join(", ")));
+    }
+    Outcome::changed(s.to_value()).note(note)
+}
+
+#[async_trait]
+impl Primitive for Take {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let plan = Plan {
+            host: name_of(call.arg(0)).to_string(),
+            paths: texts(Some(call.arg(1))),
+            exclude: texts(call.opt("exclude")),
+            tags: texts(call.opt("tags")),
+            sudo: call.opt_bool("sudo"),
+            accept_changing: call.opt_bool("accept_changing"),
+        };
+        if plan.paths.is_empty() {
+            return Err(Error::new(Code::BACKUP_SNAPSHOT, "a snapshot needs at least one path"));
+        }
+        let (snapshot, changed) = of(cx, call)?.snapshot(cx, &plan).await?;
+        Ok(taken(&snapshot, &changed))
+    }
+
+    async fn reconcile(&self, cx: &Cx, call: &Call) -> Result<Reconciled> {
+        Ok(match of(cx, call)?.made_by_action(cx).await? {
+            Some(s) => Reconciled::Done(taken(&s, &[])),
+            None => Reconciled::NotStarted,
+        })
+    }
+}
+
+/// Lists snapshots.
+pub struct List(Spec);
+
+impl Default for List {
+    fn default() -> Self {
+        List(
+            Spec::method("Backup", "list", Effect::Read, "Lists the snapshots in the repository, oldest first.")
+                .returns(Ty::List(Box::new(Ty::Record("Snapshot"))))
+                .example(r#"let newest = backup("vault").list().pop();"#)
+                .errors(&[Code::BACKUP_DAMAGED]),
+        )
+    }
+}
+
+#[async_trait]
+impl Primitive for List {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let all = of(cx, call)?.list(cx).await?;
+        Ok(Value::List(all.iter().map(Snapshot::to_value).collect()).into())
+    }
+}
+
+/// Verifies a snapshot.
+pub struct Verify(Spec);
+
+impl Default for Verify {
+    fn default() -> Self {
+        Verify(
+            Spec::method(
+                "Backup",
+                "verify",
+                Effect::Read,
+                "Computes every checksum of a snapshot again, on the host of the repository, without writing anything.",
+            )
+            .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
+            .example(r#"for s in backup("vault").list() { backup("vault").verify(s); }"#)
+            .errors(&[Code::BACKUP_MISSING, Code::BACKUP_DAMAGED]),
+        )
+    }
+}
+
+#[async_trait]
+impl Primitive for Verify {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let repository = of(cx, call)?;
+        let snapshot = repository.get(cx, name_of(call.arg(0))).await?;
+        repository.verify(cx, &snapshot).await?;
+        Ok(Outcome { note: Some(size(snapshot.files, snapshot.bytes)), ..Outcome::default() })
+    }
+}
+
+/// Restores as a test.
+pub struct RestoreTest(Spec);
+
+impl Default for RestoreTest {
+    fn default() -> Self {
+        RestoreTest(
+            Spec::method(
+                "Backup",
+                "restore_test",
+                Effect::Converge,
+                "Restores a snapshot into an empty temporary folder, checks every file against its checksum, and removes the folder.\n\n\
+                 It uses what a person would use in need: `tar` and `sha256sum`. The folder needs the room of the restored files.",
+            )
+            .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
+            .option("on", host_ty(), "The host to restore on; the one of the repository by default.")
+            .option("compare", Ty::Bool, "Whether to compare with the files on the source host as they are now, too; false by default.")
+            .returns(Ty::Record("RestoreTest"))
+            .example(r#"backup("vault").restore_test(snapshot, #{ on: host("new") });"#)
+            .errors(&[Code::BACKUP_MISSING, Code::BACKUP_RESTORE]),
+        )
+    }
+}
+
+#[async_trait]
+impl Primitive for RestoreTest {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let repository = of(cx, call)?;
+        let snapshot = repository.get(cx, name_of(call.arg(0))).await?;
+        let on = call.opt("on").map(name_of);
+        let r = repository.restore_test(cx, &snapshot, on, call.opt_bool("compare")).await?;
+        let value =
+            Record::new("RestoreTest", [("files", i64::try_from(r.files).unwrap_or(i64::MAX).into()), ("bytes", Value::Bytes(r.bytes))]);
+        Ok(Outcome::unchanged(value, format!("restored and checked {}, then removed", size(r.files, r.bytes))))
+    }
+}
+
+/// Restores.
+pub struct Restore(Spec);
+
+impl Default for Restore {
+    fn default() -> Self {
+        Restore(
+            Spec::method(
+                "Backup",
+                "restore",
+                Effect::Converge,
+                "Restores a snapshot into a folder of a host and checks every file.\n\nFiles that are in the way are overwritten, others \
+                 in the folder stay. There is nothing to do when all of it is there already, unchanged.",
+            )
+            .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
+            .arg("host", host_ty(), "The host to restore on.")
+            .arg("dest", Ty::Str, "The folder that the paths of the snapshot are put under: `/` or `.` for the places where they were.")
+            .option("sudo", Ty::Bool, "Whether to write with sudo, which also brings back owners; false by default.")
+            .example(r#"let b = backup("vault"); b.restore(b.list().pop(), host("new"), "/", #{ sudo: true });"#)
+            .errors(&[Code::BACKUP_MISSING, Code::BACKUP_RESTORE]),
+        )
+    }
+}
+
+#[async_trait]
+impl Primitive for Restore {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let repository = of(cx, call)?;
+        let s = repository.get(cx, name_of(call.arg(0))).await?;
+        let changed = repository.restore(cx, &s, name_of(call.arg(1)), call.str(2), call.opt_bool("sudo")).await?;
+        Ok(if changed {
+            Outcome::changed(()).note(size(s.files, s.bytes))
+        } else {
+            Outcome::unchanged((), "all of it is there already, unchanged")
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! What a backup repository must be able to do, and what a snapshot is. Drivers stand in folders of their own; `archive/` is the first.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use runbook_core::inventory::{Resource, Section};
+use runbook_core::primitive::Cx;
+use runbook_core::spec::Call;
+use runbook_core::{Code, Error, Record, Result, Value};
+use serde::{Deserialize, Serialize};
+
+use super::archive::Archive;
+
+/// One snapshot in a repository, as kept beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its name in the repository.
+    pub id: String,
+    /// The action that made it; how a resumed run finds out whether it exists.
+    pub action: String,
+    /// When it was begun.
+    pub time: Timestamp,
+    /// The inventory name of the host that it was taken from.
+    pub host: String,
+    /// The paths that were asked for; all relative to the login folder, or all absolute.
+    pub paths: Vec<String>,
+    /// How many regular files.
+    pub files: u64,
+    /// How many hard links to those files.
+    #[serde(default)]
+    pub links: u64,
+    /// The size of all files.
+    pub bytes: u64,
+    /// What it was marked with.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Where it lies: for people.
+    pub archive: String,
+    /// The size of the archive as kept.
+    #[serde(default)]
+    pub archive_bytes: u64,
+    /// The SHA-256 of the archive as kept.
+    #[serde(default)]
+    pub archive_sha256: String,
+    /// The SHA-256 of its manifest.
+    #[serde(default)]
+    pub manifest_sha256: String,
+}
+
+impl Snapshot {
+    /// Whether its paths are absolute.
+    #[must_use]
+    pub fn absolute(&self) -> bool {
+        self.paths.first().is_some_and(|p| p.starts_with('/'))
+    }
+
+    /// The script's value of type `Snapshot`.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let texts = |l: &[String]| Value::List(l.iter().map(|t| t.as_str().into()).collect());
+        Record::new(
+            "Snapshot",
+            [
+                ("id", self.id.as_str().into()),
+                ("time", self.time.into()),
+                ("host", self.host.as_str().into()),
+                ("paths", texts(&self.paths)),
+                ("files", i64::try_from(self.files).unwrap_or(i64::MAX).into()),
+                ("bytes", Value::Bytes(self.bytes)),
+                ("tags", texts(&self.tags)),
+                ("archive", self.archive.as_str().into()),
+            ],
+        )
+        .into()
+    }
+}
+
+/// What shall be in a snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The inventory name of the host.
+    pub host: String,
+    /// What to take.
+    pub paths: Vec<String>,
+    /// What to leave out.
+    pub exclude: Vec<String>,
+    /// What to mark it with.
+    pub tags: Vec<String>,
+    /// Whether to read with privileges.
+    pub sudo: bool,
+    /// Whether files may change while they are read.
+    pub accept_changing: bool,
+}
+
+/// What a restore test found right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// How many files.
+    pub files: u64,
+    /// Their size.
+    pub bytes: u64,
+}
+
+/// A backup repository. A snapshot is there whole or not at all, and carries `cx.action_id`.
+#[async_trait]
+pub trait Repository: Send + Sync {
+    /// Takes a snapshot; the second value names files that changed while they were read, when that was accepted.
+    async fn snapshot(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)>;
+    /// The snapshot that the action `cx.action_id` made, when it did. What it left unfinished is removed.
+    async fn made_by_action(&self, cx: &Cx) -> Result<Option<Snapshot>>;
+    /// Every snapshot, oldest first.
+    async fn list(&self, cx: &Cx) -> Result<Vec<Snapshot>>;
+    /// One snapshot by its name. `RB0701` when there is none.
+    async fn get(&self, cx: &Cx, id: &str) -> Result<Snapshot>;
+    /// Computes every checksum again. `RB0702` naming what is damaged or missing.
+    async fn verify(&self, cx: &Cx, snapshot: &Snapshot) -> Result<()>;
+    /// Restores into an empty temporary folder, on the host of the repository or on another, and checks it; with `compare`, also
+    /// against the files as they are now. `RB0703` naming the differences.
+    async fn restore_test(&self, cx: &Cx, snapshot: &Snapshot, on: Option<&str>, compare: bool) -> Result<Restored>;
+    /// Restores into a folder of a host; whether anything had to be written.
+    async fn restore(&self, cx: &Cx, snapshot: &Snapshot, host: &str, dest: &str, sudo: bool) -> Result<bool>;
+}
+
+/// The repository that a method was called on.
+///
+/// # Errors
+/// `RB0106` when the inventory has none of that name, `RB0104` for a kind that does not exist.
+pub fn of(cx: &Cx, call: &Call) -> Result<Box<dyn Repository>> {
+    let resource: &Resource = cx.env.resource(Section::Backups, call.target())?;
+    match resource.kind.as_str() {
+        "archive" => Ok(Box::new(Archive::new(resource)?)),
+        other => {
+            Err(Error::new(Code::INVENTORY_TYPE, format!("the backup repository \"{}\" has the unknown kind \"{other}\"", resource.name))
+                .hint("there is: archive"))
+        }
+    }
+}
