@@ -12,8 +12,8 @@ pub(super) fn sql(path: &Path, what: &str, e: &rusqlite::Error) -> Error {
     let (primary, extended) = e.sqlite_error().map_or((0, 0), |f| (f.extended_code & 0xff, f.extended_code));
     match (primary, extended) {
         (ffi::SQLITE_FULL, _) | (_, ffi::SQLITE_IOERR_SHMSIZE) => {
-            Error::new(Code::STORE_FULL, format!("the disk under {file} is full: {what} was not recorded"))
-                .hint("make room on that disk, then resume the run: nothing was begun that is not recorded")
+            Error::new(Code::STORE_FULL, format!("the disk under {file} is full: {what} failed"))
+                .hint("make room on that disk, then resume the run: an action whose intent could not be recorded was not begun")
         }
         (ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB, _) | (_, ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_CORRUPTFS) => {
             damaged(path, format!("{file} is damaged: {what} failed: {e}"))
