@@ -197,7 +197,9 @@ pub async fn overlay(dir: &Path) -> Result<Value> {
             "tsig_name": keys::TSIG_NAME.trim_end_matches('.'),
             "tsig_algorithm": "hmac-sha256",
             "tsig_secret": "lab-tsig",
-            "resolvers": [server],
+            "resolvers": [server.as_str()],
+            // The zone's NS record is for looks: name servers named by it are asked on port 53, which the lab cannot have.
+            "nameservers": [server.as_str()],
         } },
         "secrets": { "lab-tsig": { "file": layout.tsig().to_string_lossy() } },
     }))
