@@ -357,3 +357,47 @@ async fn everybody_who_is_asked_must_answer_the_new_value() {
     let e = by_ns.fails("wait_answer", wait("100ms", &[])).await;
     assert!(e.message.contains("1 of 2 servers") && e.message.contains("ns1.example.test (127.0.0.99)"), "{e}");
 }
+
+#[test]
+fn the_embedded_lab_is_moved_as_a_real_zone() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("shop/.runbook/lab/demo");
+    let plan = runbook_lab::Plan {
+        hosts: ["old", "new"].map(String::from).to_vec(),
+        edge_hosts: ["old", "new"].map(String::from).to_vec(),
+        zone: "example.test".into(),
+        name: "shop.example.test".into(),
+        ttl: Duration::from_secs(3),
+        order_every: Duration::from_millis(100),
+        app_host: "old".into(),
+        exe: env!("CARGO_BIN_EXE_runbook").into(),
+        env_name: "demo".into(),
+    };
+    let rt = tokio::runtime::Runtime::new().unwrap();
+    let moved = rt.block_on(async {
+        runbook_lab::up(&dir, &plan).await?;
+        let overlay = runbook_lab::overlay(&dir).await?;
+        let zone = &overlay["zones"]["example.test"];
+        let mut lab = Lab::new(zone["server"].as_str().unwrap());
+        for (key, v) in zone.as_object().unwrap() {
+            let v = v
+                .as_array()
+                .map_or_else(|| Value::from(v.as_str().unwrap()), |l| list(&l.iter().filter_map(|s| s.as_str()).collect::<Vec<_>>()));
+            lab.settings.insert(key.clone(), v);
+        }
+        let secret = std::fs::read_to_string(overlay["secrets"]["lab-tsig"]["file"].as_str().unwrap()).unwrap();
+        lab.world.secrets.lock().insert("lab-tsig".into(), secret.trim().into());
+        let new = overlay["hosts"]["new"]["address"].as_str().unwrap().to_string();
+        let within = || options(&[("within", "5s".into())]);
+        lab.act("lower_ttl", vec!["shop".into(), "1s".into(), within()]).await?;
+        assert_eq!(lab.fails("point", vec!["shop".into(), new.as_str().into()]).await.code, Code::DNS_TTL);
+        lab.act("wait_ttl", vec!["shop".into()]).await?;
+        assert_eq!(lab.act("point", vec!["shop".into(), new.as_str().into()]).await?.changed, Some(true));
+        lab.act("wait_answer", vec!["shop".into(), new.as_str().into(), within()]).await?;
+        lab.act("restore_ttl", vec!["shop".into()]).await?;
+        lab.act("read", vec!["shop".into()]).await
+    });
+    rt.block_on(runbook_lab::down(&dir)).unwrap();
+    let r = moved.unwrap().value;
+    assert_eq!(r.as_record().unwrap().get("ttl"), &Value::Duration(Duration::from_secs(3)));
+}
