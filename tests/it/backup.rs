@@ -354,3 +354,47 @@ async fn a_file_that_changes_while_it_is_read_is_named_or_accepted() {
     lab.call("r1-c", "verify", vec![s.value.clone()]).await.unwrap();
     lab.call("r1-d", "restore_test", vec![s.value]).await.unwrap();
 }
+
+#[test]
+fn the_embedded_lab_is_backed_up_as_real_hosts() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("shop/.runbook/lab/demo");
+    let plan = runbook_lab::Plan {
+        hosts: ["old", "new", "vault"].map(String::from).to_vec(),
+        edge_hosts: ["old", "new"].map(String::from).to_vec(),
+        zone: "example.test".into(),
+        name: "shop.example.test".into(),
+        ttl: Duration::from_secs(3),
+        order_every: Duration::from_millis(100),
+        app_host: "old".into(),
+        exe: env!("CARGO_BIN_EXE_runbook").into(),
+        env_name: "demo".into(),
+    };
+    let rt = tokio::runtime::Runtime::new().unwrap();
+    let tested = rt.block_on(async {
+        runbook_lab::up(&dir, &plan).await?;
+        let overlay = runbook_lab::overlay(&dir).await?;
+        let settings = |h: &str| -> BTreeMap<String, Value> {
+            let all = overlay["hosts"][h].as_object().unwrap();
+            all.iter().filter_map(|(k, v)| Some((k.clone(), Value::from(v.as_str()?)))).collect()
+        };
+        let mut env = environment(&[("old", settings("old")), ("new", settings("new")), ("vault", settings("vault"))]);
+        let store = BTreeMap::from([("host".to_string(), Value::from("vault")), ("path".to_string(), "backups".into())]);
+        let r = Resource { name: "store".into(), kind: "archive".into(), settings: store };
+        env.resources.entry(Section::Backups).or_default().insert("store".into(), r);
+        let world = world();
+        let act = |method: &'static str, args: Vec<Value>| {
+            let c = cx(&world, env.clone(), method);
+            async move {
+                let p = runbook_primitives::registry().primitives[&(Some("Backup"), method)].clone();
+                p.act(&c, &p.spec().bind(Some(Record::handle("Backup", "store", BTreeMap::new())), args)?).await
+            }
+        };
+        let s = act("snapshot", vec![host("old"), list(&["shop/uploads"])]).await?.value;
+        act("verify", vec![s.clone()]).await?;
+        act("restore_test", vec![s.clone(), options(&[("on", host("new")), ("compare", true.into())])]).await?;
+        act("restore_test", vec![s]).await
+    });
+    rt.block_on(runbook_lab::down(&dir)).unwrap();
+    assert!(tested.unwrap().value.as_record().unwrap().get("files").as_int().unwrap() > 0);
+}
