@@ -14,8 +14,6 @@ pub mod driver;
 mod fence;
 mod promote;
 pub mod sqlite;
-#[cfg(test)]
-mod tests;
 
 pub use sqlite::{HelperExe, helper_main};
 

@@ -5,6 +5,8 @@ mod link;
 mod proto;
 mod remote;
 mod sqlite3;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

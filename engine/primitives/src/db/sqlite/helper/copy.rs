@@ -88,7 +88,7 @@ fn backup(from: &Connection, from_path: &Path, to: &mut Connection, patience: Du
                         )
                         .retryable(true));
                     }
-                    std::thread::sleep(Duration::from_millis(5));
+                    std::thread::sleep(Duration::from_micros(300));
                 }
                 _ => {
                     let now = copying.progress().remaining;
@@ -325,8 +325,8 @@ fn own(temp: &Path, path: &Path, mode: u32) -> Result<()> {
 /// Closes what an unpromoted copy has beside it, so that only the one file is left.
 fn retire(path: &Path) -> Result<()> {
     if state::state(path)?.exists {
-        let conn = open::write(path)?;
-        conn.busy_timeout(Duration::from_secs(5)).map_err(sql(path, "close"))?;
+        let mut conn = open::write(path)?;
+        open::patience(&mut conn, Duration::from_secs(5)).map_err(sql(path, "close"))?;
         single_file(&conn, path)?;
         conn.close().map_err(|(_, e)| open::explain(path, "close", &e))?;
     }
@@ -371,7 +371,7 @@ pub fn restore(path: &Path, header: &Header, within: Duration, input: &mut dyn R
     state::set_fence(&tx, path, &crate::db::sqlite::proto::FenceRow { stamp: Some(header.version.stamp.clone()), ..fence })?;
     tx.commit().map_err(&err)?;
     single_file(&conn, &temp.0)?;
-    live.busy_timeout(within).map_err(&err)?;
+    open::patience(&mut live, within).map_err(&err)?;
     backup(&conn, &temp.0, &mut live, within)?;
     let stamp = digest::digest(&live, path, true)?.stamp();
     if stamp != header.version.stamp {

@@ -24,7 +24,7 @@ pub fn fence(path: &Path, id: &str, name: &str, time: &str, within: Duration) ->
         e.code = Code::DB_FENCE;
         e
     };
-    conn.busy_timeout(within).map_err(waited)?;
+    open::patience(&mut conn, within).map_err(waited)?;
     // The write lock: every writer has committed or gone, and the next one will see the triggers.
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(waited)?;
     let virtual_tables = guard::unguardable(&tx, path)?;

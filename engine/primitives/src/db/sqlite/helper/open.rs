@@ -1,7 +1,8 @@
 //! Opening database files, and turning SQLite's errors into the engine's.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runbook_core::{Code, Error, Result};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -71,9 +72,33 @@ pub fn create(path: &Path) -> Result<Connection> {
 }
 
 fn with(path: &Path, flags: OpenFlags) -> Result<Connection> {
-    let conn = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql(path, "open"))?;
-    conn.busy_timeout(BUSY).map_err(sql(path, "open"))?;
+    let mut conn = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(sql(path, "open"))?;
+    patience(&mut conn, BUSY).map_err(sql(path, "open"))?;
     Ok(conn)
+}
+
+thread_local! {
+    static PATIENCE: Cell<Duration> = const { Cell::new(BUSY) };
+    static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Sets how long statements wait for other processes' locks.
+///
+/// SQLite's own waiting sleeps up to 100 ms at a time. Against an application that writes without a pause its lock is free for
+/// moments only, and one that looks so seldom is starved.
+///
+/// # Errors
+/// Never one that matters.
+pub fn patience(conn: &mut Connection, limit: Duration) -> rusqlite::Result<()> {
+    PATIENCE.set(limit);
+    conn.busy_handler(Some(|tries| {
+        if tries == 0 || SINCE.get().is_none() {
+            SINCE.set(Some(Instant::now()));
+        }
+        let waited = SINCE.get().map_or(Duration::ZERO, |t| t.elapsed());
+        std::thread::sleep(if waited < Duration::from_secs(5) { Duration::from_micros(300) } else { Duration::from_millis(10) });
+        waited < PATIENCE.get()
+    }))
 }
 
 fn probe(conn: &Connection) -> rusqlite::Result<()> {

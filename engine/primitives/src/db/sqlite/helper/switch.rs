@@ -54,7 +54,7 @@ pub fn promote(path: &Path, fence: &str, stamp: &str, action: &str, time: &str) 
 pub fn hold(path: &Path, within: Duration) -> Result<(State, Digest)> {
     let mut conn = open::write(path)?;
     let err = sql(path, "stop the writes on");
-    conn.busy_timeout(within).map_err(&err)?;
+    open::patience(&mut conn, within).map_err(&err)?;
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&err)?;
     if state::copy(&tx, path)?.is_none() {
         return Err(Error::new(Code::DB_COPY, format!("{} is not a copy made by copy_from", path.display())));
