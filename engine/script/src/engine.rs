@@ -7,7 +7,7 @@ use rhai::packages::{
     ArithmeticPackage, BasicArrayPackage, BasicBlobPackage, BasicFnPackage, BasicIteratorPackage, BasicMapPackage, BasicMathPackage,
     BasicStringPackage, BitFieldPackage, LanguageCorePackage, LogicPackage, MoreStringPackage, Package,
 };
-use rhai::{Engine, OptimizationLevel};
+use rhai::{Engine, OptimizationLevel, Token};
 use runbook_core::exec::Run;
 use runbook_core::primitive::Registry;
 
@@ -51,6 +51,12 @@ pub fn make(registry: Arc<Registry>, sources: Arc<Sources>) -> (Arc<Engine>, Arc
     MoreStringPackage::new().register_into_engine(&mut e);
 
     e.disable_symbol("eval");
+    // Rhai reserves these for languages that it is not; in a migration the new server is called `new`.
+    #[allow(deprecated)]
+    e.on_parse_token(|token, _, _| match token {
+        Token::Reserved(word) if ["new", "package", "shared", "default", "public"].contains(&word.as_str()) => Token::Identifier(word),
+        token => token,
+    });
     e.set_optimization_level(OptimizationLevel::None);
     e.set_strict_variables(true);
     e.set_fail_on_invalid_map_property(true);

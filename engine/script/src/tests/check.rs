@@ -27,6 +27,8 @@ fn a_correct_runbook_has_no_findings() {
         import "lib/fine" as fine;
         fine::ok(1);
         let b = box("a");
+        let new = box("new");
+        new.look(new.name);
         fn helper(b, x) { b.work(x); if x == "y" { return 1; } 2 }
         step "one" #{ retries: 1 } { helper(b, "z"); let l = [1, 2]; l.push(3); for i in l { if i == 2 { break; } } }
         let f = |x| x + 1;
