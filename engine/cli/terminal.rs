@@ -1,0 +1,181 @@
+//! The terminal: what goes where, in which colours, and how a person is asked.
+//!
+//! Results go to standard output, progress, hints and questions to standard error. Nothing here fails when the other end is gone.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+/// How text stands out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Names and headings.
+    Bold,
+    /// Errors.
+    Red,
+    /// What was done.
+    Green,
+    /// Warnings and questions.
+    Yellow,
+    /// Places and hints.
+    Blue,
+    /// What matters less.
+    Dim,
+}
+
+/// What is known of the terminal, and what the operator asked for.
+#[derive(Debug, Clone)]
+pub struct Terminal {
+    /// One JSON document instead of text.
+    pub json: bool,
+    /// Never ask.
+    pub no_input: bool,
+    /// Standard error is a terminal that can move its cursor.
+    pub live: bool,
+    /// Standard input and standard error are terminals.
+    pub interactive: bool,
+    color_out: bool,
+    color_err: bool,
+}
+
+impl Terminal {
+    /// Looks at the streams and at `NO_COLOR` and `TERM`.
+    pub fn new(json: bool, no_input: bool) -> Self {
+        let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
+        let dumb = std::env::var_os("TERM").is_none_or(|t| t == "dumb" || t.is_empty());
+        let color = !dumb && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Terminal {
+            json,
+            no_input,
+            live: err && !dumb,
+            interactive: err && std::io::stdin().is_terminal(),
+            color_out: color && out,
+            color_err: color && err,
+        }
+    }
+
+    /// A terminal without colours and without anybody to ask.
+    #[cfg(test)]
+    pub fn plain() -> Self {
+        Terminal { json: false, no_input: true, live: false, interactive: false, color_out: false, color_err: false }
+    }
+
+    /// Whether a person can be asked.
+    pub fn can_ask(&self) -> bool {
+        self.interactive && !self.no_input
+    }
+
+    /// Paints text for standard error.
+    pub fn paint(&self, style: Style, text: &str) -> String {
+        paint(self.color_err, style, text)
+    }
+
+    /// Paints text for standard output.
+    pub fn paint_out(&self, style: Style, text: &str) -> String {
+        paint(self.color_out, style, text)
+    }
+
+    /// Writes a result.
+    pub fn out(&self, text: &str) {
+        write(&mut std::io::stdout().lock(), text);
+    }
+
+    /// Writes progress, a hint or an error.
+    pub fn err(&self, text: &str) {
+        write(&mut std::io::stderr().lock(), text);
+    }
+
+    /// The width of standard error in columns.
+    pub fn width(&self) -> usize {
+        crossterm::terminal::size().map_or(100, |(w, _)| usize::from(w).max(20))
+    }
+
+    /// The height of standard error in lines.
+    pub fn height(&self) -> usize {
+        crossterm::terminal::size().map_or(24, |(_, h)| usize::from(h).max(4))
+    }
+
+    /// Asks and waits for a line; `None` when nobody can be asked or the input has ended.
+    pub fn ask(&self, question: &str) -> Option<String> {
+        let answer: Result<Option<String>, std::convert::Infallible> = self.ask_while(question, || Ok(None));
+        answer.ok().flatten()
+    }
+
+    /// Asks and waits for a line, calling `meanwhile` every few hundred milliseconds: when that gives an answer, the question is
+    /// withdrawn. `Ok(None)` when nobody can be asked.
+    pub fn ask_while<E>(&self, question: &str, mut meanwhile: impl FnMut() -> Result<Option<String>, E>) -> Result<Option<String>, E> {
+        if !self.can_ask() {
+            return Ok(None);
+        }
+        self.err(question);
+        loop {
+            if readable(Duration::from_millis(300)) {
+                let mut line = String::new();
+                return Ok(match std::io::stdin().lock().read_line(&mut line) {
+                    Ok(0) | Err(_) => None,
+                    Ok(_) => Some(line.trim().to_string()),
+                });
+            }
+            match meanwhile() {
+                Ok(None) => {}
+                Ok(Some(answer)) => {
+                    self.err("\n");
+                    return Ok(Some(answer));
+                }
+                Err(e) => {
+                    self.err("\n");
+                    return Err(e);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a line can be read without waiting longer than `limit`. The terminal hands on whole lines.
+fn readable(limit: Duration) -> bool {
+    let stdin = std::io::stdin();
+    let mut fds = [rustix::event::PollFd::new(&stdin, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
+    matches!(rustix::event::poll(&mut fds, Some(&limit)), Ok(n) if n > 0)
+}
+
+fn write(to: &mut dyn Write, text: &str) {
+    // The reader may be gone (`runbook log | head`): then there is nobody to tell.
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}
+
+fn paint(color: bool, style: Style, text: &str) -> String {
+    if !color {
+        return text.to_string();
+    }
+    let code = match style {
+        Style::Bold => "1",
+        Style::Red => "1;31",
+        Style::Green => "32",
+        Style::Yellow => "33",
+        Style::Blue => "34",
+        Style::Dim => "2",
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+/// Makes text from hosts safe to show: no control characters, tabs as spaces.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_cannot_move_the_cursor() {
+        assert_eq!(printable("a\x1b[2Jb\tc\r"), "a[2Jb c");
+    }
+
+    #[test]
+    fn a_plain_terminal_has_no_colours_and_nobody_to_ask() {
+        let t = Terminal::plain();
+        assert_eq!(t.paint(Style::Red, "x"), "x");
+        assert_eq!(t.ask("? "), None);
+    }
+}

@@ -1,0 +1,155 @@
+//! Entries as lines of text: the view without a terminal, and `runbook log`.
+
+use jiff::Timestamp;
+use runbook_core::Error;
+use runbook_core::journal::{Body, Purpose, State, Status, Via};
+use serde_json::Value as Json;
+
+use super::span;
+use super::tree::{name_of, readable};
+use crate::terminal::printable;
+
+/// One line about an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// What happened, in a word.
+    pub tag: &'static str,
+    /// To what.
+    pub text: String,
+    /// Only for `log`: the live view leaves it out.
+    pub detail: bool,
+    /// What was printed there.
+    pub output: Vec<String>,
+}
+
+impl Line {
+    /// The line with its time (of day, UTC), and what was printed below it.
+    pub fn render(&self, time: Timestamp) -> String {
+        let mut out = format!("{}  {:<9} {}\n", time.strftime("%H:%M:%S"), self.tag, self.text);
+        for l in &self.output {
+            out.push_str(&format!("          | {l}\n"));
+        }
+        out
+    }
+}
+
+fn line(tag: &'static str, text: impl Into<String>) -> Line {
+    Line { tag, text: printable(&text.into()), detail: false, output: vec![] }
+}
+
+fn detail(tag: &'static str, text: impl Into<String>) -> Line {
+    Line { detail: true, ..line(tag, text) }
+}
+
+fn why(e: Option<&Error>) -> String {
+    e.map(|e| format!(": {}", e.message)).unwrap_or_default()
+}
+
+/// The name of a state for people.
+pub fn state(s: State) -> &'static str {
+    match s {
+        State::Running => "running",
+        State::Finished => "finished",
+        State::Failed => "failed",
+        State::Paused => "paused",
+        State::Interrupted => "interrupted",
+        State::InDoubt => "in doubt",
+        State::RollingBack => "rolling back",
+        State::RolledBack => "rolled back",
+    }
+}
+
+/// What a person reads of an entry.
+pub fn describe(body: &Body) -> Line {
+    match body {
+        Body::RunStarted { runbook, environment, .. } => line("run", format!("{runbook} in {environment}")),
+        Body::SessionStarted { purpose, operator, took_over, edited, .. } => {
+            let verb = match purpose {
+                Purpose::Run => "begins",
+                Purpose::Resume => "goes on",
+                Purpose::Rollback => "is taken back",
+            };
+            let from = operator.from.as_ref().map(|f| format!(" from {f}")).unwrap_or_default();
+            let took = took_over.as_ref().map(|t| format!(", taken over from {t}")).unwrap_or_default();
+            let edited = if edited.is_some() { ", with edited files" } else { "" };
+            line("session", format!("{verb} by {} on {}{from} (pid {}){took}{edited}", operator.user, operator.host, operator.pid))
+        }
+        Body::SessionEnded { state: s, error, at } => {
+            let place = at.first().map(|p| format!(" at {}", readable(p))).unwrap_or_default();
+            line("end", format!("{}{place}{}", state(*s), why(error.as_ref())))
+        }
+        Body::PhaseStarted { path } => line("phase", readable(path)),
+        Body::PhaseEnded { path, ms, .. } => detail("phase end", format!("{}  {}", readable(path), span(*ms))),
+        Body::StepStarted { path, attempt, on, .. } => {
+            let on = on.as_ref().map(|h| format!(" on {h}")).unwrap_or_default();
+            let attempt = if *attempt > 1 { format!(" (attempt {attempt})") } else { String::new() };
+            line("step", format!("{}{on}{attempt}", readable(path)))
+        }
+        Body::StepEnded { path, status, ms, error, reason, .. } => match status {
+            Status::Ok => line("ok", format!("{}  {}", readable(path), span(*ms))),
+            Status::Failed => line("failed", format!("{}  {}{}", readable(path), span(*ms), why(error.as_ref()))),
+            Status::Skipped => line("skipped", format!("{}: {}", readable(path), reason.as_deref().unwrap_or("no reason given"))),
+        },
+        Body::Intent { call, .. } => detail("begin", call),
+        Body::Outcome { name, call, error, changed, note, ms, via, value, .. } => {
+            let what = call.as_deref().unwrap_or(name);
+            let change = match changed {
+                Some(true) => ", changed",
+                Some(false) => ", nothing to do",
+                None => "",
+            };
+            let how = match via {
+                Via::Act => "",
+                Via::Reconcile => ", as the far side says",
+                Via::Operator => ", as the operator says",
+                Via::Carried => ", from an earlier attempt",
+            };
+            let note = note.as_ref().map(|n| format!(" ({n})")).unwrap_or_default();
+            match error {
+                Some(e) => detail("error", format!("{what}  {}{how}: {}", span(*ms), e.message)),
+                None => Line { output: printed(value.as_ref()), ..detail("did", format!("{what}  {}{change}{how}{note}", span(*ms))) },
+            }
+        }
+        Body::Output { text, .. } => Line { output: text.lines().map(printable).collect(), ..detail("output", "") },
+        Body::GateAsked { question, .. } => line("gate", question),
+        Body::GateAnswered { path, yes, by, comment } => {
+            let comment = comment.as_ref().map(|c| format!(": {c}")).unwrap_or_default();
+            line("answer", format!("{} by {by} to \"{}\"{comment}", if *yes { "yes" } else { "no" }, name_of(path)))
+        }
+        Body::WindowOpened { path, budget_ms, .. } => {
+            let budget = budget_ms.map(|b| format!(" (budget {})", span(b))).unwrap_or_default();
+            line("window", format!("\"{}\" is open: users are cut off{budget}", readable(path)))
+        }
+        Body::WindowOverrun { path, decision, by, ms } => {
+            line("overrun", format!("\"{}\" is open for {}: {decision} ({by})", readable(path), span(*ms)))
+        }
+        Body::WindowClosed { path, ms, overran } => {
+            let over = if *overran { ", over its budget" } else { "" };
+            line("window", format!("\"{}\" is closed after {}{over}", readable(path), span(*ms)))
+        }
+        Body::PointOfNoReturn { why, .. } => line("no return", why),
+        Body::RetryScheduled { path, attempt, after_ms } => {
+            line("retry", format!("{}: attempt {attempt} in {}", readable(path), span(*after_ms)))
+        }
+        Body::TimerSet { until, .. } => line("sleep", format!("until {until}")),
+        Body::TimerFired { .. } => detail("sleep end", ""),
+        Body::DoubtAsked { path, known, .. } => line("in doubt", format!("{}: {known}", readable(path))),
+        Body::DoubtAnswered { answer, by, .. } => line("answer", format!("{answer} by {by}")),
+        Body::Log { level, message, .. } => line(if level == "warn" { "warning" } else { "log" }, message),
+        Body::RollbackStarted { reason } => line("rollback", reason),
+        Body::UndoStarted { path, .. } => line("undo", readable(path)),
+        Body::UndoEnded { path, status, ms, error, .. } => match status {
+            Status::Ok => line("undone", format!("{}  {}", readable(path), span(*ms))),
+            Status::Failed => line("failed", format!("undo of {}  {}{}", readable(path), span(*ms), why(error.as_ref()))),
+            Status::Skipped => line("skipped", format!("undo of {}", readable(path))),
+        },
+    }
+}
+
+/// What a command printed, at most the last lines of it.
+fn printed(value: Option<&Json>) -> Vec<String> {
+    let fields = value.filter(|v| v.get("$").and_then(Json::as_str) == Some("Output")).and_then(|v| v.get("v"));
+    let text = |key: &str| fields.and_then(|f| f.get(key)).and_then(Json::as_str).unwrap_or("").to_string();
+    let all: Vec<String> = text("stdout").lines().chain(text("stderr").lines()).map(printable).collect();
+    all[all.len().saturating_sub(20)..].to_vec()
+}

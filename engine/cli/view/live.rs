@@ -1,0 +1,463 @@
+//! The view while a run goes on: a live tree on a terminal, plain lines elsewhere, JSON lines with `--json`.
+//!
+//! On a terminal, what has ended is printed once and scrolls away; below it, what runs now is drawn anew ten times a second: steps with
+//! their time, their last lines of output and progress, and the countdown of the window.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write as _;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use runbook_core::exec::Observer;
+use runbook_core::journal::{Body, State, Store, line};
+use runbook_core::primitive::{Progress, StreamKind};
+use runbook_core::units::show_bytes;
+
+use super::lines::{self, describe};
+use super::tree::{Kind, Mark, Node, Tree, row};
+use super::{clock, span};
+use crate::terminal::{Style, Terminal, printable};
+
+/// How a run is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// A tree that is redrawn.
+    Live,
+    /// A line an entry.
+    Plain,
+    /// The entries themselves, one a line, on standard output.
+    Json,
+    /// Nothing.
+    Silent,
+}
+
+const FRAMES: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
+/// How many lines of a step's output are shown.
+const TAIL: usize = 3;
+
+/// Follows a run for the operator.
+pub struct View {
+    term: Terminal,
+    manner: Manner,
+    inner: Mutex<Inner>,
+    /// The store and the run's id, for JSON lines.
+    source: Mutex<Option<(Arc<dyn Store>, String)>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    tree: Tree,
+    run: String,
+    /// Printed with the next drawing, once.
+    pending: String,
+    /// How many lines are drawn at the moment.
+    drawn: usize,
+    /// A question stands on the screen: nothing may be drawn.
+    paused: bool,
+    frame: usize,
+    /// The node under whose heading the last line was printed.
+    heading: Option<usize>,
+    tails: HashMap<usize, Tail>,
+    progress: HashMap<usize, Progress>,
+    /// The entry after the last one that was handed on as JSON.
+    next: u64,
+}
+
+#[derive(Default)]
+struct Tail {
+    lines: VecDeque<String>,
+    open: Vec<u8>,
+}
+
+impl View {
+    /// Makes a view; a live one is redrawn until it is dropped.
+    pub fn new(term: &Terminal, manner: Manner) -> Arc<View> {
+        let view = Arc::new(View { term: term.clone(), manner, inner: Mutex::default(), source: Mutex::default() });
+        if manner == Manner::Live {
+            let weak: Weak<View> = Arc::downgrade(&view);
+            let ticker = std::thread::Builder::new().name("view".into());
+            let _ = ticker.spawn(move || {
+                while let Some(view) = weak.upgrade() {
+                    view.tick();
+                    drop(view);
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        }
+        view
+    }
+
+    /// Says which run is shown.
+    pub fn follow(&self, store: &Arc<dyn Store>, run: &str) {
+        self.inner.lock().run = run.to_string();
+        *self.source.lock() = Some((store.clone(), run.to_string()));
+    }
+
+    /// Clears what is drawn so that something else can be printed, such as a question.
+    pub fn pause(&self) {
+        let mut inner = self.inner.lock();
+        if self.manner == Manner::Live {
+            inner.draw(&self.term, false);
+        }
+        inner.paused = true;
+    }
+
+    /// Goes on after [`View::pause`].
+    pub fn unpause(&self) {
+        self.inner.lock().paused = false;
+    }
+
+    /// Takes the drawing away for good and hands on what is left.
+    pub fn finish(&self) {
+        self.pause();
+        if self.manner == Manner::Json {
+            self.hand_on();
+        }
+    }
+
+    /// What is known of the run.
+    pub fn with_tree<T>(&self, f: impl FnOnce(&Tree) -> T) -> T {
+        f(&self.inner.lock().tree)
+    }
+
+    fn tick(&self) {
+        let mut inner = self.inner.lock();
+        if !inner.paused {
+            inner.frame += 1;
+            inner.draw(&self.term, true);
+        }
+    }
+
+    /// Prints the entries that the store has by now.
+    fn hand_on(&self) {
+        let Some((store, run)) = self.source.lock().clone() else { return };
+        let mut inner = self.inner.lock();
+        let mut text = String::new();
+        let mut next = inner.next;
+        let _ = store.entries(&run, next, &mut |entry| {
+            next = entry.seq + 1;
+            text.push_str(&line(&entry)?);
+            text.push('\n');
+            Ok(())
+        });
+        inner.next = next;
+        self.term.out(&text);
+    }
+}
+
+impl Observer for View {
+    fn entry(&self, time: Timestamp, body: &Body, replayed: bool) {
+        let mut inner = self.inner.lock();
+        inner.tree.apply(time, body);
+        if replayed {
+            inner.next += 1;
+            return;
+        }
+        match self.manner {
+            Manner::Silent => {}
+            Manner::Json => {
+                drop(inner);
+                self.hand_on();
+            }
+            Manner::Plain => {
+                let l = describe(body);
+                // Output was shown when it came.
+                if !l.detail {
+                    self.term.err(&l.render(time));
+                }
+            }
+            Manner::Live => inner.commit(&self.term, body),
+        }
+    }
+
+    fn output(&self, path: &str, _stream: StreamKind, bytes: &[u8]) {
+        let mut inner = self.inner.lock();
+        let Some(owner) = inner.tree.owner(path) else { return };
+        let tail = inner.tails.entry(owner).or_default();
+        let mut done = vec![];
+        for b in bytes {
+            if *b == b'\n' {
+                let text = printable(&String::from_utf8_lossy(&std::mem::take(&mut tail.open)));
+                tail.lines.push_back(text.clone());
+                done.push(text);
+                if tail.lines.len() > TAIL {
+                    tail.lines.pop_front();
+                }
+            } else if tail.open.len() < 4096 {
+                tail.open.push(*b);
+            }
+        }
+        if self.manner == Manner::Plain {
+            for l in done {
+                self.term.err(&format!("          | {l}\n"));
+            }
+        }
+    }
+
+    fn progress(&self, path: &str, progress: &Progress) {
+        let mut inner = self.inner.lock();
+        if let Some(owner) = inner.tree.owner(path) {
+            inner.progress.insert(owner, progress.clone());
+        }
+    }
+
+    fn notice(&self, text: &str) {
+        let text = format!("{}: {}\n", self.term.paint(Style::Yellow, "note"), printable(text));
+        let mut inner = self.inner.lock();
+        if self.manner == Manner::Live {
+            inner.pending.push_str(&text);
+        } else {
+            self.term.err(&text);
+        }
+    }
+}
+
+impl Inner {
+    fn chain(&self, node: Option<usize>) -> Vec<usize> {
+        let mut chain = vec![];
+        let mut at = node;
+        while let Some(i) = at {
+            chain.push(i);
+            at = self.tree.nodes.get(i).and_then(|n| n.parent);
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// Prints the headings that a line below `parent` still lacks. Branches of `parallel` take turns, so a heading may come again.
+    fn headings(&mut self, term: &Terminal, parent: Option<usize>) {
+        let (want, have) = (self.chain(parent), self.chain(self.heading));
+        let common = want.iter().zip(&have).take_while(|(a, b)| a == b).count();
+        for (depth, i) in want.iter().enumerate().skip(common) {
+            if let Some(n) = self.tree.nodes.get(*i) {
+                let name = super::tree::label(n);
+                let style = if n.kind == Kind::Window { Style::Yellow } else { Style::Bold };
+                let _ = writeln!(self.pending, "{:indent$}{}", "", term.paint(style, &name), indent = depth * 2);
+            }
+        }
+        if parent.is_some() {
+            self.heading = parent;
+        }
+    }
+
+    fn row(&mut self, term: &Terminal, index: usize) {
+        let Some(parent) = self.tree.nodes.get(index).map(|n| n.parent) else { return };
+        self.headings(term, parent);
+        self.tails.remove(&index);
+        self.progress.remove(&index);
+        if let Some(n) = self.tree.nodes.get(index) {
+            let text = row(n, self.tree.depth(n), &|s, t| term.paint(s, t));
+            self.pending.push_str(&text);
+        }
+    }
+
+    /// What an entry leaves on the screen for good.
+    fn commit(&mut self, term: &Terminal, body: &Body) {
+        let index = |t: &Tree, path: &str| t.owner(path);
+        match body {
+            Body::PhaseStarted { path } | Body::WindowOpened { path, .. } => {
+                let node = index(&self.tree, path);
+                self.headings(term, node);
+            }
+            Body::StepEnded { path, .. } | Body::GateAnswered { path, .. } | Body::PointOfNoReturn { path, .. } => {
+                if let Some(i) = index(&self.tree, path) {
+                    self.row(term, i);
+                }
+            }
+            Body::UndoEnded { path, .. } => {
+                if let Some(i) = index(&self.tree, &format!("undo:{path}")) {
+                    self.row(term, i);
+                }
+            }
+            Body::WindowClosed { ms, overran, .. } => {
+                let over = if *overran { ", over its budget" } else { "" };
+                let _ = writeln!(self.pending, "  {}", term.paint(Style::Yellow, &format!("closed after {}{over}", span(*ms))));
+            }
+            Body::WindowOverrun { .. }
+            | Body::RetryScheduled { .. }
+            | Body::Log { .. }
+            | Body::TimerSet { .. }
+            | Body::DoubtAsked { .. }
+            | Body::DoubtAnswered { .. }
+            | Body::RollbackStarted { .. } => {
+                let l = describe(body);
+                let depth = self.chain(self.heading).len();
+                let _ = writeln!(self.pending, "{:indent$}{} {}", "", term.paint(Style::Dim, l.tag), l.text, indent = depth * 2);
+            }
+            _ => {}
+        }
+    }
+
+    fn draw(&mut self, term: &Terminal, live: bool) {
+        let mut out = String::new();
+        if self.drawn > 0 {
+            let _ = write!(out, "\r\x1b[{}A\x1b[J", self.drawn);
+        }
+        out.push_str(&std::mem::take(&mut self.pending));
+        self.drawn = 0;
+        if live {
+            let width = term.width();
+            for l in self.live(term, Timestamp::now(), term.height().saturating_sub(2)) {
+                let _ = writeln!(out, "{}", cut(&l, width));
+                self.drawn += 1;
+            }
+        }
+        if !out.is_empty() {
+            term.err(&out);
+        }
+    }
+
+    /// What runs now.
+    fn live(&self, term: &Terminal, now: Timestamp, most: usize) -> Vec<String> {
+        if !matches!(self.tree.state, Some(State::Running)) {
+            return vec![];
+        }
+        let mut out = vec![];
+        let active: Vec<(usize, &Node)> = self
+            .tree
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, n)| matches!(n.mark, Mark::Running) && matches!(n.kind, Kind::Step | Kind::Undo))
+            .collect();
+        let sign = FRAMES[self.frame % FRAMES.len()];
+        for (i, n) in &active {
+            let indent = self.tree.depth(n) * 2;
+            let progress = self.progress.get(i).map(|p| format!("  {}", amount(p))).unwrap_or_default();
+            let attempt = if n.attempt > 1 { format!(" (attempt {})", n.attempt) } else { String::new() };
+            let name = super::tree::label(n);
+            out.push(format!("{:indent$}{} {name}{attempt}  {}{progress}", "", term.paint(Style::Bold, sign), span(since(n.began, now))));
+            for l in self.tails.get(i).into_iter().flat_map(|t| t.lines.iter()) {
+                out.push(format!("{:indent$}    {}", "", term.paint(Style::Dim, l)));
+            }
+        }
+        if let Some(until) = &self.tree.sleeping {
+            out.push(format!("{sign} sleeping until {until}"));
+        }
+        for g in self.tree.gates() {
+            out.push(format!("{} {}  waits for an answer: runbook approve {}", term.paint(Style::Yellow, "?"), g.name, self.run));
+        }
+        out.truncate(most.saturating_sub(1));
+        out.push(self.status(term, now));
+        out
+    }
+
+    fn status(&self, term: &Terminal, now: Timestamp) -> String {
+        let mut parts = vec![];
+        if let Some(began) = self.tree.began {
+            parts.push(span(since(began, now)));
+        }
+        if let Some(w) = self.tree.window() {
+            let open = since(w.began, now);
+            let text = match w.budget_ms {
+                Some(b) if open <= b => format!("users are cut off for {}, {} left", clock(ms(open)), clock(ms(b - open))),
+                Some(b) => format!("users are cut off for {}, {} over the budget", clock(ms(open)), clock(ms(open - b))),
+                None => format!("users are cut off for {}", clock(ms(open))),
+            };
+            let over = w.budget_ms.is_some_and(|b| open > b);
+            parts.push(term.paint(if over { Style::Red } else { Style::Yellow }, &text));
+        }
+        format!("{} {}", term.paint(Style::Dim, &self.run), parts.join(" · "))
+    }
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn since(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0)
+}
+
+/// How far a long action is.
+fn amount(p: &Progress) -> String {
+    let show = |n: u64| if p.unit == "bytes" { show_bytes(n) } else { n.to_string() };
+    let unit = if p.unit == "bytes" { String::new() } else { format!(" {}", p.unit) };
+    match p.total {
+        Some(total) if total > 0 => format!("{}: {} of {}{unit} ({}%)", p.what, show(p.done), show(total), p.done.min(total) * 100 / total),
+        _ => format!("{}: {}{unit}", p.what, show(p.done)),
+    }
+}
+
+/// Cuts a line at a number of columns; colour codes take none.
+fn cut(text: &str, width: usize) -> String {
+    let (mut out, mut columns, mut code) = (String::new(), 0, false);
+    for c in text.chars() {
+        if c == '\x1b' {
+            code = true;
+        }
+        if code {
+            out.push(c);
+            code = c != 'm';
+            continue;
+        }
+        if columns + 1 >= width {
+            // The end of a colour must still come.
+            if text.contains('\x1b') {
+                out.push_str("\x1b[0m");
+            }
+            return out;
+        }
+        columns += 1;
+        out.push(c);
+    }
+    out
+}
+
+/// How a run ended, for standard output.
+pub fn ending(tree: &Tree, run: &str, state: State) -> String {
+    let took = tree.began.zip(tree.last).map(|(a, b)| format!(" after {}", span(since(a, b)))).unwrap_or_default();
+    let done = tree.nodes.iter().filter(|n| n.kind == Kind::Step && n.mark == Mark::Done).count();
+    let undone = tree.nodes.iter().filter(|n| n.kind == Kind::Undo && n.mark == Mark::Done).count();
+    let count = if state == State::RolledBack { format!("{undone} steps taken back") } else { format!("{done} steps done") };
+    format!("run {run} {}{took}: {count}\n", verb(state))
+}
+
+fn verb(state: State) -> String {
+    match state {
+        State::Finished => "finished".into(),
+        State::RolledBack => "was rolled back".into(),
+        s => format!("is {}", lines::state(s)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_live_view_leaves_on_the_screen() {
+        let term = Terminal::plain();
+        let mut inner = Inner { run: "20261121-0315-cutover-ab12".into(), ..Inner::default() };
+        for (time, body) in super::super::tree::sample() {
+            inner.tree.apply(time, &body);
+            inner.commit(&term, &body);
+        }
+        insta::assert_snapshot!(inner.pending);
+    }
+
+    #[test]
+    fn what_a_live_view_shows_while_a_step_runs() {
+        let term = Terminal::plain();
+        let mut inner = Inner { run: "20261121-0315-cutover-ab12".into(), ..Inner::default() };
+        let mut last = Timestamp::UNIX_EPOCH;
+        for (time, body) in super::super::tree::sample().into_iter().take(13) {
+            inner.tree.apply(time, &body);
+            last = time;
+        }
+        let step = inner.tree.owner("Cutover/Smoke test/#0").unwrap();
+        inner.tails.entry(step).or_default().lines.extend(["trying".to_string(), "again".to_string()]);
+        inner.progress.insert(step, Progress { what: "copying uploads".into(), done: 3 << 20, total: Some(12 << 20), unit: "bytes" });
+        let at = |s: i64| last + jiff::SignedDuration::from_millis(s * 1000);
+        let show = |s: i64, most: usize| inner.live(&term, at(s), most).join("\n");
+        insta::assert_snapshot!(format!("{}\n---\n{}\n---\n{}", show(3, 20), show(150, 20), show(3, 2)));
+    }
+
+    #[test]
+    fn lines_are_cut_at_the_width_and_colours_end() {
+        assert_eq!(cut("abcdef", 4), "abc");
+        assert_eq!(cut("\x1b[1mabcdef\x1b[0m", 4), "\x1b[1mabc\x1b[0m");
+    }
+}

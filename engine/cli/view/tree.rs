@@ -1,0 +1,483 @@
+//! A run as a tree of phases, windows, steps and gates, made from its entries, live or afterwards.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use runbook_core::Error;
+use runbook_core::journal::{Body, Operator, Purpose, State, Status, UndoKind};
+use serde_json::{Value as Json, json};
+
+use super::span;
+use crate::terminal::{Style, printable};
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Phase,
+    Window,
+    Step,
+    Gate,
+    Undo,
+    NoReturn,
+}
+
+/// How a node stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    Running,
+    Done,
+    Failed,
+    Skipped,
+    Waiting,
+    Stopped,
+}
+
+impl Mark {
+    /// One character and how it is painted.
+    pub fn sign(self) -> (&'static str, Style) {
+        match self {
+            Mark::Running => ("▸", Style::Bold),
+            Mark::Done => ("✓", Style::Green),
+            Mark::Failed => ("✗", Style::Red),
+            Mark::Skipped => ("–", Style::Dim),
+            Mark::Waiting => ("?", Style::Yellow),
+            Mark::Stopped => ("‖", Style::Yellow),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Mark::Running => "running",
+            Mark::Done => "done",
+            Mark::Failed => "failed",
+            Mark::Skipped => "skipped",
+            Mark::Waiting => "waiting",
+            Mark::Stopped => "stopped",
+        }
+    }
+}
+
+/// A phase, window, step, gate or undo block.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub path: String,
+    pub name: String,
+    pub parent: Option<usize>,
+    pub kind: Kind,
+    pub mark: Mark,
+    pub attempt: u32,
+    pub began: Timestamp,
+    pub ms: Option<u64>,
+    pub on: Option<String>,
+    pub undo: UndoKind,
+    /// Why it was skipped, who answered, why there is no way back.
+    pub note: Option<String>,
+    pub error: Option<Error>,
+    /// Of a window.
+    pub budget_ms: Option<u64>,
+}
+
+/// What is known of a run.
+#[derive(Debug, Default)]
+pub struct Tree {
+    /// In the order in which they began.
+    pub nodes: Vec<Node>,
+    by_path: HashMap<String, usize>,
+    /// The controllers that worked on it, with the time at which they began.
+    pub sessions: Vec<(Timestamp, Purpose, Operator)>,
+    /// When it began.
+    pub began: Option<Timestamp>,
+    /// When the last entry was written.
+    pub last: Option<Timestamp>,
+    /// How the last controller ended.
+    pub state: Option<State>,
+    /// Why.
+    pub error: Option<Error>,
+    /// The innermost paths at which it stopped.
+    pub at: Vec<String>,
+    /// The reason to go back.
+    pub rollback: Option<String>,
+    /// Until when it sleeps.
+    pub sleeping: Option<String>,
+    /// The action in doubt: its call and what is known.
+    pub doubt: Option<(String, String)>,
+    calls: HashMap<String, String>,
+}
+
+/// The last name of a path, as it was written.
+pub fn name_of(path: &str) -> String {
+    let last = path.rsplit('/').next().unwrap_or(path);
+    let last = last.rsplit_once('@').map_or(last, |(n, _)| n);
+    last.replace("%2F", "/").replace("%40", "@").replace("%23", "#").replace("%25", "%")
+}
+
+/// A path as a person reads it.
+pub fn readable(path: &str) -> String {
+    path.split('/').filter(|p| !p.starts_with('#')).map(name_of).collect::<Vec<_>>().join(" / ")
+}
+
+impl Tree {
+    /// The node with this path.
+    #[cfg(test)]
+    pub fn get(&self, path: &str) -> Option<&Node> {
+        self.by_path.get(path).and_then(|i| self.nodes.get(*i))
+    }
+
+    /// The innermost node that a path lies in or is.
+    pub fn owner(&self, path: &str) -> Option<usize> {
+        let mut p = path;
+        loop {
+            let bare = p.rsplit_once('@').filter(|(_, n)| n.chars().all(|c| c.is_ascii_digit())).map_or(p, |(b, _)| b);
+            if let Some(i) = self.by_path.get(p).or_else(|| self.by_path.get(bare)) {
+                return Some(*i);
+            }
+            p = p.rsplit_once('/')?.0;
+        }
+    }
+
+    /// How deep a node lies.
+    pub fn depth(&self, node: &Node) -> usize {
+        let mut depth = 0;
+        let mut at = node.parent;
+        while let Some(n) = at.and_then(|i| self.nodes.get(i)) {
+            depth += 1;
+            at = n.parent;
+        }
+        depth
+    }
+
+    /// The window that is open.
+    pub fn window(&self) -> Option<&Node> {
+        self.nodes.iter().rev().find(|n| n.kind == Kind::Window && n.ms.is_none())
+    }
+
+    /// The gates that wait for an answer.
+    pub fn gates(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|n| n.kind == Kind::Gate && n.mark != Mark::Done)
+    }
+
+    fn node(&mut self, path: &str, kind: Kind, time: Timestamp) -> Option<&mut Node> {
+        let key = if kind == Kind::Undo { format!("undo:{path}") } else { path.to_string() };
+        let index = match self.by_path.get(&key) {
+            Some(i) => *i,
+            None => {
+                let parent = if kind == Kind::Undo { None } else { path.rsplit_once('/').and_then(|(p, _)| self.owner(p)) };
+                let i = self.nodes.len();
+                self.nodes.push(Node {
+                    path: path.to_string(),
+                    name: name_of(path),
+                    parent,
+                    kind,
+                    mark: Mark::Running,
+                    attempt: 1,
+                    began: time,
+                    ms: None,
+                    on: None,
+                    undo: UndoKind::None,
+                    note: None,
+                    error: None,
+                    budget_ms: None,
+                });
+                self.by_path.insert(key, i);
+                i
+            }
+        };
+        self.nodes.get_mut(index)
+    }
+
+    fn ended(&mut self, path: &str, kind: Kind, time: Timestamp, status: Status, ms: u64, error: Option<&Error>, note: Option<&String>) {
+        if let Some(n) = self.node(path, kind, time) {
+            n.mark = match status {
+                Status::Ok => Mark::Done,
+                Status::Failed => Mark::Failed,
+                Status::Skipped => Mark::Skipped,
+            };
+            n.ms = Some(ms);
+            n.error = error.cloned();
+            n.note = note.cloned();
+        }
+    }
+
+    /// Takes in an entry.
+    pub fn apply(&mut self, time: Timestamp, body: &Body) {
+        self.began.get_or_insert(time);
+        self.last = Some(time);
+        match body {
+            Body::SessionStarted { purpose, operator, .. } => {
+                self.sessions.push((time, *purpose, operator.clone()));
+                self.state = Some(State::Running);
+                self.error = None;
+                self.at.clear();
+                for n in self.nodes.iter_mut().filter(|n| n.mark == Mark::Stopped) {
+                    n.mark = Mark::Running;
+                }
+            }
+            Body::SessionEnded { state, at, error } => {
+                self.state = Some(*state);
+                self.error = error.clone();
+                self.at = at.clone();
+                for n in self.nodes.iter_mut().filter(|n| n.mark == Mark::Running) {
+                    n.mark = Mark::Stopped;
+                }
+            }
+            Body::PhaseStarted { path } => {
+                self.node(path, Kind::Phase, time);
+            }
+            Body::PhaseEnded { path, status, ms } => self.ended(path, Kind::Phase, time, *status, *ms, None, None),
+            Body::StepStarted { path, attempt, undo, on, .. } => {
+                if let Some(n) = self.node(path, Kind::Step, time) {
+                    (n.mark, n.attempt, n.began, n.ms, n.error) = (Mark::Running, *attempt, time, None, None);
+                    (n.undo, n.on) = (*undo, on.clone());
+                }
+            }
+            Body::StepEnded { path, status, ms, error, reason, .. } => {
+                self.ended(path, Kind::Step, time, *status, *ms, error.as_ref(), reason.as_ref());
+            }
+            Body::Intent { path, call, .. } => {
+                self.calls.insert(path.clone(), call.clone());
+            }
+            Body::Outcome { path, .. } => {
+                self.calls.remove(path);
+            }
+            Body::GateAsked { path, .. } => {
+                if let Some(n) = self.node(path, Kind::Gate, time) {
+                    n.mark = Mark::Waiting;
+                }
+            }
+            Body::GateAnswered { path, yes, by, comment } => {
+                if let Some(n) = self.node(path, Kind::Gate, time) {
+                    n.mark = if *yes { Mark::Done } else { Mark::Failed };
+                    let comment = comment.as_ref().map(|c| format!(": {c}")).unwrap_or_default();
+                    n.note = Some(format!("{} by {by}{comment}", if *yes { "yes" } else { "no" }));
+                }
+            }
+            Body::WindowOpened { path, budget_ms, .. } => {
+                if let Some(n) = self.node(path, Kind::Window, time) {
+                    n.budget_ms = *budget_ms;
+                }
+            }
+            Body::WindowOverrun { path, decision, by, .. } => {
+                if let Some(n) = self.node(path, Kind::Window, time) {
+                    n.note = Some(format!("over its budget: {decision} ({by})"));
+                }
+            }
+            Body::WindowClosed { path, ms, .. } => {
+                if let Some(n) = self.node(path, Kind::Window, time) {
+                    (n.ms, n.mark) = (Some(*ms), Mark::Done);
+                }
+            }
+            Body::PointOfNoReturn { path, why } => {
+                if let Some(n) = self.node(path, Kind::NoReturn, time) {
+                    (n.mark, n.note) = (Mark::Done, Some(why.clone()));
+                }
+            }
+            Body::TimerSet { until, .. } => self.sleeping = Some(until.clone()),
+            Body::TimerFired { .. } => self.sleeping = None,
+            Body::DoubtAsked { path, known, .. } => {
+                let call = self.calls.get(path).cloned().unwrap_or_else(|| readable(path));
+                self.doubt = Some((call, known.clone()));
+            }
+            Body::DoubtAnswered { .. } => self.doubt = None,
+            Body::RollbackStarted { reason } => self.rollback = Some(reason.clone()),
+            Body::UndoStarted { path, attempt } => {
+                if let Some(n) = self.node(path, Kind::Undo, time) {
+                    (n.mark, n.attempt, n.began, n.ms, n.error) = (Mark::Running, *attempt, time, None, None);
+                }
+            }
+            Body::UndoEnded { path, status, ms, error, .. } => self.ended(path, Kind::Undo, time, *status, *ms, error.as_ref(), None),
+            Body::RunStarted { .. } | Body::Output { .. } | Body::RetryScheduled { .. } | Body::Log { .. } => {}
+        }
+    }
+
+    /// The tree as text, depth first; children of one parent in the order in which they began.
+    pub fn text(&self, paint: &Paint<'_>) -> String {
+        let mut out = String::new();
+        self.children(&mut out, paint, None, 0);
+        out
+    }
+
+    fn children(&self, out: &mut String, paint: &Paint<'_>, parent: Option<usize>, depth: usize) {
+        for (i, n) in self.nodes.iter().enumerate().filter(|(_, n)| n.parent == parent) {
+            out.push_str(&row(n, depth, paint));
+            self.children(out, paint, Some(i), depth + 1);
+        }
+    }
+
+    /// The tree for machines.
+    pub fn json(&self) -> Json {
+        let nodes = self.nodes.iter().map(|n| {
+            json!({
+                "path": n.path,
+                "kind": match n.kind {
+                    Kind::Phase => "phase",
+                    Kind::Window => "window",
+                    Kind::Step => "step",
+                    Kind::Gate => "gate",
+                    Kind::Undo => "undo",
+                    Kind::NoReturn => "point_of_no_return",
+                },
+                "state": n.mark.name(),
+                "attempt": n.attempt,
+                "began": n.began.to_string(),
+                "ms": n.ms,
+                "budget_ms": n.budget_ms,
+                "on": n.on,
+                "note": n.note,
+                "error": n.error,
+            })
+        });
+        Json::Array(nodes.collect())
+    }
+}
+
+/// Paints text for the stream that it goes to.
+pub type Paint<'a> = dyn Fn(Style, &str) -> String + 'a;
+
+/// A node as a line (and a second one for its failure).
+pub fn row(n: &Node, depth: usize, paint: &Paint<'_>) -> String {
+    let (sign, style) = n.mark.sign();
+    let indent = depth * 2;
+    let label = label(n);
+    let pad = 64usize.saturating_sub(indent + 2 + label.chars().count());
+    let time = n.ms.map(span).unwrap_or_default();
+    let mut rest = vec![];
+    if n.attempt > 1 {
+        rest.push(format!("attempt {}", n.attempt));
+    }
+    if let Some(b) = n.budget_ms {
+        rest.push(format!("budget {}", span(b)));
+    }
+    if let Some(note) = n.note.as_ref().filter(|_| n.kind != Kind::NoReturn) {
+        rest.push(printable(note));
+    }
+    let rest = if rest.is_empty() { String::new() } else { format!("  {}", paint(Style::Dim, &rest.join(", "))) };
+    let line = format!("{:indent$}{} {label}{:pad$} {time:>7}{rest}", "", paint(style, sign), "");
+    let mut out = format!("{}\n", line.trim_end());
+    if let Some(e) = n.error.as_ref().filter(|_| n.mark == Mark::Failed) {
+        let _ = writeln!(out, "{:indent$}    {}: {}", "", e.code, printable(&e.message));
+    }
+    out
+}
+
+/// What a node is called in a tree.
+pub fn label(n: &Node) -> String {
+    let name = printable(&n.name);
+    match n.kind {
+        Kind::Phase | Kind::Step | Kind::Gate => name,
+        Kind::Window => format!("{name} (users are cut off)"),
+        Kind::Undo => format!("take back: {}", printable(&readable(&n.path))),
+        Kind::NoReturn => format!("point of no return: {name}"),
+    }
+}
+
+/// A finished small run, for tests of everything that shows runs.
+#[cfg(test)]
+pub fn sample() -> Vec<(Timestamp, Body)> {
+    use runbook_core::Code;
+    use runbook_core::journal::Via;
+    let step = |path: &str, attempt, undo| Body::StepStarted { path: path.into(), attempt, undo, at: None, on: None };
+    let end = |path: &str, attempt, status, ms, error| Body::StepEnded { path: path.into(), attempt, status, ms, error, reason: None };
+    let operator = Operator { user: "ann".into(), host: "ops1".into(), pid: 4711, version: "0.1.0".into(), ..Operator::default() };
+    let bodies = vec![
+        Body::RunStarted {
+            runbook: "runbooks/cutover/runbook.rhai".into(),
+            environment: "demo".into(),
+            params: Json::Null,
+            sources: Default::default(),
+            format: 1,
+        },
+        Body::SessionStarted { purpose: Purpose::Run, operator, fence: 1, edited: None, took_over: None },
+        Body::PhaseStarted { path: "Prepare".into() },
+        step("Prepare/Copy a%2Fb", 1, UndoKind::Block),
+        Body::Intent {
+            path: "Prepare/Copy a%2Fb/#0".into(),
+            action: "x".into(),
+            name: "Host.run".into(),
+            call: "host(\"old\").run(\"cp\")".into(),
+            digest: String::new(),
+            effect: "once".into(),
+            on: Some("old".into()),
+        },
+        Body::Output { path: "Prepare/Copy a%2Fb/#0".into(), stream: "stdout".into(), text: "one\ntwo\n".into() },
+        Body::Outcome {
+            path: "Prepare/Copy a%2Fb/#0".into(),
+            action: "x".into(),
+            name: "Host.run".into(),
+            call: None,
+            digest: String::new(),
+            effect: "once".into(),
+            value: Some(json!({"$": "Output", "v": {"stdout": "one\ntwo\n", "status": 0}})),
+            error: None,
+            changed: Some(true),
+            note: Some("2 files".into()),
+            ms: 1200,
+            via: Via::Act,
+        },
+        end("Prepare/Copy a%2Fb", 1, Status::Ok, 1250, None),
+        Body::PhaseEnded { path: "Prepare".into(), status: Status::Ok, ms: 1300 },
+        Body::GateAsked { path: "Go or no-go?".into(), question: "Go or no-go?".into() },
+        Body::GateAnswered { path: "Go or no-go?".into(), yes: true, by: "ann".into(), comment: Some("all quiet".into()) },
+        Body::WindowOpened { path: "Cutover".into(), budget_ms: Some(120_000), on_overrun: "ask".into() },
+        step("Cutover/Smoke test", 1, UndoKind::None),
+        end("Cutover/Smoke test", 1, Status::Failed, 300, Some(Error::new(Code::HTTP, "http://new/health answered 502 instead of 200"))),
+        Body::RetryScheduled { path: "Cutover/Smoke test".into(), attempt: 2, after_ms: 1000 },
+        step("Cutover/Smoke test", 2, UndoKind::None),
+        end("Cutover/Smoke test", 2, Status::Ok, 200, None),
+        Body::PointOfNoReturn { path: "Cutover/The new database takes writes".into(), why: "The new database takes writes".into() },
+        Body::Log { path: "Cutover/#3".into(), level: "info".into(), message: "half way".into() },
+        step("Cutover/Forward", 1, UndoKind::Irreversible),
+        end("Cutover/Forward", 1, Status::Failed, 90, Some(Error::new(Code::SSH_LOST, "the connection to host \"old\" was lost"))),
+        Body::SessionEnded {
+            state: State::Failed,
+            at: vec!["Cutover/Forward/#0".into()],
+            error: Some(Error::new(Code::SSH_LOST, "the connection to host \"old\" was lost").host("old")),
+        },
+    ];
+    let start: Timestamp = "2026-11-21T03:15:00Z".parse().unwrap_or_default();
+    bodies.into_iter().enumerate().map(|(i, b)| (start + jiff::SignedDuration::from_millis(i as i64 * 400), b)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(entries: &[(Timestamp, Body)]) -> Tree {
+        let mut t = Tree::default();
+        for (time, body) in entries {
+            t.apply(*time, body);
+        }
+        t
+    }
+
+    #[test]
+    fn a_run_as_a_tree() {
+        let t = tree(&sample());
+        insta::assert_snapshot!(t.text(&|_, s| s.to_string()));
+        assert_eq!(t.state, Some(State::Failed));
+        assert_eq!(t.window().map(|w| w.name.as_str()), Some("Cutover"), "it is still open");
+        assert_eq!(t.owner("Cutover/Smoke test@2/#0").and_then(|i| t.nodes.get(i)).map(|n| n.name.as_str()), Some("Smoke test"));
+        insta::assert_snapshot!(serde_json::to_string_pretty(&t.json()).unwrap());
+    }
+
+    #[test]
+    fn a_session_that_goes_on_brings_back_what_was_stopped() {
+        let mut entries = sample();
+        entries.truncate(4);
+        let mut t = tree(&entries);
+        let now = entries[0].0;
+        t.apply(now, &Body::SessionEnded { state: State::Interrupted, at: vec![], error: None });
+        assert_eq!(t.get("Prepare/Copy a%2Fb").unwrap().mark, Mark::Stopped);
+        t.apply(
+            now,
+            &Body::SessionStarted { purpose: Purpose::Resume, operator: Operator::default(), fence: 2, edited: None, took_over: None },
+        );
+        assert_eq!(t.get("Prepare/Copy a%2Fb").unwrap().mark, Mark::Running);
+    }
+
+    #[test]
+    fn every_entry_as_a_line() {
+        let text: String = sample().iter().map(|(time, b)| crate::view::lines::describe(b).render(*time)).collect();
+        insta::assert_snapshot!(text);
+    }
+}
