@@ -171,6 +171,14 @@ pub trait Files: Send + Sync {
     /// # Errors
     /// `RB0110` when the path leaves the project, `RB0111` when there is no such file.
     fn read(&self, path: &str) -> Result<Vec<u8>>;
+
+    /// Where a path of the project lies on this machine, for a primitive that writes there (a file fetched from a host).
+    ///
+    /// # Errors
+    /// `RB0110` when the path leaves the project, or when the project has no folder here.
+    fn local(&self, path: &str) -> Result<std::path::PathBuf> {
+        Err(Error::new(Code::OUTSIDE_PROJECT, format!("{path} cannot be written: the project has no folder here")))
+    }
 }
 
 /// Facts of an environment that outlive a run, such as when a TTL was lowered.

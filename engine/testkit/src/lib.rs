@@ -18,6 +18,8 @@ pub struct World {
     pub secrets: Mutex<BTreeMap<String, String>>,
     /// The project's files by path.
     pub files: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// The project's folder, for what primitives write there.
+    pub folder: Mutex<Option<std::path::PathBuf>>,
     /// Facts of the environment.
     pub facts: Mutex<BTreeMap<String, Value>>,
     /// Live output so far.
@@ -36,6 +38,11 @@ impl SecretSource for World {
 impl Files for World {
     fn read(&self, path: &str) -> Result<Vec<u8>> {
         self.files.lock().get(path).cloned().ok_or_else(|| Error::new(Code::MISSING_FILE, format!("no file {path}")))
+    }
+
+    fn local(&self, path: &str) -> Result<std::path::PathBuf> {
+        let folder = self.folder.lock().clone();
+        folder.map(|f| f.join(path)).ok_or_else(|| Error::new(Code::OUTSIDE_PROJECT, format!("no folder for {path}")))
     }
 }
 
