@@ -1,110 +1,105 @@
-//! End-to-end tests of the area `ssh`.
+//! End-to-end tests of the area `ssh`: the primitives against a real OpenSSH server.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use runbook_core::primitive::Reconciled;
-use runbook_core::{Code, Value};
-use runbook_primitives::ssh::{self, Exec};
-use runbook_testkit::cx;
+use runbook_core::inventory::Environment;
+use runbook_core::primitive::{Cx, Outcome, Reconciled, Registry};
+use runbook_core::{Code, Error, Record, Result, Value};
+use runbook_testkit::World;
 
 use crate::support::sshd::{Sshd, environment, world};
 
-fn text(done: ssh::Done) -> runbook_core::Result<Value> {
-    Ok(Value::from(String::from_utf8_lossy(&done.stdout).into_owned()))
+mod commands;
+mod connect;
+mod copy;
+mod files;
+mod lost;
+mod service;
+
+/// Hosts, a world and the primitives.
+struct Bench {
+    host: Sshd,
+    world: Arc<World>,
+    env: Environment,
+    registry: Registry,
+    shared: Arc<runbook_core::primitive::Shared>,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn plain_and_supervised_commands_give_output_and_status() {
-    let Some(host) = Sshd::start("") else { return };
-    let world = world();
-    let c = cx(&world, environment(&[("old", host.settings())]), "a-1");
-    let s = ssh::connect(&c, "old").await.unwrap();
-    let d = s
-        .exec(
-            &c,
-            Exec {
-                cwd: Some("/".into()),
-                env: vec![("A".into(), "x'y".into())],
-                stdin: Some(b"in\0put".to_vec()),
-                ..Exec::new("pwd; echo \"$A\" >&2; cat; exit 3")
-            },
-        )
-        .await
-        .unwrap();
-    assert_eq!((d.status, d.stdout.as_slice(), d.stderr.as_slice()), (3, b"/\nin\0put".as_slice(), b"x'y\n".as_slice()));
-    let d = ssh::supervised(
-        &c,
-        "old",
-        Exec {
-            live: true,
-            cwd: Some("/".into()),
-            env: vec![("A".into(), "x'y".into())],
-            stdin: Some(b"in\0put".to_vec()),
-            ..Exec::new("pwd; echo \"$A\" >&2; cat; umask; exit 3")
-        },
-    )
-    .await
-    .unwrap();
-    assert_eq!((d.status, d.stdout.as_slice(), d.stderr.as_slice()), (3, b"/\nin\0put0022\n".as_slice(), b"x'y\n".as_slice()));
-    // The same action again: not run again, its result collected.
-    let d2 = ssh::supervised(&c, "old", Exec::new("echo never")).await.unwrap();
-    assert_eq!(d2, d);
-    let r = ssh::reconcile_supervised(&c, "old", false, &text).await.unwrap();
-    assert!(matches!(r, Reconciled::Done(o) if o.value == Value::from("/\nin\0put0022\n")));
-    let other = cx(&world, environment(&[("old", host.settings())]), "a-2");
-    assert!(matches!(ssh::reconcile_supervised(&other, "old", false, &text).await.unwrap(), Reconciled::NotStarted));
+impl Bench {
+    /// One server under the name `old`, with further lines of its configuration.
+    fn new(extra: &str) -> Option<Bench> {
+        let host = Sshd::start(extra)?;
+        let env = environment(&[("old", host.settings())]);
+        Some(Bench { host, world: world(), env, registry: runbook_primitives::registry(), shared: Arc::default() })
+    }
+
+    /// The context of one action; all share their connections.
+    fn cx(&self, id: &str) -> Cx {
+        Cx { shared: self.shared.clone(), ..runbook_testkit::cx(&self.world, self.env.clone(), id) }
+    }
+
+    fn pure(&self, on: Option<&'static str>, name: &'static str, receiver: Option<Record>, args: Vec<Value>) -> Result<Value> {
+        let (spec, f) = self.registry.pure.get(&(on, name)).expect("there is such a function");
+        f(&self.env, &spec.bind(receiver, args)?)
+    }
+
+    fn handle(&self) -> Record {
+        let v = self.pure(None, "host", None, vec!["old".into()]).expect("a host");
+        v.as_record().expect("a handle").clone()
+    }
+
+    /// Calls a primitive under an action id.
+    async fn act_on(&self, cx: &Cx, receiver: Record, name: &'static str, args: Vec<Value>) -> Result<Outcome> {
+        let on: &'static str = if receiver.ty == "Service" { "Service" } else { "Host" };
+        let p = self.registry.primitives.get(&(Some(on), name)).expect("there is such a primitive");
+        let call = p.spec().bind(Some(receiver), args)?;
+        p.act(cx, &call).await
+    }
+
+    /// Calls a method of the host.
+    async fn act(&self, id: &str, name: &'static str, args: Vec<Value>) -> Result<Outcome> {
+        self.act_on(&self.cx(id), self.handle(), name, args).await
+    }
+
+    /// Asks a method of the host what became of an action.
+    async fn reconcile(&self, id: &str, name: &'static str, args: Vec<Value>) -> Result<Reconciled> {
+        let p = self.registry.primitives.get(&(Some("Host"), name)).expect("there is such a primitive");
+        let call = p.spec().bind(Some(self.handle()), args)?;
+        p.reconcile(&self.cx(id), &call).await
+    }
+
+    /// Writes a file in the host's home.
+    fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let path = self.host.home().join(path);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, content).expect("a file");
+    }
+
+    /// Reads a file in the host's home.
+    fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.host.home().join(path)).unwrap_or_default()
+    }
+
+    fn output(&self) -> String {
+        String::from_utf8_lossy(&self.world.output.lock()).into_owned()
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_connection_does_not_lose_or_repeat_anything() {
-    let Some(host) = Sshd::start("") else { return };
-    let world = world();
-    let c = cx(&world, environment(&[("old", host.settings())]), "cut-1");
-    let run = tokio::spawn({
-        let c = c.clone();
-        async move {
-            ssh::supervised(
-                &c,
-                "old",
-                Exec {
-                    live: true,
-                    ..Exec::new(
-                        "echo once >>ran; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i; echo e$i >&2; sleep .2; done; exit 5",
-                    )
-                },
-            )
-            .await
-        }
-    });
-    for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        host.cut();
-    }
-    let d = run.await.unwrap().unwrap();
-    let lines: String = (1..=12).map(|i| format!("line {i}\n")).collect();
-    assert_eq!((d.status, String::from_utf8(d.stdout).unwrap()), (5, lines));
-    assert_eq!(String::from_utf8(d.stderr).unwrap(), (1..=12).map(|i| format!("e{i}\n")).collect::<String>());
-    assert_eq!(std::fs::read_to_string(host.home().join("ran")).unwrap(), "once\n");
+/// An options map.
+fn options<const N: usize>(all: [(&str, Value); N]) -> Value {
+    Value::Map(all.into_iter().map(|(k, v)| (k.to_string(), v)).collect::<BTreeMap<_, _>>())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn timings() {
-    let Some(host) = Sshd::start("") else { return };
-    let world = world();
-    let env = environment(&[("old", host.settings())]);
-    let c = cx(&world, env.clone(), "t");
-    let s = ssh::connect(&c, "old").await.unwrap();
-    let t = Instant::now();
-    for _ in 0..50 {
-        s.exec(&c, Exec::new("true")).await.unwrap();
-    }
-    eprintln!("plain true: {:?}", t.elapsed() / 50);
-    let t = Instant::now();
-    for i in 0..50 {
-        let mut c = c.clone();
-        c.action_id.0 = format!("t-{i}");
-        ssh::supervised(&c, "old", Exec::new("true")).await.unwrap();
-    }
-    eprintln!("supervised true: {:?}", t.elapsed() / 50);
-    let _ = Code::SUDO;
+/// A field of the record that an action gave.
+fn field(outcome: &Outcome, name: &str) -> Value {
+    outcome.value.as_record().expect("a record").get(name).clone()
+}
+
+/// The error, with its code checked and everything that a user sees in it.
+fn failure(result: Result<Outcome>, code: Code) -> Error {
+    let e = result.expect_err("it fails");
+    assert_eq!(e.code, code, "{e:?}");
+    assert!(e.hint.is_some(), "without a hint: {e:?}");
+    e
 }

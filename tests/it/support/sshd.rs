@@ -48,17 +48,25 @@ impl Sshd {
         Some(s)
     }
 
+    /// Adds lines to its configuration, for the next [`Sshd::up`].
+    pub fn configure(&mut self, line: &str) {
+        self.extra.push_str(line);
+        self.extra.push('\n');
+    }
+
     /// Starts the server process (again).
     pub fn up(&mut self) {
         let p = |f: &str| self.path(f).display().to_string();
         let config = format!(
             "ListenAddress 127.0.0.1:{}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\nLogLevel VERBOSE\nSetEnv HOME={}\n{}\n",
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\nLogLevel VERBOSE\n{}\nSetEnv HOME={}{}\n",
             self.port,
             p("host_key"),
             p("authorized_keys"),
+            self.extra.lines().filter(|l| !l.starts_with("SetEnv ")).collect::<Vec<_>>().join("\n"),
             p("home"),
-            self.extra
+            // Only the first SetEnv counts.
+            self.extra.lines().filter_map(|l| l.strip_prefix("SetEnv ")).map(|e| format!(" {e}")).collect::<String>()
         );
         std::fs::write(self.path("sshd_config"), config).expect("the configuration");
         let sshd = ["/usr/sbin/sshd", "/usr/local/sbin/sshd", "/usr/bin/sshd"].iter().find(|p| Path::new(p).exists()).expect("sshd");

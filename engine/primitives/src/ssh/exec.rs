@@ -1,10 +1,13 @@
 //! Commands without the supervisor: buffered with [`Session::exec`], as streams with [`Session::open`].
 
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use runbook_core::cancel::Cancel;
 use runbook_core::primitive::{Cx, StreamKind};
 use runbook_core::secret::{Secret, Stream};
 use runbook_core::{Code, Error, Result};
@@ -222,7 +225,7 @@ impl Collector {
 impl Session {
     /// The host's inventory name.
     #[must_use]
-    pub fn host(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.slot.target.name
     }
 
@@ -240,13 +243,14 @@ impl Session {
     /// `RB0300`–`RB0303` when the host cannot be reached, `RB0305` when the connection is lost before the command's end, `RB0312`
     /// after `timeout`, `RB0314` when `sudo` refuses, `RB0021` when cancelled.
     pub async fn exec(&self, cx: &Cx, exec: Exec) -> Result<Done> {
-        let host = self.host().to_string();
+        let host = self.name().to_string();
         let password = self.sudo_password(cx, &exec)?;
         let wire = wire(&exec, password.as_ref())?;
         let lease = self.slot.channel(cx, false).await?;
         let mut out = Collector::new(cx, StreamKind::Stdout, exec.live);
         let mut err = Collector::new(cx, StreamKind::Stderr, exec.live);
         let mut gate = Raised::new(exec.sudo, &wire.marker);
+        let pid = gate.pid.clone();
         let (tx, mut rx) = tokio::sync::mpsc::channel(4);
         let ended = {
             let on = |kind: StreamKind, piece: &[u8]| match kind {
@@ -268,12 +272,9 @@ impl Session {
             match stop {
                 Ok(end) => Ok(end),
                 Err(timed_out) => {
-                    for (sig, wait) in [(Sig::TERM, 3), (Sig::KILL, 1)] {
-                        let _ = tx.try_send(sig);
-                        if tokio::time::timeout(Duration::from_secs(wait), &mut run).await.is_ok() {
-                            break;
-                        }
-                    }
+                    let _ = tx.try_send(Sig::TERM);
+                    let ending = tokio::time::timeout(Duration::from_secs(8), &mut run);
+                    let _ = tokio::join!(self.end(cx, &pid, exec.sudo), ending);
                     Err(timed_out)
                 }
             }
@@ -292,12 +293,31 @@ impl Session {
         }
     }
 
+    /// Ends a command by its process group, over another channel: OpenSSH takes no signals for the sessions of root.
+    async fn end(&self, cx: &Cx, pid: &AtomicU32, sudo: bool) {
+        let pid = pid.load(Ordering::Acquire);
+        if pid < 2 {
+            return;
+        }
+        let mut cx = cx.clone();
+        // The end itself must not be stopped by the same cancellation.
+        cx.cancel = Cancel::default();
+        let script = format!(
+            "g=-{pid}; kill -s TERM -- $g 2>/dev/null || {{ g={pid}; kill -s TERM $g; }}\n\
+             i=0; while [ $i -lt 30 ] && kill -s 0 -- $g 2>/dev/null; do i=$((i+1)); sleep .1 2>/dev/null || {{ sleep 1; i=$((i+9)); }}; done\n\
+             kill -s KILL -- $g 2>/dev/null"
+        );
+        let exec = Exec { sudo, ..Exec::new(script) };
+        // What cannot be ended is left alone: the caller's error is the one that counts.
+        let _ = tokio::time::timeout(Duration::from_secs(8), Box::pin(self.exec(&cx, exec))).await;
+    }
+
     /// Starts a command as streams, for data of any size. Nothing is kept in memory but the end of standard error.
     ///
     /// # Errors
     /// As [`Session::exec`]; what happens later comes from [`Channel::done`].
     pub async fn open(&self, cx: &Cx, exec: Exec) -> Result<Channel> {
-        let host = self.host().to_string();
+        let host = self.name().to_string();
         let password = self.sudo_password(cx, &exec)?;
         let wire = wire(&exec, password.as_ref())?;
         let Lease { channel, permit } = self.slot.channel(cx, true).await?;
@@ -312,6 +332,8 @@ impl Session {
         let (mut tx, rx) = tokio::sync::oneshot::channel::<Result<(i32, String)>>();
         let cx = cx.clone();
         let mut gate = Raised::new(exec.sudo, &wire.marker);
+        let pid = gate.pid.clone();
+        let session = self.clone();
         let lost_later = lost.clone();
         tokio::spawn(async move {
             let _permit = permit;
@@ -387,6 +409,7 @@ impl Session {
             }
             if failed.is_some() {
                 let _ = write.signal(Sig::TERM).await;
+                session.end(&cx, &pid, exec.sudo).await;
             }
             let _ = write.close().await;
             drop(to_caller);
@@ -428,32 +451,37 @@ pub(super) fn tail(bytes: &[u8]) -> String {
     out
 }
 
-/// Takes the line that says that `sudo` let the command in out of standard error.
+/// Takes the first line of the reader out of standard error: that the command was let in, and its process.
 struct Raised {
+    sudo: bool,
     marker: Option<Vec<u8>>,
+    pid: Arc<AtomicU32>,
     held: Vec<u8>,
 }
 
 impl Raised {
     fn new(sudo: bool, marker: &str) -> Self {
-        Raised { marker: sudo.then(|| format!("{marker}\n").into_bytes()), held: Vec::new() }
+        Raised { sudo, marker: Some(format!("{marker} ").into_bytes()), pid: Arc::default(), held: Vec::new() }
     }
 
     fn pass(&mut self, piece: &[u8], mut on: impl FnMut(&[u8])) {
         let Some(marker) = &self.marker else { return on(piece) };
         self.held.extend_from_slice(piece);
-        if let Some(at) = find(&self.held, marker) {
-            on(self.held.get(..at).unwrap_or_default());
-            on(self.held.get(at + marker.len()..).unwrap_or_default());
-            self.held.clear();
-            self.marker = None;
-        }
+        let Some(at) = find(&self.held, marker) else { return };
+        let rest = self.held.get(at + marker.len()..).unwrap_or_default();
+        let Some(end) = rest.iter().position(|b| *b == b'\n') else { return };
+        let pid = rest.get(..end).and_then(|p| std::str::from_utf8(p).ok()?.trim().parse().ok()).unwrap_or(0);
+        self.pid.store(pid, Ordering::Release);
+        on(self.held.get(..at).unwrap_or_default());
+        on(rest.get(end + 1..).unwrap_or_default());
+        self.held.clear();
+        self.marker = None;
     }
 
-    /// Whether the command was let in.
+    /// Whether the command was let in, as far as `sudo` is concerned.
     fn finish(&mut self, mut on: impl FnMut(&[u8])) -> bool {
         on(&std::mem::take(&mut self.held));
-        self.marker.is_none()
+        self.marker.is_none() || !self.sudo
     }
 }
 

@@ -3,8 +3,12 @@
 //! Other families use [`connect`], [`Session::exec`], [`Session::open`], [`supervised`] and [`reconcile_supervised`].
 
 mod auth;
+mod command;
 mod exec;
+mod files;
+mod host;
 mod known_hosts;
+mod service;
 mod supervisor;
 mod target;
 mod transport;
@@ -20,6 +24,10 @@ pub use supervisor::{reconcile_supervised, supervised};
 
 /// Adds the primitives of this family.
 pub fn register(r: &mut Registry) {
+    host::register(r);
+    command::register(r);
+    files::register(r);
+    service::register(r);
     r.add_hook(supervisor::Clean);
 }
 

@@ -35,8 +35,18 @@ pub async fn supervised(cx: &Cx, host: &str, exec: Exec) -> Result<Done> {
     super::exec::check(&exec)?;
     let session = connect(cx, host).await?;
     let mut job = Job { cx, host, follow: Follow::new(cx, exec.live), limit: exec.timeout, deadline: None, began: false };
-    let first = job.start(&session, &exec).await?;
-    loop_until_known(&mut job, first, Some(&exec)).await?.into_done(host, job)
+    let first = job.start(&session, &exec, false).await?;
+    let claimed_before = first == Report::Taken;
+    let known = loop_until_known(&mut job, first, Some(&exec)).await?;
+    if claimed_before && matches!(known, Known::Gone(_)) {
+        // An earlier controller's command, of which the host cannot know more: being asked to act all the same means that the
+        // operator has looked and wants it to run again.
+        job.follow = Follow::new(cx, exec.live);
+        let session = connect(cx, host).await?;
+        let first = job.start(&session, &exec, true).await?;
+        return loop_until_known(&mut job, first, Some(&exec)).await?.into_done(host, job);
+    }
+    known.into_done(host, job)
 }
 
 /// Asks the host what became of the supervised command of `cx.action_id`: waits for it when it still runs, collects its result when
@@ -152,7 +162,7 @@ async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>)
         } else {
             let session = connect(job.cx, job.host).await.map_err(|e| if job.began { in_doubt(job.host, &e) } else { e })?;
             report = match (&report, exec) {
-                (Report::Absent, Some(exec)) => job.start(&session, exec).await?,
+                (Report::Absent, Some(exec)) => job.start(&session, exec, false).await?,
                 _ => job.attach(&session).await.map_err(|e| in_doubt(job.host, &e))?,
             };
         }
@@ -171,7 +181,7 @@ fn in_doubt(host: &str, cause: &Error) -> Error {
 
 impl Job<'_> {
     /// Claims and starts the command, and follows it.
-    async fn start(&mut self, session: &Session, exec: &Exec) -> Result<Report> {
+    async fn start(&mut self, session: &Session, exec: &Exec, again: bool) -> Result<Report> {
         let password = session.sudo_password(self.cx, exec)?;
         self.follow.sudo = exec.sudo;
         let marker = marker();
@@ -195,13 +205,14 @@ impl Job<'_> {
         script.push_str(&exec.script);
         let limit = self.limit.map_or(0, |l| l.as_secs().max(1));
         let command = format!(
-            "cd; exec sh -c {} runbook {marker} {} {} {} {} {} '{mode}' {limit}",
+            "cd; exec sh -c {} runbook {marker} {} {} {} {} {} '{mode}' {limit} {}",
             quote(script::start()),
             quote(&self.cx.run),
             quote(&self.cx.action_id.0),
             private.len(),
             quote(script::run()),
             quote(script::reader()),
+            if again { "again" } else { "''" },
         );
         let mut stdin = format!("{script}\n{marker}\n").into_bytes();
         stdin.append(&mut private);

@@ -20,7 +20,7 @@ n) sudo -n -- sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" 1 ;;
 s) sudo -k -S -p "" -- sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" 1 ;;
 *)
   if [ "$rb_i" = 0 ]; then
-    (cd "$rb_p" || exit 126; . "$rb_d/script")
+    (cd "$rb_p" || exit 126; exec sh "$rb_d/script")
   else
     sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" ""
   fi

@@ -1,12 +1,14 @@
 # Claims an action, starts its command apart from this session, and shows its output until it ends.
 # Standard input: the script, a marker line, then $4 bytes for the command alone (password, environment, standard input).
 # $1 marker  $2 run  $3 action  $4 length of the private input  $5 run.sh  $6 reader.sh  $7 sudo: nothing, n or s  $8 limit in s or 0
+# $9 again: a claim of which nothing more can be known is set aside, since the operator wants the command to run again
 n=$1 r=$HOME/.runbook/$2 p=$PWD b=${IFS#??} s= u=$(umask)
 umask 077
 no() { echo "$n no $*"; exit 0; }
 while IFS= read -r l && [ "$l" != "$n" ]; do s=$s$l$b; done
 # The connection was lost before the script was whole: nothing has begun.
 [ "$l" = "$n" ] || exit 255
+if [ "$9" = again ]; then mv "$r/$3" "$r/$3.old.$n" 2>/dev/null; fi
 if ! mkdir "$r/$3" 2>/dev/null; then
   mkdir -p "$r" 2>/dev/null
   if ! c=$(mkdir "$r/$3" 2>&1); then
