@@ -168,7 +168,7 @@ fn hashed(rest: &str, name: &str) -> bool {
 }
 
 /// Matches `*` and `?` as OpenSSH does, without regard to case.
-fn wildcard(pattern: &str, name: &str) -> bool {
+pub(super) fn wildcard(pattern: &str, name: &str) -> bool {
     let (p, n): (Vec<char>, Vec<char>) = (pattern.to_lowercase().chars().collect(), name.to_lowercase().chars().collect());
     let (mut i, mut j) = (0, 0);
     let mut back: Option<(usize, usize)> = None;

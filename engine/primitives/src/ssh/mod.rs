@@ -4,6 +4,7 @@
 
 mod auth;
 mod command;
+mod copy;
 mod exec;
 mod files;
 mod host;
@@ -27,6 +28,7 @@ pub fn register(r: &mut Registry) {
     host::register(r);
     command::register(r);
     files::register(r);
+    copy::register(r);
     service::register(r);
     r.add_hook(supervisor::Clean);
 }
