@@ -48,7 +48,12 @@ impl Failure {
 
     /// The exit status: that of the first error unless overridden.
     pub fn status(&self) -> u8 {
-        self.exit.unwrap_or_else(|| self.errors.first().map_or(1, |e| exit_status(e.kind, self.wrote)))
+        let by_kind = |e: &Error| match e.code {
+            // A script that runs away before it has touched anything is a mistake in the script.
+            Code::LIMIT if !self.wrote => 3,
+            _ => exit_status(e.kind, self.wrote),
+        };
+        self.exit.unwrap_or_else(|| self.errors.first().map_or(1, by_kind))
     }
 
     /// The JSON form.

@@ -90,7 +90,9 @@ fn usage(term: &Terminal, e: &clap::Error) -> ExitCode {
 /// A defect shows as an error like any other, in this thread or another one.
 fn panic_is_a_message() {
     std::panic::set_hook(Box::new(|info| {
-        let what = info.payload_as_str().unwrap_or("no message");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let what = text.unwrap_or("no message");
         let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
         let e = Error::new(Code::INTERNAL, format!("runbook has a defect: {what}{place}"))
             .hint("please report it, with the output of `runbook --version`; a run's record is safe: `runbook show` says where it stands");

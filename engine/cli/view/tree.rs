@@ -186,7 +186,8 @@ impl Tree {
         self.nodes.get_mut(index)
     }
 
-    fn ended(&mut self, path: &str, kind: Kind, time: Timestamp, status: Status, ms: u64, error: Option<&Error>, note: Option<&String>) {
+    /// A step, phase or undo block has ended, with its failure and a remark.
+    fn ended(&mut self, (path, kind): (&str, Kind), time: Timestamp, (status, ms): (Status, u64), error: Option<&Error>, note: Option<&String>) {
         if let Some(n) = self.node(path, kind, time) {
             n.mark = match status {
                 Status::Ok => Mark::Done,
@@ -224,7 +225,7 @@ impl Tree {
             Body::PhaseStarted { path } => {
                 self.node(path, Kind::Phase, time);
             }
-            Body::PhaseEnded { path, status, ms } => self.ended(path, Kind::Phase, time, *status, *ms, None, None),
+            Body::PhaseEnded { path, status, ms } => self.ended((path, Kind::Phase), time, (*status, *ms), None, None),
             Body::StepStarted { path, attempt, undo, on, .. } => {
                 if let Some(n) = self.node(path, Kind::Step, time) {
                     (n.mark, n.attempt, n.began, n.ms, n.error) = (Mark::Running, *attempt, time, None, None);
@@ -232,7 +233,7 @@ impl Tree {
                 }
             }
             Body::StepEnded { path, status, ms, error, reason, .. } => {
-                self.ended(path, Kind::Step, time, *status, *ms, error.as_ref(), reason.as_ref());
+                self.ended((path, Kind::Step), time, (*status, *ms), error.as_ref(), reason.as_ref());
             }
             Body::Intent { path, call, .. } => {
                 self.calls.insert(path.clone(), call.clone());
@@ -285,7 +286,7 @@ impl Tree {
                     (n.mark, n.attempt, n.began, n.ms, n.error) = (Mark::Running, *attempt, time, None, None);
                 }
             }
-            Body::UndoEnded { path, status, ms, error, .. } => self.ended(path, Kind::Undo, time, *status, *ms, error.as_ref(), None),
+            Body::UndoEnded { path, status, ms, error, .. } => self.ended((path, Kind::Undo), time, (*status, *ms), error.as_ref(), None),
             Body::RunStarted { .. } | Body::Output { .. } | Body::RetryScheduled { .. } | Body::Log { .. } => {}
         }
     }
