@@ -136,7 +136,10 @@ impl Walker<'_> {
                 self.inventory(file, &x.name, x.args.first(), *pos);
             }
             Some(ASTNode::Expr(Expr::MethodCall(x, pos))) => self.function(file, &x.name, x.args.len(), true, own, *pos),
-            Some(ASTNode::Stmt(Stmt::Return(_, _, pos))) => self.escape(file, nodes, "return", false, *pos),
+            // `throw` is a `return` with this flag; it ends the step as a failure, which is recorded.
+            Some(ASTNode::Stmt(Stmt::Return(_, flags, pos))) if !flags.intersects(rhai::ASTFlags::BREAK) => {
+                self.escape(file, nodes, "return", false, *pos)
+            }
             Some(ASTNode::Stmt(Stmt::BreakLoop(_, _, pos))) => self.escape(file, nodes, "break or continue", true, *pos),
             Some(ASTNode::Stmt(Stmt::Assignment(x))) => self.assignment(file, nodes, &x.1.lhs),
             Some(ASTNode::Expr(Expr::Custom(x, pos))) => self.reversible(file, nodes, x, *pos),
