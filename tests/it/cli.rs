@@ -129,17 +129,20 @@ fn bad_input_is_a_located_error_with_exit_2_or_3() {
         (INVENTORY, "step \"x\" { sleep(5); }", "RB0205", "a.rhai:1:"),
         (INVENTORY, "step \"x\" { sleep(\"5\"); }", "RB0203", "a.rhai:1:"),
         (INVENTORY, "let i = 0;\nwhile true { i += 1; }", "RB0207", "a.rhai:2:"),
-        (INVENTORY, "fn f(n) { f(n + 1) + 1 }\nf(1);", "RB0207", "a.rhai:1:"),
+        (INVENTORY, "fn f(n) { f(n + 1) + 1 }\nf(1);", "RB0207", "a.rhai:2:"),
         (INVENTORY, "import \"../../etc/passwd\" as x;", "RB0110", "a.rhai:1:"),
         (INVENTORY, "import \"/etc/passwd\" as x;", "RB0110", "a.rhai:1:"),
         (INVENTORY, "let x = open_file(\"/etc/passwd\");", "RB0202", "a.rhai:1:9"),
-        (INVENTORY, "let x = eval(\"1\");", "RB0200", "a.rhai:1:9"),
+        (INVENTORY, "let x = eval(\"1\");", "RB0211", "a.rhai:1:9"),
     ];
     for (inventory, runbook, code, place) in cases {
         let p = Project::new(inventory, runbook);
         let (status, _, err) = p.text(&["run", "a.rhai"]);
         assert!([2, 3].contains(&status), "{runbook}: exit {status}\n{err}");
-        assert!(err.contains(&format!("error[{code}]")) && err.contains(&format!("--> {place}")), "{runbook}: not {code} at {place}\n{err}");
+        assert!(
+            err.contains(&format!("error[{code}]")) && err.contains(&format!("--> {place}")),
+            "{runbook}: not {code} at {place}\n{err}"
+        );
         let o = p.run(&["run", "a.rhai", "--json"]);
         let out = String::from_utf8(o.stdout).unwrap();
         let last: Json = serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{runbook}: {e}: {out}"));
@@ -196,10 +199,9 @@ fn a_run_that_only_thinks_finishes_and_its_log_verifies() {
     let head = entries.last().unwrap()["hash"].as_str().unwrap();
     assert_eq!(p.text(&["audit", "verify", &run, "--head", head]).0, 0);
     // A changed word, an entry that is missing, an end that is cut off.
-    for (name, bad) in [
-        ("changed", out.replace("guten Tag", "guten Abend")),
-        ("missing", format!("{}\n", [&lines[..2], &lines[3..]].concat().join("\n"))),
-    ] {
+    for (name, bad) in
+        [("changed", out.replace("guten Tag", "guten Abend")), ("missing", format!("{}\n", [&lines[..2], &lines[3..]].concat().join("\n")))]
+    {
         std::fs::write(p.dir().join("bad.jsonl"), bad).unwrap();
         let (status, _, err) = p.text(&["audit", "verify", "bad.jsonl"]);
         assert_eq!(status, 8, "{name}: {err}");
@@ -309,7 +311,8 @@ fn a_failed_run_says_where_and_what_next_and_can_be_rolled_back() {
 
 #[test]
 fn a_name_must_be_confirmed() {
-    let p = Project::new(&INVENTORY.replace("[environments.test.hosts", "[environments.test]\nconfirm = true\n[environments.test.hosts"), "1");
+    let p =
+        Project::new(&INVENTORY.replace("[environments.test.hosts", "[environments.test]\nconfirm = true\n[environments.test.hosts"), "1");
     let (status, _, err) = p.text(&["run", "a.rhai", "--yes"]);
     assert_eq!(status, 2, "{err}");
     assert!(err.contains("error[RB0112]") && err.contains("--confirm test"), "{err}");
@@ -325,7 +328,15 @@ fn a_new_project_has_no_mistakes_and_help_comes_for_everything() {
     let (status, out, err) = p.text(&["-C", "new", "check"]);
     assert_eq!(status, 0, "{err}");
     assert!(out.contains("runbooks/hello/runbook.rhai"), "{out}");
-    for args in [&["explain", "RB0301"][..], &["completions", "bash"], &["man"], &["man", "audit", "verify"], &["definitions"], &["--version"], &["run", "--help"]] {
+    for args in [
+        &["explain", "RB0301"][..],
+        &["completions", "bash"],
+        &["man"],
+        &["man", "audit", "verify"],
+        &["definitions"],
+        &["--version"],
+        &["run", "--help"],
+    ] {
         let (status, out, err) = p.text(args);
         assert!(status == 0 && out.len() > 10, "{args:?}: {status} {err}");
     }

@@ -187,7 +187,14 @@ impl Tree {
     }
 
     /// A step, phase or undo block has ended, with its failure and a remark.
-    fn ended(&mut self, (path, kind): (&str, Kind), time: Timestamp, (status, ms): (Status, u64), error: Option<&Error>, note: Option<&String>) {
+    fn ended(
+        &mut self,
+        (path, kind): (&str, Kind),
+        time: Timestamp,
+        (status, ms): (Status, u64),
+        error: Option<&Error>,
+        note: Option<&String>,
+    ) {
         if let Some(n) = self.node(path, kind, time) {
             n.mark = match status {
                 Status::Ok => Mark::Done,
