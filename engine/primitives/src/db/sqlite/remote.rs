@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use runbook_core::primitive::Cx;
@@ -27,7 +28,7 @@ pub enum Way {
 
 /// The executable that serves as the helper: this program unless another is set. Shared by [`Cx::shared`].
 #[derive(Default)]
-pub struct HelperExe(RwLock<Choice>);
+pub struct HelperExe(RwLock<Choice>, AtomicBool);
 
 #[derive(Default, Clone)]
 enum Choice {
@@ -46,6 +47,11 @@ impl HelperExe {
     /// Uses no helper: hosts need `sqlite3` then.
     pub fn disable(&self) {
         *self.0.write() = Choice::None;
+    }
+
+    /// Uploads the helper also to this very machine, as to any other.
+    pub fn always_upload(&self) {
+        self.1.store(true, Ordering::Relaxed);
     }
 
     fn path(&self) -> Option<PathBuf> {
@@ -155,7 +161,8 @@ async fn find(cx: &Cx, session: &Session) -> Result<Way> {
     let mut why_not = "this program cannot be used as a helper".to_string();
     if let Some(exe) = exe {
         let own_boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        if !own_boot.is_empty() && said("boot") == own_boot.trim() && said("local") == exe.inode {
+        let may_share = !cx.shared.get::<HelperExe>().1.load(Ordering::Relaxed);
+        if may_share && !own_boot.is_empty() && said("boot") == own_boot.trim() && said("local") == exe.inode {
             // This very machine and this very file: nothing to upload.
             return Ok(Way::Helper(exe.path.to_string_lossy().into_owned()));
         }

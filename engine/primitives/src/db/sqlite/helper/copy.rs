@@ -227,6 +227,15 @@ fn take(path: &Path, header: &Header, input: &mut dyn Read) -> Result<Temp> {
     Ok(temp)
 }
 
+/// Waits for its turn among helpers that put files in place or remove them: one of a controller that died may still be at it. The
+/// lock is the folder's own, so nothing is left behind; it is never held while waiting for the network.
+fn turn(path: &Path) -> Result<File> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let folder = File::open(dir).map_err(failed(dir, "open"))?;
+    folder.lock().map_err(failed(dir, "lock"))?;
+    Ok(folder)
+}
+
 /// Refuses unless there is nothing at `path`, or an unpromoted copy that nobody uses.
 fn replaceable(path: &Path) -> Result<()> {
     let refuse = |why: &str, hint: &str| Err(Error::new(Code::DB_COPY, format!("{} {why}", path.display())).hint(hint.to_string()));
@@ -253,9 +262,16 @@ fn replaceable(path: &Path) -> Result<()> {
             }
         }
     }
-    match processes::using(path).first() {
-        Some(who) => refuse(&format!("is open in {who}"), "stop that process first: it would go on using the file that is replaced"),
-        None => Ok(()),
+    // The helper of a controller that died may still be at its work, which ends by itself.
+    let deadline = Instant::now() + open::BUSY;
+    loop {
+        let users = processes::using(path);
+        let Some(first) = users.iter().find(|u| !u.helper).or(users.first()) else { return Ok(()) };
+        if !first.helper || Instant::now() > deadline {
+            let hint = "stop that process first: it would go on using the file that is replaced";
+            return refuse(&format!("is open in {}", first.name), hint);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -285,6 +301,7 @@ pub fn receive(path: &Path, header: &Header, origin: &str, time: &str, input: &m
     conn.close().map_err(|(_, e)| open::explain(path, "finish the copy for", &e))?;
     own(&temp.0, path, header.mode)?;
 
+    let _turn = turn(path)?;
     replaceable(path)?;
     retire(path)?;
     place(temp, path)?;
@@ -446,8 +463,11 @@ pub fn drop_copy(path: &Path) -> Result<bool> {
     if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
         sweep(dir, &format!(".{}.runbook-", name.to_string_lossy()));
     }
-    let s = state::state(path)?;
-    if !s.exists {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let _turn = turn(path)?;
+    if !state::state(path)?.exists {
         return Ok(false);
     }
     replaceable(path)?;

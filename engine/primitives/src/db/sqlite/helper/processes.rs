@@ -4,9 +4,17 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-/// Other processes that have this file open: `shop (process 4711)`. Empty also where there is no `/proc`.
+/// Another process that has a file open.
+pub struct User {
+    /// For people: `shop (process 4711)`.
+    pub name: String,
+    /// Whether it is one of these helpers.
+    pub helper: bool,
+}
+
+/// Other processes that have this file open. Empty also where there is no `/proc`.
 #[must_use]
-pub fn using(path: &Path) -> Vec<String> {
+pub fn using(path: &Path) -> Vec<User> {
     let Ok(file) = fs::metadata(path) else { return Vec::new() };
     let own = std::process::id().to_string();
     let mut found = Vec::new();
@@ -22,7 +30,9 @@ pub fn using(path: &Path) -> Vec<String> {
                 && fs::metadata(fd.path()).is_ok_and(|m| (m.dev(), m.ino()) == (file.dev(), file.ino()))
         }) {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!("{} (process {pid})", name.trim()));
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let helper = command.split(|b| *b == 0).any(|word| word == b"__helper");
+            found.push(User { name: format!("{} (process {pid})", name.trim()), helper });
         }
     }
     found
