@@ -104,3 +104,29 @@ pub fn quote(word: &str) -> String {
     }
     format!("'{}'", word.replace('\'', r"'\''"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn quoted_words_come_through_a_shell_as_they_were(words in proptest::collection::vec("[^\\x00]{0,12}", 1..6)) {
+            let script = format!("printf '%s\\0' {}", words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" "));
+            let out = std::process::Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
+            let want: Vec<u8> = words.iter().flat_map(|w| [w.as_bytes(), b"\0"].concat()).collect();
+            prop_assert_eq!(out.stdout, want);
+        }
+    }
+
+    #[test]
+    fn words_that_look_special_are_quoted() {
+        for (word, quoted) in
+            [("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("~", "'~'"), ("a=b", "a=b"), ("*", "'*'"), ("#", "'#'")]
+        {
+            assert_eq!(quote(word), quoted);
+        }
+    }
+}

@@ -223,7 +223,7 @@ impl Copy<'_> {
 
 /// Whether a pattern fits the path, one of the folders above it, or one of its names.
 fn excluded(patterns: &[String], path: &[u8]) -> bool {
-    if patterns.is_empty() {
+    if patterns.is_empty() || path.is_empty() {
         return false;
     }
     let path = String::from_utf8_lossy(path);

@@ -284,3 +284,6 @@ async fn stop(cx: &Cx, session: &Session, why: &str) -> Result<()> {
     let script = format!("set -- {} {} {why}\n{}", quote(&cx.run), quote(&cx.action_id.0), script::stop());
     session.exec(&cx, Exec { timeout: Some(Duration::from_secs(15)), ..Exec::new(script) }).await.map(|_| ())
 }
+
+#[cfg(test)]
+mod tests;
