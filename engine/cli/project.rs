@@ -100,6 +100,18 @@ impl Files for Project {
         }
         std::fs::read(&real).map_err(|e| missing(&path, &e))
     }
+
+    fn local(&self, path: &str) -> Result<PathBuf> {
+        let clean = inside(path)?;
+        let root = self.root.canonicalize().map_err(|e| missing(path, &e))?;
+        let target = root.join(&clean);
+        // What exists of the way there may be a symbolic link that leads out.
+        let existing = target.ancestors().find_map(|a| a.canonicalize().ok());
+        if clean.is_empty() || target.is_symlink() || !existing.is_some_and(|e| e.starts_with(&root)) {
+            return Err(outside(path));
+        }
+        Ok(target)
+    }
 }
 
 /// Takes a path apart and puts it together without `.`; refuses what leaves the project.
@@ -146,6 +158,17 @@ mod tests {
         }
         let p = Project::find(&dir.path().join("runbooks/x"), false).unwrap();
         (dir, p)
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_place_to_write_to_stays_inside() {
+        let (dir, p) = project();
+        assert!(p.local("new/deep/file").unwrap().ends_with("new/deep/file"));
+        std::os::unix::fs::symlink("/tmp", dir.path().join("out")).unwrap();
+        for bad in ["../x", "/etc/x", "", "out/x", "out"] {
+            assert_eq!(p.local(bad).unwrap_err().code, Code::OUTSIDE_PROJECT, "{bad}");
+        }
     }
 
     #[test]

@@ -112,6 +112,10 @@ impl Files for KeptFiles {
         self.kept.lock().insert(path.to_string(), bytes.clone());
         Ok(bytes)
     }
+
+    fn local(&self, path: &str) -> Result<std::path::PathBuf> {
+        self.project.local(path)
+    }
 }
 
 fn sha256(bytes: &[u8]) -> String {
