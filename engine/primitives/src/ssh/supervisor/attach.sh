@@ -49,8 +49,8 @@ tail -c +$((e+1)) <&4 >&2 || exit 255
 while [ -z "$f" ]; do
   sleep .1 2>/dev/null || sleep 1
   lives 2>/dev/null || f=1
-  cat <&3 || exit 255
-  cat <&4 >&2 || exit 255
+  if [ -s out ]; then cat <&3 || exit 255; fi
+  if [ -s err ]; then cat <&4 >&2 || exit 255; fi
 done
 if [ -s status ]; then
   read -r e <status

@@ -50,8 +50,8 @@ while :; do
   # First whether it ended, then what it wrote: the other way round, its last words could be missed.
   if [ -s status ] || ! kill -0 $k 2>/dev/null; then f=1; fi
   # A failing write means that nobody listens any more; the command goes on without us.
-  cat <&3 || exit 255
-  cat <&4 >&2 || exit 255
+  if [ -s out ]; then cat <&3 || exit 255; fi
+  if [ -s err ]; then cat <&4 >&2 || exit 255; fi
   [ -z "$f" ] || break
 done
 if [ -s status ]; then
