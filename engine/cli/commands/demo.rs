@@ -55,7 +55,8 @@ impl Demo {
         }
         let env = inventory.environment(ENVIRONMENT, &Default::default(), Some(&overlay))?;
         runtime.block_on(first_orders(&lab_dir))?;
-        say("a customer orders every 20 ms; the cutover begins\n\n");
+        let shown = self.dir.display();
+        say(&format!("a customer orders every 20 ms; the cutover begins (Ctrl-C or kill -9 it: `runbook -C {shown} resume` goes on)\n\n"));
         // What an earlier demo left unfinished was undone by the reset.
         let wishes = Wishes { yes: true, take_over: true, silent: app.term.json, ..Wishes::default() };
         let outcome = begin(&app, &project, env, RUNBOOK, runtime, &wishes);
@@ -74,6 +75,7 @@ impl Demo {
         let ended = match outcome {
             Ok(e) => e,
             Err(mut f) => {
+                say(&format!("the project is in {shown}: run these commands there, or with -C {shown}\n"));
                 f.facts.extend(facts);
                 return Err(f);
             }

@@ -147,8 +147,11 @@ impl Tree {
         depth
     }
 
-    /// The window that is open.
+    /// The window that is open. One that was taken back is not, though nothing has closed it.
     pub fn window(&self) -> Option<&Node> {
+        if matches!(self.state, Some(State::RolledBack | State::Finished)) {
+            return None;
+        }
         self.nodes.iter().rev().find(|n| n.kind == Kind::Window && n.ms.is_none())
     }
 
@@ -464,6 +467,9 @@ mod tests {
         insta::assert_snapshot!(t.text(&|_, s| s.to_string()));
         assert_eq!(t.state, Some(State::Failed));
         assert_eq!(t.window().map(|w| w.name.as_str()), Some("Cutover"), "it is still open");
+        let mut back = tree(&sample());
+        back.apply(sample()[0].0, &Body::SessionEnded { state: State::RolledBack, at: vec![], error: None });
+        assert!(back.window().is_none(), "users are served again");
         assert_eq!(t.owner("Cutover/Smoke test@2/#0").and_then(|i| t.nodes.get(i)).map(|n| n.name.as_str()), Some("Smoke test"));
         insta::assert_snapshot!(serde_json::to_string_pretty(&t.json()).unwrap());
     }
