@@ -72,7 +72,7 @@ fn text(t: &Terminal, info: &RunInfo, tree: &Tree, living: bool, next: &[(String
         let _ = writeln!(out, "\nThe window \"{}\" is open since {}: users are cut off.", w.name, w.began.strftime("%H:%M:%S UTC"));
     }
     if let Some(e) = &tree.error {
-        let place = tree.at.first().map(|p| format!(" at {}", readable(p))).unwrap_or_default();
+        let place = tree.at.first().map(|p| readable(p)).filter(|p| !p.is_empty()).map(|p| format!(" at {p}")).unwrap_or_default();
         let host = e.host.as_ref().map(|h| format!(" (host {h})")).unwrap_or_default();
         let _ = writeln!(out, "\nStopped{place}: {}: {}{host}", e.code, printable(&e.message));
         if let Some(hint) = &e.hint {

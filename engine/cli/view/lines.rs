@@ -75,7 +75,7 @@ pub fn describe(body: &Body) -> Line {
             line("session", format!("{verb} by {} on {}{from} (pid {}){took}{edited}", operator.user, operator.host, operator.pid))
         }
         Body::SessionEnded { state: s, error, at } => {
-            let place = at.first().map(|p| format!(" at {}", readable(p))).unwrap_or_default();
+            let place = at.first().map(|p| readable(p)).filter(|p| !p.is_empty()).map(|p| format!(" at {p}")).unwrap_or_default();
             line("end", format!("{}{place}{}", state(*s), why(error.as_ref())))
         }
         Body::PhaseStarted { path } => line("phase", readable(path)),
