@@ -1,6 +1,6 @@
 //! Journaled actions a second beside raw synced SQLite commits on the same disk, and the reading of a long journal.
 //!
-//! `cargo bench -p runbook-core --bench journal [-- --json] [--dir FOLDER] [--seconds N]`. The rounds of all candidates take turns, so
+//! `cargo bench -p runbook-core --bench journal [-- --json] [--dir FOLDER] [--seconds N] [--only NAME]`. The rounds of all candidates take turns, so
 //! that a disturbance of the machine meets each of them. The median round counts, for the ratio the median of the rounds' ratios.
 
 use std::path::{Path, PathBuf};
@@ -173,6 +173,9 @@ fn main() -> Fallible<()> {
     for threads in [1, 2, 4, 8] {
         candidates.push(actions(dir.path(), threads)?);
     }
+    if let Some(only) = after("--only") {
+        candidates.retain(|c| c.name.contains(&only));
+    }
     for _ in 0..ROUNDS {
         for c in &mut candidates {
             let begin = Instant::now();
@@ -188,7 +191,7 @@ fn main() -> Fallible<()> {
             (c.name.clone(), median(&mut c.rates), median(&mut ratios))
         })
         .collect();
-    let (entries_ms, bodies_ms) = reading(dir.path())?;
+    let (entries_ms, bodies_ms) = if after("--only").is_some() { (0.0, 0.0) } else { reading(dir.path())? };
 
     if json {
         let rates: Vec<_> = results
