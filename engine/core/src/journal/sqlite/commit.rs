@@ -19,6 +19,9 @@ use crate::journal::{GENESIS, State};
 /// How many jobs `append_later` may leave before it commits them itself.
 const MAX_LATER: usize = 1024;
 
+/// How often the end of a growing chain is noted with its run, in entries.
+const NOTED_EVERY: u64 = 64;
+
 /// A batch on its way to the disk.
 pub(super) struct Job {
     pub run: String,
@@ -287,11 +290,13 @@ impl Writer {
                 .and_then(|mut s| s.execute([&head.environment, name, value]))
                 .map_err(fail)?;
         }
-        if let Some(state) = job.state {
-            // The end as it is now is noted, so that a chain which later ends before it is known to be cut.
+        // Where the chain ends is noted apart from the entries now and then, so that a page of entries which later goes missing is
+        // found out even at the end. Not with each commit: that would write one page more every time.
+        let crossed = head.next / NOTED_EVERY > (head.next - job.rows.len() as u64) / NOTED_EVERY;
+        if job.state.is_some() || crossed {
             self.conn
-                .prepare_cached("UPDATE runs SET state = ?2, closed = ?3, closed_head = ?4 WHERE no = ?1")
-                .and_then(|mut s| s.execute(params![head.no, state_text(state), head.next as i64, super::unhex(&head.hash)]))
+                .prepare_cached("UPDATE runs SET state = coalesce(?2, state), closed = ?3, closed_head = ?4 WHERE no = ?1")
+                .and_then(|mut s| s.execute(params![head.no, job.state.map(state_text), head.next as i64, super::unhex(&head.hash)]))
                 .map_err(fail)?;
         }
         Ok(())

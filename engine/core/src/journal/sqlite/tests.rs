@@ -214,6 +214,44 @@ fn a_torn_or_flipped_file_is_never_read_as_another_chain() {
     assert!(refused > 100 && shorter > 100);
 }
 
+#[test]
+fn the_end_of_a_run_that_ended_in_order_cannot_go_missing() {
+    let whole = tempfile::tempdir().unwrap();
+    let first = store(&whole);
+    let fence = ready(&first);
+    (0..60).for_each(|n| first.append("r", fence, log(n)).unwrap());
+    let all = try_read(&first, "r").unwrap();
+    first.append("r", fence, Batch { state: Some(State::Failed), ..Batch::default() }).unwrap();
+    // Closing moves everything into the main file.
+    drop(first);
+    let main = std::fs::read(whole.path().join(".runbook/journal.db")).unwrap();
+    let mut refused = 0;
+    for (page, bit) in (1..main.len() / 4096).flat_map(|page| (0..5).map(move |bit| (page, bit))) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".runbook")).unwrap();
+        let mut bytes = main.clone();
+        bytes[page * 4096 + 4] ^= 1 << bit;
+        std::fs::write(dir.path().join(".runbook/journal.db"), bytes).unwrap();
+        match outcome(&dir, &all, "rows of a page") {
+            None => refused += 1,
+            Some(n) => assert_eq!(n, 60, "page {page}, bit {bit}"),
+        }
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+#[test]
+fn the_end_of_a_long_run_is_noted_while_it_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = store(&dir);
+    let fence = ready(&first);
+    (0..150).for_each(|n| first.append("r", fence, log(n)).unwrap());
+    meddle(&dir, "DELETE FROM entries WHERE id & 0xffffffff >= 128");
+    assert_eq!(try_read(&first, "r").unwrap().len(), 128);
+    meddle(&dir, "DELETE FROM entries WHERE id & 0xffffffff >= 127");
+    assert_eq!(try_read(&first, "r").unwrap_err().details["seq"], "127");
+}
+
 /// Appends until the disk is full; the numbers that were acknowledged.
 fn fill(store: &SqliteStore, fence: i64) -> Vec<String> {
     let mut acknowledged = Vec::new();
