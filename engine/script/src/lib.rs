@@ -9,6 +9,7 @@ pub mod drive;
 pub mod engine;
 pub mod fault;
 pub mod modules;
+pub mod reference;
 pub mod types;
 pub mod vars;
 pub mod words;

@@ -3,7 +3,7 @@
 //! Custom syntax with blocks, not closures: a block sees the variables around it as they are, and its errors point at their place.
 
 mod group;
-mod parallel;
+pub(crate) mod parallel;
 mod step;
 mod wait;
 
