@@ -9,6 +9,7 @@ mod cli;
 mod crash;
 mod demo;
 mod dns;
+mod docs;
 mod lab;
 mod proxy;
 mod sqlite;
