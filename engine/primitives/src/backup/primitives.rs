@@ -182,7 +182,7 @@ impl Default for RestoreTest {
             .option("on", host_ty(), "The host to restore on; the one of the repository by default.")
             .option("compare", Ty::Bool, "Whether to compare with the files on the source host as they are now, too; false by default.")
             .returns(Ty::Record("RestoreTest"))
-            .example(r#"backup("vault").restore_test(snapshot, #{ on: host("new") });"#)
+            .example(r#"backup("vault").restore_test(backup("vault").list().pop(), #{ on: host("new") });"#)
             .errors(&[Code::BACKUP_MISSING, Code::BACKUP_RESTORE]),
         )
     }
