@@ -161,7 +161,7 @@ async fn a_host_behind_another_is_reached_through_it() {
             p("known_hosts")
         )
     };
-    let config = host("gate", &gate, "") + &host("inner", &inner, "  ProxyJump gate\n");
+    let config = format!("{}{}", host("gate", &gate, ""), host("inner", &inner, "  ProxyJump gate\n"));
     std::fs::write(home.path().join(".ssh/config"), config).unwrap();
     // HOME belongs to the whole process, so that this runs in one of its own.
     let done = std::process::Command::new(std::env::current_exe().unwrap())
