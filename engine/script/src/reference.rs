@@ -12,7 +12,8 @@ use runbook_core::{Code, Effect, Param, Spec, Ty, TypeSpec};
 pub use language::page as language;
 
 /// How a generated page says so, and how it is made again.
-pub const WRITTEN: &str = "<!-- Written from the declarations in the code; a test keeps it true. UPDATE_DOCS=1 cargo test --test it docs:: -->";
+pub const WRITTEN: &str =
+    "<!-- Written from the declarations in the code; a test keeps it true. UPDATE_DOCS=1 cargo test --test it docs:: -->";
 
 /// The page for functions that belong to no type.
 const OTHERS: &str = "functions";
@@ -168,7 +169,9 @@ impl<'a> Book<'a> {
         let title = lead.map_or("Functions of no type", |t| t.name);
         let mut out = format!("# {title}\n\n{WRITTEN}\n\n");
         if lead.is_none() {
-            out.push_str("What the engine itself has (`param`, `log`, `sleep` and so on) is on the page of [the language](../language.md).\n\n");
+            out.push_str(
+                "What the engine itself has (`param`, `log`, `sleep` and so on) is on the page of [the language](../language.md).\n\n",
+            );
         }
         for s in self.specs.iter().filter(|s| s.on.is_none() && self.page_of(s) == page) {
             self.spec(&mut out, s, page);
@@ -178,7 +181,7 @@ impl<'a> Book<'a> {
             let _ = writeln!(out, "## {}\n\n{}\n", t.name, t.doc.trim());
             self.table(&mut out, "property", &t.fields, page);
             if t.open {
-                out.push_str("It has further properties: what the inventory says of it.\n\n");
+                out.push_str("It may have further properties.\n\n");
             }
             for s in self.specs.iter().filter(|s| s.on == Some(t.name)) {
                 self.spec(&mut out, s, page);

@@ -31,7 +31,7 @@ const TYPES: &[(&str, &str, &str)] = &[
     ),
     (
         "Time",
-        "Primitives return it; a moment in UTC.",
+        "primitives that return it: a moment in UTC.",
         "`-` with another gives a Duration, `+` and `-` with a Duration a Time; comparisons. Shows as RFC 3339.",
     ),
     (
