@@ -235,3 +235,44 @@ async fn streams_of_any_size_both_ways_on_one_host() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!processes().iter().any(|p| p.command.starts_with("sleep 7394")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sudo_with_and_without_a_password() {
+    if !crate::support::have("sudo") {
+        return;
+    }
+    let Some(mut b) = Bench::new("") else { return };
+    let args = || {
+        vec![
+            Value::from("echo \"$SUDO_COMMAND\" | cut -c1-8; echo \"$A\"; cat; exit 3"),
+            options([("sudo", true.into()), ("env", options([("A", "x y".into())])), ("stdin", "the input\n".into())]),
+        ]
+    };
+    // Without a password, and with one that sudo does not ask root for: it must not end up in the command's input.
+    for with in [false, true] {
+        if with {
+            b.world.secrets.lock().insert("sudo".into(), "open-sesame".into());
+            let mut settings = b.host.settings();
+            settings.insert("sudo_password".into(), "sudo".into());
+            b.env = crate::support::sshd::environment(&[("old", settings)]);
+            b.shared = std::sync::Arc::default();
+        }
+        let o = b.act(&format!("a-{with}"), "try_run", args()).await.unwrap();
+        let sh = field(&o, "stdout").as_str().unwrap().to_string();
+        assert!(sh.ends_with("x y\nthe input\n") && sh.starts_with('/'), "{sh}");
+        assert_eq!((field(&o, "status"), field(&o, "stderr")), (3i64.into(), "".into()));
+        let e = failure(b.act(&format!("b-{with}"), "read", args()).await, Code::COMMAND_FAILED);
+        assert!(e.message.contains("status 3"), "{e}");
+    }
+    // A sudo that refuses.
+    let bin = tempfile::tempdir().unwrap();
+    let fake = bin.path().join("sudo");
+    std::fs::write(&fake, "#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n").unwrap();
+    std::process::Command::new("chmod").arg("755").arg(&fake).status().unwrap();
+    let Some(b) = Bench::new(&format!("SetEnv PATH={}:/usr/bin:/bin", bin.path().display())) else { return };
+    for name in ["run", "converge"] {
+        let e = failure(b.act(name, name, vec!["touch ran".into(), options([("sudo", true.into())])]).await, Code::SUDO);
+        assert_eq!(e.message, "sudo refuses: sudo: a password is required", "{name}");
+    }
+    assert!(!b.host.home().join("ran").exists());
+}

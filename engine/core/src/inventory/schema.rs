@@ -104,6 +104,13 @@ pub const KINDS: &[Kind] = &[
             field("user", Text, Optional, "The login name, instead of what `ssh` or the SSH configuration says."),
             field("password", Secret, Optional, "The secret to log in with where keys are not accepted."),
             field("passphrase", Secret, Optional, "The secret that opens its private key."),
+            field("connect_timeout", Duration, Optional, "How long a connection may take to stand; `\"15s\"` when not given."),
+            field(
+                "reconnect_within",
+                Duration,
+                Optional,
+                "How long a lost connection is tried again under a command; `\"5m\"` when not given.",
+            ),
             field("sudo_password", Secret, Optional, "The secret that sudo asks for; without it sudo must not ask."),
         ],
     },
