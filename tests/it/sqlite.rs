@@ -271,12 +271,32 @@ async fn the_helper_is_uploaded_once_and_mended_when_it_was_damaged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_helper_the_hosts_own_sqlite3_reads() {
+async fn without_a_helper_the_hosts_own_sqlite3_reads_and_marks() {
     if !have("sqlite3") {
         return;
     }
     let Some(s) = Site::new("WAL") else { return };
     s.shared.get::<HelperExe>().disable();
+    queries(&s).await;
+    // A marker written by one way is found by the other.
+    let cx = s.cx();
+    let execute = s.registry.primitives.get(&(Some("Database"), "execute")).unwrap();
+    let sql = "INSERT INTO orders (item) VALUES (:item)";
+    let params = Value::Map(BTreeMap::from([("item".to_string(), Value::from("\n.shell touch pwned\n"))]));
+    let call = execute.spec().bind(Some(handle("shop_old")), vec![sql.into(), params]).unwrap();
+    assert!(matches!(execute.reconcile(&cx, &call).await.unwrap(), Reconciled::NotStarted));
+    let first = execute.act(&cx, &call).await.unwrap();
+    assert_eq!(execute.act(&cx, &call).await.unwrap(), first, "once");
+    let mut other = cx.clone();
+    other.shared = Arc::default();
+    other.shared.get::<HelperExe>().set(env!("CARGO_BIN_EXE_runbook"));
+    assert!(matches!(execute.reconcile(&other, &call).await.unwrap(), Reconciled::Done(o) if o == first));
+    assert_eq!(orders(&s.db("old")), ["it's\n\"é\"", "\n.shell touch pwned\n"]);
+    assert!(!s.old.home().join("pwned").exists());
+    for sql in ["DELETE FROM orders; COMMIT", "INSERT INTO orders (item) VALUES ('x'); INSERT INTO orders (item) VALUES ('x')"] {
+        assert_eq!(s.run("shop_old", "execute", vec![sql.into()]).await.unwrap_err().code, Code::DB_QUERY);
+    }
+    assert_eq!(orders(&s.db("old")).len(), 2);
     let e = s.run("shop_new", "copy_from", vec![handle("shop_old").into()]).await.unwrap_err();
     assert_eq!(e.code, Code::DB_HELPER, "{e}");
 }

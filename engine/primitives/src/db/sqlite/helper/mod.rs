@@ -22,6 +22,9 @@ use runbook_core::{Code, Error, Result};
 use serde::Serialize;
 use serde_json::Value as Json;
 
+pub use digest::is_internal;
+pub use open::{ident, literal};
+
 use super::proto::{Envelope, Offer, PROTOCOL, Reply, Request, RowLine};
 
 /// Reads one request from `input`, does it, answers on `out`. False when it failed; the error was answered then.
