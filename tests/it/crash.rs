@@ -1,1 +1,129 @@
-//! End-to-end tests of the area `crash`.
+//! The crash harness: the controller is killed (SIGKILL) after journal entries and between act and outcome, of the demo's cutover and of
+//! its rollback; then the run goes on and the far side is compared.
+
+use crate::support::have;
+use crate::support::project::{Project, RUNBOOK, World};
+
+/// How many kills one chain may need; each makes progress, so more means a livelock.
+const MANY: u32 = 600;
+
+fn all() -> bool {
+    std::env::var_os("RUNBOOK_TEST_ALL").is_some()
+}
+
+/// What must hold after the cutover, however often its controller died.
+#[track_caller]
+fn moved(p: &Project, id: &str, want: Option<&World>, how: &str) -> World {
+    let status = p.settled();
+    assert_eq!(status["orders_lost"], 0, "{how}: {status}");
+    // Commands that must not happen twice leave a line each time they do.
+    let logbook = |host: &str| std::fs::read_to_string(p.host(host).join("shop/LOGBOOK")).unwrap_or_default();
+    assert_eq!(logbook("old"), "the shop moves away today\nthe shop has moved\n", "{how}");
+    assert_eq!(logbook("new"), "the shop has moved\n", "{how}");
+    let snapshots = std::fs::read_dir(p.host("vault").join("backups")).unwrap().flatten();
+    let snapshots: Vec<String> = snapshots.map(|e| e.file_name().to_string_lossy().into_owned()).filter(|n| !n.starts_with('.')).collect();
+    assert_eq!(snapshots.len(), 1, "{how}: {snapshots:?}");
+    for host in ["old", "new", "vault"] {
+        assert!(!p.host(host).join(".runbook").join(id).exists(), "{how}: {host} keeps the supervisor's folders");
+    }
+    p.expect(&["audit", "verify", id], 0);
+    let world = p.world();
+    if let Some(want) = want {
+        assert_eq!(&world, want, "{how}");
+    }
+    world
+}
+
+/// Kills the controller again and again until the run is done; each controller dies at the `n`-th of its points.
+fn chain(p: &Project, first: &[&str], again: &str, crash: &str, done: i32) -> u32 {
+    let mut ran = p.run_dying(first, Some(crash));
+    let id = p.newest();
+    let mut kills = 0;
+    while ran.code.is_none() {
+        kills += 1;
+        assert!(kills < MANY, "{again} {crash} gets nowhere");
+        ran = p.run_dying(&[again, &id, "--yes"], Some(crash));
+        if ran.code == Some(2) && again == "rollback" {
+            ran = p.run_dying(&[again, &id], Some(crash));
+        }
+    }
+    assert_eq!(ran.code, Some(done), "{again} {crash}: {}\n{}", ran.stdout, ran.stderr);
+    kills
+}
+
+#[test]
+fn a_cutover_killed_anywhere_goes_on_and_ends_the_same() {
+    if !have("dig") {
+        return;
+    }
+    let p = Project::new();
+    let run = ["run", RUNBOOK, "--env", "demo", "--yes"];
+    p.expect(&run, 0);
+    let id = p.newest();
+    let want = moved(&p, &id, None, "undisturbed");
+    let entries = p.run(&["audit", "export", &id]).stdout.lines().count();
+    let acts = p.run(&["audit", "export", &id]).stdout.matches("\"via\":\"act\"").count();
+    let mut tried = 0;
+
+    // One run whose every controller dies: after each second entry (the first is its own), after each second act.
+    for crash in ["entry:2", "acted:2"] {
+        p.expect(&["lab", "reset"], 0);
+        tried += chain(&p, &run, "resume", crash, 0);
+        moved(&p, &p.newest(), Some(&want), crash);
+    }
+
+    // Runs that die once, at one point each.
+    let step = |n: usize, sample: usize| if all() { 1 } else { n.div_ceil(sample).max(1) };
+    let points = (1..=entries)
+        .step_by(step(entries, 4))
+        .map(|n| format!("entry:{n}"))
+        .chain((1..=acts).step_by(step(acts, 4)).map(|n| format!("acted:{n}")));
+    for crash in points {
+        p.expect(&["lab", "reset"], 0);
+        let ran = p.run_dying(&run, Some(&crash));
+        let id = p.newest();
+        if ran.code.is_none() {
+            tried += 1;
+            let state = p.run(&["show", &id, "--json"]).stdout;
+            if !state.contains("\"finished\"") {
+                let ran = p.run(&["resume", &id, "--yes"]);
+                // Killed after the last entry: there is nothing left to go on with.
+                assert!(ran.code == Some(0) || ran.stderr.contains("RB0009"), "{crash}: {:?}\n{}", ran.code, ran.stderr);
+            }
+        }
+        moved(&p, &id, Some(&want), &crash);
+    }
+    println!("the cutover was killed at {tried} points ({entries} entries and {acts} acts in an undisturbed run)");
+    assert!(tried > 100, "{tried}");
+}
+
+#[test]
+fn a_rollback_killed_anywhere_goes_on_and_brings_back_the_world() {
+    if !have("dig") {
+        return;
+    }
+    let p = Project::new();
+    p.expect(&["lab", "up"], 0);
+    let before = p.world();
+    // Everything up to the point of no return is done when it fails.
+    p.edit("point_of_no_return", "step \"Injected\" { throw \"injected\"; }\n    point_of_no_return");
+    let mut tried = 0;
+    for crash in ["entry:2", "acted:2"] {
+        p.expect(&["lab", "reset"], 0);
+        p.expect(&["run", RUNBOOK, "--env", "demo", "--yes"], 1);
+        let id = p.newest();
+        tried += chain(&p, &["rollback", &id], "rollback", crash, 6);
+        let status = p.settled();
+        assert_eq!(status["orders_lost"], 0, "{crash}: {status}");
+        let (mut after, mut want) = (p.world(), before.clone());
+        for w in [&mut want, &mut after] {
+            w.files.retain(|k, _| !k.ends_with("LOGBOOK"));
+        }
+        assert_eq!(after, want, "{crash}");
+        let logbook = std::fs::read_to_string(p.host("old").join("shop/LOGBOOK")).unwrap();
+        assert_eq!(logbook, "the shop moves away today\nthe move was called off\n", "{crash}");
+        p.expect(&["audit", "verify", &id], 0);
+    }
+    println!("the rollback was killed at {tried} points");
+    assert!(tried > 30, "{tried}");
+}

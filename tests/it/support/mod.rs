@@ -2,6 +2,7 @@
 
 #[allow(dead_code)]
 pub mod bind;
+pub mod project;
 #[allow(dead_code)]
 pub mod sshd;
 
