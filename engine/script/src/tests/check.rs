@@ -29,6 +29,7 @@ fn a_correct_runbook_has_no_findings() {
         let b = box("a");
         let new = box("new");
         new.look(new.name);
+        step "may throw" { if new.look("k") == "x" { throw "no"; } }
         fn helper(b, x) { b.work(x); if x == "y" { return 1; } 2 }
         step "one" #{ retries: 1 } { helper(b, "z"); let l = [1, 2]; l.push(3); for i in l { if i == 2 { break; } } }
         let f = |x| x + 1;
