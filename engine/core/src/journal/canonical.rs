@@ -82,29 +82,25 @@ fn utf16_order(a: &str, b: &str) -> Ordering {
 /// Writes text as a JSON string with the shortest escapes.
 pub(crate) fn write_str(text: &str, out: &mut String) {
     out.push('"');
-    let mut plain = 0;
-    for (i, byte) in text.bytes().enumerate() {
-        let escape = match byte {
-            b'"' => "\\\"",
-            b'\\' => "\\\\",
-            0x08 => "\\b",
-            0x09 => "\\t",
-            0x0a => "\\n",
-            0x0c => "\\f",
-            0x0d => "\\r",
-            0..0x20 => "",
-            _ => continue,
-        };
-        // Every byte that is escaped is ASCII, so both ends lie on character boundaries.
-        out.push_str(text.get(plain..i).unwrap_or(""));
-        if escape.is_empty() {
-            let _ = write!(out, "\\u{byte:04x}");
-        } else {
-            out.push_str(escape);
+    let mut rest = text;
+    // Every character that is escaped is ASCII, so the text can be split beside it.
+    while let Some((at, byte)) = rest.bytes().enumerate().find(|(_, b)| matches!(b, b'"' | b'\\' | 0..0x20)) {
+        out.push_str(rest.get(..at).unwrap_or(""));
+        match byte {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            0x08 => out.push_str("\\b"),
+            0x09 => out.push_str("\\t"),
+            0x0a => out.push_str("\\n"),
+            0x0c => out.push_str("\\f"),
+            0x0d => out.push_str("\\r"),
+            other => {
+                let _ = write!(out, "\\u{other:04x}");
+            }
         }
-        plain = i + 1;
+        rest = rest.get(at + 1..).unwrap_or("");
     }
-    out.push_str(text.get(plain..).unwrap_or(""));
+    out.push_str(rest);
     out.push('"');
 }
 
@@ -120,10 +116,11 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// Bytes as lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |n: u8| char::from(if n < 10 { b'0' + n } else { b'a' + n - 10 });
     let mut out = String::with_capacity(bytes.len() * 2);
     for b in bytes {
-        out.push(char::from_digit(u32::from(b >> 4), 16).unwrap_or('0'));
-        out.push(char::from_digit(u32::from(b & 15), 16).unwrap_or('0'));
+        out.push(digit(b >> 4));
+        out.push(digit(b & 15));
     }
     out
 }
