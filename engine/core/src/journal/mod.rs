@@ -173,7 +173,8 @@ pub trait Store: Send + Sync {
     /// before those. For outcomes: nothing that depends on them is done before the next intent is synced.
     ///
     /// # Errors
-    /// As [`Store::append`]; an error of the disk may come with the next call instead.
+    /// As [`Store::append`]; an error of the disk or a lost fence may come with the next call instead. When that call fails for the
+    /// disk, these entries wait for the next one that succeeds: what they tell has happened. With a lost fence they are dropped.
     fn append_later(&self, run: &str, fence: i64, batch: Batch) -> Result<()>;
 
     /// Syncs what [`Store::append_later`] left.
