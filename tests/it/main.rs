@@ -12,5 +12,6 @@ mod dns;
 mod docs;
 mod lab;
 mod proxy;
+mod secrets;
 mod sqlite;
 mod ssh;

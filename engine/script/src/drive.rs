@@ -330,13 +330,13 @@ impl Controller {
     fn forward(&self, script: &Script, run: &Arc<Run>, lease: Lease) -> Ended {
         let error = match evaluate(script, run) {
             Ok(()) => {
+                // Everything is on record, so what the run left on hosts can go; before the last entry, so that a controller which dies
+                // here leaves a run that is resumed and cleaned up after all.
+                run.finish_hooks();
                 let ended = run.end(State::Finished, None);
                 drop(lease);
                 return match ended {
-                    Ok(()) => {
-                        run.finish_hooks();
-                        Ended { run: run.id().into(), state: State::Finished, error: None, wrote: run.wrote() }
-                    }
+                    Ok(()) => Ended { run: run.id().into(), state: State::Finished, error: None, wrote: run.wrote() },
                     Err(e) => Ended { run: run.id().into(), state: State::Running, error: Some(e), wrote: run.wrote() },
                 };
             }
@@ -395,10 +395,13 @@ impl Controller {
             _ => Ok(()),
         };
         let done = rebuilt.and_then(|()| on_big_stack(|| run.roll_back(reason)));
-        match done.and_then(|()| run.end(State::RolledBack, None)) {
+        let ended = done.and_then(|()| {
+            run.finish_hooks();
+            run.end(State::RolledBack, None)
+        });
+        match ended {
             Ok(()) => {
                 drop(lease);
-                run.finish_hooks();
                 Ended { run: run.id().into(), state: State::RolledBack, error: None, wrote: run.wrote() }
             }
             Err(e) => {

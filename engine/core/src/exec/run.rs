@@ -416,8 +416,11 @@ impl Run {
         Ok(())
     }
 
-    /// Runs the hooks of a run that has ended for good. Failures become notices.
+    /// Runs the hooks of a run that is about to end for good, once everything else is on disk. Failures become notices.
     pub fn finish_hooks(self: &Arc<Self>) {
+        if self.flush().is_err() {
+            return;
+        }
         let hosts = self.touched.lock().clone();
         let id = ActionId(format!("{}-end", self.parts.id));
         let cx = self.cx("", &id, self.parts.abort.child());
