@@ -10,7 +10,7 @@ use super::history::since;
 use crate::cancel::Cancel;
 use crate::clock::Clock;
 use crate::error::{Code, Error, Result};
-use crate::journal::{Acquired, Holder, Operator, Store};
+use crate::journal::{Acquired, Holder, Operator, State, Store};
 use crate::units::show_duration;
 
 /// How long a lock stands without being renewed.
@@ -86,7 +86,9 @@ impl Lease {
                     .detail("lease_left", left)
                     .hint(format!("wait until it has ended, or look at it with `runbook show {}`", held.run)));
             }
-            if !(take_over || state == Liveness::Dead && held.run == run) {
+            // A run that is over needs nobody to go on with it: its controller died between its last entry and giving the lock back.
+            let over_already = store.run(&held.run).is_ok_and(|r| matches!(r.state, State::Finished | State::RolledBack));
+            if !(take_over || over_already || state == Liveness::Dead && held.run == run) {
                 return Err(Error::new(
                     Code::LOCK_STALE,
                     format!("environment \"{environment}\" is held by {}, whose controller is gone", describe(&held)),
