@@ -12,6 +12,7 @@ mod dns;
 mod docs;
 mod lab;
 mod proxy;
+mod replay;
 mod secrets;
 mod sqlite;
 mod ssh;

@@ -246,7 +246,8 @@ impl Controller {
     }
 
     fn load(&self, files: Arc<KeptFiles>, runbook: &str, env: Option<&Environment>) -> Result<(Script, Arc<Sources>)> {
-        let sources = Sources::new(files);
+        let sources = Sources::new(files.clone());
+        sources.keep_library(&files.kept.lock());
         let (engine, host) = make(self.registry.clone(), sources.clone());
         let checked = check(&engine, &self.registry, &sources, runbook, env);
         if let Some(first) = checked.findings.into_iter().next() {

@@ -53,11 +53,16 @@ impl Sources {
         Ok(text)
     }
 
-    /// Every text read so far, by path, the library's excepted.
+    /// Takes the library's modules as a run kept them: a newer version of this program must not change what it does.
+    pub fn keep_library(&self, kept: &BTreeMap<String, Vec<u8>>) {
+        let library = kept.iter().filter(|(p, _)| p.starts_with("std/"));
+        self.texts.lock().extend(library.filter_map(|(p, t)| Some((p.clone(), std::str::from_utf8(t).ok()?.into()))));
+    }
+
+    /// Every text read so far, by path, the library's modules as `std/NAME`.
     #[must_use]
     pub fn read_so_far(&self) -> BTreeMap<String, Vec<u8>> {
-        let texts = self.texts.lock();
-        texts.iter().filter(|(p, _)| !p.starts_with("std/")).map(|(p, t)| (p.clone(), t.as_bytes().to_vec())).collect()
+        self.texts.lock().iter().map(|(p, t)| (p.clone(), t.as_bytes().to_vec())).collect()
     }
 }
 
