@@ -8,6 +8,7 @@ mod backup;
 mod cli;
 mod crash;
 mod demo;
+mod disk;
 mod dns;
 mod docs;
 mod lab;

@@ -1,0 +1,102 @@
+//! A full disk under the journal, and a damaged journal: no false success, a clear message, resumable once mended.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::project::Project;
+
+/// A small file system of its own, unmounted when dropped.
+struct Small<'a>(&'a Path);
+
+impl Small<'_> {
+    fn mount(at: &Path) -> Option<Small<'_>> {
+        std::fs::create_dir_all(at).unwrap();
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"]).arg(at).output();
+        if done.as_ref().is_ok_and(|o| o.status.success()) {
+            return Some(Small(at));
+        }
+        let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+        assert!(!(root && std::env::var_os("CI").is_some()), "CI runs as root and cannot mount a tmpfs: {done:?}");
+        eprintln!("skipped: a small file system cannot be mounted here");
+        None
+    }
+
+    fn grow(&self) {
+        assert!(Command::new("mount").args(["-o", "remount,size=64m"]).arg(self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+const INVENTORY: &str = "[project]\nname = \"disk\"\n\n[environments.here]\n";
+
+/// Writes two megabytes of log, a step at a time, each line different.
+const SCRIPT: &str = r#"
+    for i in 0..200 {
+        step `line ${i}` {
+            let text = `${i}:`;
+            for j in 0..1000 { text += `${i * 7919 + j * 104729} `; }
+            log(text);
+        }
+    }
+"#;
+
+fn project() -> Project {
+    let p = Project::new();
+    std::fs::write(p.path().join("runbook.toml"), INVENTORY).unwrap();
+    std::fs::write(p.path().join("runbooks/disk.rhai"), SCRIPT).unwrap();
+    p
+}
+
+#[test]
+fn a_full_disk_under_the_journal_is_said_and_the_run_goes_on_once_there_is_room() {
+    let p = project();
+    let folder = p.path().join(".runbook");
+    let Some(small) = Small::mount(&folder) else { return };
+    let ran = p.run(&["run", "runbooks/disk.rhai", "--env", "here"]);
+    assert_ne!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("RB0003"), "{}", ran.stderr);
+    small.grow();
+    let id = p.newest();
+    let ran = p.run(&["resume", &id]);
+    assert_eq!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);
+    p.expect(&["audit", "verify", &id], 0);
+    let log = p.run(&["audit", "export", &id]).stdout;
+    let lines = log.lines().filter(|l| l.contains("\"kind\":\"log\"")).count();
+    assert_eq!(lines, 200, "each line is there once");
+    drop(small);
+}
+
+#[test]
+fn a_damaged_journal_is_never_taken_for_a_whole_one() {
+    let p = project();
+    p.expect(&["run", "runbooks/disk.rhai", "--env", "here"], 0);
+    let id = p.newest();
+    let db = p.path().join(".runbook/runs.db");
+    let bytes = std::fs::read(&db).unwrap();
+    let entries = p.run(&["audit", "export", &id]).stdout.lines().count();
+    for (what, damaged) in [
+        ("its last page is torn", bytes[..bytes.len() - 2048].to_vec()),
+        ("a page in its middle is zero", {
+            let mut b = bytes.clone();
+            let at = b.len() / 2 / 4096 * 4096;
+            b[at..at + 4096].fill(0);
+            b
+        }),
+    ] {
+        std::fs::write(&db, &damaged).unwrap();
+        let ran = p.run(&["audit", "verify", &id]);
+        assert!(ran.code.is_some_and(|c| c != 0), "{what}: verified\n{}", ran.stdout);
+        assert!(ran.stderr.contains("RB00"), "{what}: {}", ran.stderr);
+        let ran = p.run(&["audit", "export", &id]);
+        let all = ran.stdout.lines().count();
+        assert!(ran.code != Some(0) || all == entries, "{what}: {all} of {entries} entries as if that were all");
+    }
+    // Mended from a copy, everything is there again.
+    std::fs::write(&db, &bytes).unwrap();
+    p.expect(&["audit", "verify", &id], 0);
+}
