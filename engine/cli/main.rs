@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Some("__helper") => return exit(runbook_primitives::db::helper_main(rest)),
         _ => {}
     }
+    diagnostics();
     let json = arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json");
     match commands::Cli::try_parse_from(&arguments) {
         Ok(cli) => {
@@ -42,6 +43,19 @@ fn main() -> ExitCode {
         }
         Err(e) => usage(&Terminal::new(json, true), &e),
     }
+}
+
+/// Diagnostics of the engine itself go to stderr, warnings only unless `RUNBOOK_LOG` says `debug` or another level.
+///
+/// Only our own crates speak: a library may print what it transports, secrets included.
+fn diagnostics() {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let level = std::env::var("RUNBOOK_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(LevelFilter::WARN);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_ansi(false);
+    // Fails only when one is installed already.
+    let _ = tracing_subscriber::registry().with(lines).with(Targets::new().with_target("runbook", level)).try_init();
 }
 
 fn exit(status: i32) -> ExitCode {
