@@ -231,8 +231,8 @@ pub enum Body {
         digest: String,
         /// `read`, `converge` or `once`.
         effect: String,
-        /// The result, encoded; absent on failure.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// The result, encoded (`null` for nothing); absent on failure.
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
         value: Option<Json>,
         /// The failure.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -389,6 +389,11 @@ pub enum Body {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<Error>,
     },
+}
+
+/// Reads a field that is there, `null` included, as `Some`.
+fn present<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(d).map(Some)
 }
 
 impl Body {

@@ -39,7 +39,9 @@ pub(super) async fn copy(c: &Copy<'_>, entries: &[Entry]) -> Result<()> {
         }
         let _ = names.shutdown().await;
     };
-    let pump = async {
+    // Owns both ends: when one side is gone, the other must not wait for somebody to read on.
+    let named = what.clone();
+    let pump = async move {
         let (mut buffer, mut moved, mut shown) = (vec![0u8; 256 << 10], 0u64, 0u64);
         loop {
             let n = archive.read(&mut buffer).await.unwrap_or(0);
@@ -50,7 +52,7 @@ pub(super) async fn copy(c: &Copy<'_>, entries: &[Entry]) -> Result<()> {
             moved += n as u64;
             if moved - shown >= 1 << 20 {
                 shown = moved;
-                c.cx.progress(what.as_str(), moved.min(total), Some(total), "bytes");
+                c.cx.progress(named.as_str(), moved.min(total), Some(total), "bytes");
             }
         }
         let _ = sink.shutdown().await;

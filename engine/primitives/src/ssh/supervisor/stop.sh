@@ -14,6 +14,7 @@ while [ $i -lt 50 ] && [ ! -s status ]; do
   i=$((i+1))
   sleep .1 2>/dev/null || { sleep 1; i=$((i+9)); }
 done
-kill -s KILL -- "-$q" 2>/dev/null || kill -s KILL "$q" 2>/dev/null
+# The status first: whoever follows must not find the process gone and nothing said.
 [ -s status ] || (set -C; echo 137 >status) 2>/dev/null
+kill -s KILL -- "-$q" 2>/dev/null || kill -s KILL "$q" 2>/dev/null
 exit 0
