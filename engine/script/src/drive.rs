@@ -11,7 +11,8 @@ use runbook_core::clock::{Clock, rfc3339};
 use runbook_core::error::{Kind, Location};
 use runbook_core::exec::{Ask, CrashPoint, Frame, History, Lease, Liveness, Mode, Observer, Run, RunParts};
 use runbook_core::inventory::Environment;
-use runbook_core::journal::{Batch, Body, FORMAT, Holder, NewRun, Operator, Purpose, RunInfo, State, Store};
+use runbook_core::journal::canonical::sha256_hex;
+use runbook_core::journal::{Batch, Body, FORMAT, NewRun, Operator, Purpose, RunInfo, State, Store};
 use runbook_core::primitive::{Files, Registry, SecretSource, Shared};
 use runbook_core::secret::Redactor;
 use runbook_core::{Code, Error, Result, Value};
@@ -118,17 +119,8 @@ impl Files for KeptFiles {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
 fn digests(sources: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, String> {
-    sources.iter().map(|(p, b)| (p.clone(), sha256(b))).collect()
-}
-
-fn describe(h: &Holder) -> String {
-    format!("run {} by {} on {} (pid {})", h.run, h.operator.user, h.operator.host, h.operator.pid)
+    sources.iter().map(|(p, b)| (p.clone(), sha256_hex(b))).collect()
 }
 
 /// A script ready to be evaluated.
@@ -278,7 +270,7 @@ impl Controller {
         let mut lease =
             Lease::take(&self.store, self.clock.as_ref(), environment, id, &self.operator, self.take_over, self.alive.as_ref())?;
         if let Some(h) = &lease.took_over {
-            self.observer.notice(&format!("took over from {}, whose controller is gone", describe(h)));
+            self.observer.notice(&format!("took over from {}, whose controller is gone", h));
         }
         lease.keep(&self.runtime, self.clock.clone(), self.abort.clone());
         Ok(lease)
@@ -290,7 +282,7 @@ impl Controller {
             operator: self.operator.clone(),
             fence: lease.fence,
             edited,
-            took_over: lease.took_over.as_ref().map(describe),
+            took_over: lease.took_over.as_ref().map(ToString::to_string),
         }
     }
 

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 use super::frame::{Frame, without_attempts};
 use super::history::Recorded;
 use super::run::{CrashPoint, DoubtAnswer, Mode, Run};
 use crate::cancel::Cancel;
 use crate::error::{Code, Error, Kind, Result};
+use crate::journal::canonical::sha256_hex;
 use crate::journal::{Batch, Body, Via};
 use crate::primitive::{ActionId, Cx, Outcome, Primitive, Reconciled};
 use crate::spec::{Call, Effect};
@@ -17,13 +16,6 @@ use crate::value::Value;
 
 /// How long a primitive may take to stop after a timeout before it is given up.
 const GRACE: Duration = Duration::from_secs(10);
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-        let _ = std::fmt::Write::write_fmt(&mut s, format_args!("{b:02x}"));
-        s
-    })
-}
 
 /// The digest of a call: its name, receiver, arguments and options, secrets by name.
 fn digest(name: &str, call: &Call) -> String {
@@ -34,7 +26,7 @@ fn digest(name: &str, call: &Call) -> String {
         Value::Map(call.options.clone()).to_json(),
     ]);
     // `Value` keeps maps in key order and the outer level is an array, so this text is the same on every replay.
-    hex(&Sha256::digest(json.to_string().as_bytes()))
+    sha256_hex(json.to_string().as_bytes())
 }
 
 /// The host or other thing that a call acts on.
@@ -46,7 +38,7 @@ fn target(call: &Call) -> Option<String> {
 
 impl Run {
     fn action_id(&self, path: &str) -> ActionId {
-        let hash = hex(&Sha256::digest(path.as_bytes()));
+        let hash = sha256_hex(path.as_bytes());
         let run: String = self.parts.id.chars().take(47).collect();
         ActionId(format!("{run}-{}", hash.get(..12).unwrap_or("")))
     }

@@ -38,11 +38,6 @@ pub struct Lease {
     renewer: Option<tokio::task::JoinHandle<()>>,
 }
 
-/// Who holds it, for messages: `run x by ann on ops1 (pid 17)`.
-fn describe(h: &Holder) -> String {
-    format!("run {} by {} on {} (pid {})", h.run, h.operator.user, h.operator.host, h.operator.pid)
-}
-
 fn later(clock: &dyn Clock, d: Duration) -> Timestamp {
     let now = clock.now();
     now.checked_add(d).unwrap_or(now)
@@ -80,8 +75,8 @@ impl Lease {
             let stale = state == Liveness::Dead || (state == Liveness::Unknown && expired);
             if !stale {
                 let left = show_duration(Duration::from_secs(since(clock.now(), held.until).as_secs()));
-                return Err(Error::new(Code::LOCKED, format!("environment \"{environment}\" is held by {}", describe(&held)))
-                    .detail("holder", describe(&held))
+                return Err(Error::new(Code::LOCKED, format!("environment \"{environment}\" is held by {}", held))
+                    .detail("holder", &held)
                     .detail("run", &held.run)
                     .detail("lease_left", left)
                     .hint(format!("wait until it has ended, or look at it with `runbook show {}`", held.run)));
@@ -91,9 +86,9 @@ impl Lease {
             if !(take_over || over_already || state == Liveness::Dead && held.run == run) {
                 return Err(Error::new(
                     Code::LOCK_STALE,
-                    format!("environment \"{environment}\" is held by {}, whose controller is gone", describe(&held)),
+                    format!("environment \"{environment}\" is held by {}, whose controller is gone", held),
                 )
-                .detail("holder", describe(&held))
+                .detail("holder", &held)
                 .detail("run", &held.run)
                 .hint(format!(
                     "go on with it: `runbook resume {0}` or `runbook rollback {0}` (with --take-over when it ran on another machine); \

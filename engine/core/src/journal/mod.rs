@@ -74,6 +74,13 @@ pub struct Holder {
     pub until: Timestamp,
 }
 
+/// Who holds it, for messages: `run x by ann on ops1 (pid 17)`.
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "run {} by {} on {} (pid {})", self.run, self.operator.user, self.operator.host, self.operator.pid)
+    }
+}
+
 /// The answer to an attempt to take an environment's lock.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Acquired {
