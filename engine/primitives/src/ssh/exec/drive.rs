@@ -1,0 +1,103 @@
+//! Runs a command line on a channel until it ends.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use runbook_core::primitive::StreamKind;
+use runbook_core::{Code, Error, Result};
+use russh::{ChannelMsg, Sig};
+
+use crate::ssh::transport::Lease;
+
+/// How long a command that has exited may stay silent before its streams are taken as ended: a daemon that it left behind may hold
+/// them open for ever.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How a command over a channel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ssh) enum End {
+    /// With this exit status.
+    Status(i32),
+    /// The channel ended without one: nobody knows.
+    Lost,
+}
+
+/// Runs a command line on a channel until it ends, passing every piece of output to `on`.
+pub(in crate::ssh) async fn drive(
+    lease: Lease,
+    command: String,
+    stdin: Vec<u8>,
+    host: &str,
+    mut on: impl FnMut(StreamKind, &[u8]) + Send,
+    signal: &mut tokio::sync::mpsc::Receiver<Sig>,
+) -> Result<End> {
+    let Lease { channel, permit } = lease;
+    let (mut read, write) = channel.split();
+    // Without waiting for the answer: the input follows at once, and a refusal comes as a message.
+    if write.exec(true, command).await.is_err() {
+        return Ok(End::Lost);
+    }
+    let mut feed = pin!(
+        async {
+            if !stdin.is_empty() && write.data_bytes(Bytes::from(stdin)).await.is_err() {
+                return;
+            }
+            let _ = write.eof().await;
+        }
+        .fuse()
+    );
+    let mut fed = false;
+    let mut status = None;
+    loop {
+        let quiet = if status.is_some() { LINGER } else { Duration::from_secs(3) };
+        tokio::select! {
+            message = read.wait() => match message {
+                Some(ChannelMsg::Data { data }) => on(StreamKind::Stdout, &data),
+                Some(ChannelMsg::ExtendedData { data, ext: 1 }) => on(StreamKind::Stderr, &data),
+                Some(ChannelMsg::ExitStatus { exit_status }) => status = Some(i32::try_from(exit_status).unwrap_or(255)),
+                Some(ChannelMsg::ExitSignal { signal_name, .. }) => status = Some(128 + number(&signal_name)),
+                Some(ChannelMsg::Failure) => {
+                    return Err(Error::new(Code::SSH_CONNECT, format!("{host} does not let this login run commands"))
+                        .host(host)
+                        .hint("check the login's shell and ForceCommand on the host"));
+                }
+                Some(ChannelMsg::Close) | None => break,
+                Some(_) => {}
+            },
+            () = &mut feed, if !fed => fed = true,
+            Some(sig) = signal.recv() => {
+                let _ = write.signal(sig).await;
+            }
+            () = tokio::time::sleep(quiet) => {
+                if status.is_some() {
+                    break;
+                }
+                if permit.is_closed() {
+                    return Ok(End::Lost);
+                }
+            }
+        }
+    }
+    let _ = write.close().await;
+    Ok(status.map_or(End::Lost, End::Status))
+}
+
+pub(super) fn number(sig: &Sig) -> i32 {
+    match sig {
+        Sig::HUP => 1,
+        Sig::INT => 2,
+        Sig::QUIT => 3,
+        Sig::ILL => 4,
+        Sig::ABRT => 6,
+        Sig::FPE => 8,
+        Sig::KILL => 9,
+        Sig::USR1 => 10,
+        Sig::SEGV => 11,
+        Sig::PIPE => 13,
+        Sig::ALRM => 14,
+        Sig::TERM => 15,
+        Sig::Custom(_) => 127,
+    }
+}

@@ -1,0 +1,134 @@
+//! Commands as streams, for data of any size.
+
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+use russh::{ChannelMsg, Sig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::collector::Tail;
+use super::drive::number;
+use super::gate::Raised;
+use super::wire::wire;
+use super::{sudo_refused, timed_out};
+use crate::ssh::transport::{Lease, aborted};
+use crate::ssh::{Channel, Exec, Session};
+
+impl Session {
+    /// Starts a command as streams, for data of any size. Nothing is kept in memory but the end of standard error.
+    ///
+    /// # Errors
+    /// As [`Session::exec`]; what happens later comes from [`Channel::done`].
+    pub async fn open(&self, cx: &Cx, exec: Exec) -> Result<Channel> {
+        let host = self.name().to_string();
+        let password = self.sudo_password(cx, &exec)?;
+        let wire = wire(&exec, password.as_ref())?;
+        let Lease { channel, permit } = self.slot.channel(cx, true).await?;
+        let (mut read, write) = channel.split();
+        let lost = {
+            let host = host.clone();
+            move || Error::new(Code::SSH_LOST, "the connection was lost before the command ended").host(&host).retryable(true)
+        };
+        write.exec(true, wire.command).await.map_err(|_| lost())?;
+        let (stdin, mut from_caller) = tokio::io::duplex(256 << 10);
+        let (mut to_caller, stdout) = tokio::io::duplex(256 << 10);
+        let (mut tx, rx) = tokio::sync::oneshot::channel::<Result<(i32, String)>>();
+        let cx = cx.clone();
+        let mut gate = Raised::new(exec.sudo, &wire.marker);
+        let pid = gate.pid.clone();
+        let session = self.clone();
+        let lost_later = lost.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let mut errors = Tail::new(&cx, exec.live);
+            let mut status = None;
+            let feed = async {
+                write.data_bytes(Bytes::from(wire.stdin)).await.ok()?;
+                loop {
+                    let mut buffer = bytes::BytesMut::with_capacity(128 << 10);
+                    let n = from_caller.read_buf(&mut buffer).await.ok()?;
+                    if n == 0 {
+                        write.eof().await.ok()?;
+                        return Some(());
+                    }
+                    write.data_bytes(buffer.freeze()).await.ok()?;
+                }
+            };
+            let pump = async {
+                let mut listening = true;
+                let mut refused = false;
+                while let Some(message) = read.wait().await {
+                    match message {
+                        ChannelMsg::Data { data } if listening => listening = to_caller.write_all(&data).await.is_ok(),
+                        ChannelMsg::ExtendedData { data, ext: 1 } => gate.pass(&data, |p| errors.push(p)),
+                        ChannelMsg::ExitStatus { exit_status } => status = Some(i32::try_from(exit_status).unwrap_or(255)),
+                        ChannelMsg::ExitSignal { signal_name, .. } => status = Some(128 + number(&signal_name)),
+                        ChannelMsg::Failure => {
+                            refused = true;
+                            break;
+                        }
+                        ChannelMsg::Eof => {
+                            let _ = to_caller.shutdown().await;
+                        }
+                        ChannelMsg::Close => break,
+                        _ => {}
+                    }
+                }
+                refused
+            };
+            let limit = async {
+                match exec.timeout {
+                    Some(d) => tokio::time::sleep(d).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut failed = None;
+            {
+                let (mut feed, mut pump, mut limit) = (pin!(feed.fuse()), pin!(pump), pin!(limit));
+                let mut fed = false;
+                loop {
+                    tokio::select! {
+                        refused = &mut pump => {
+                            if refused {
+                                failed = Some(Error::new(Code::SSH_CONNECT, format!("{host} does not let this login run commands")).host(&host));
+                            }
+                            break;
+                        }
+                        _ = &mut feed, if !fed => fed = true,
+                        () = &mut limit => {
+                            failed = Some(timed_out(&host, exec.timeout.unwrap_or_default(), b""));
+                            break;
+                        }
+                        () = cx.cancel.cancelled() => {
+                            failed = Some(aborted(&host));
+                            break;
+                        }
+                        () = tx.closed() => {
+                            failed = Some(aborted(&host));
+                            break;
+                        }
+                    }
+                }
+            }
+            if failed.is_some() {
+                let _ = write.signal(Sig::TERM).await;
+                session.end(&cx, &pid, exec.sudo).await;
+            }
+            let _ = write.close().await;
+            drop(to_caller);
+            let raised = gate.finish(|p| errors.push(p));
+            let stderr = errors.finish();
+            let _ = tx.send(match (failed, status) {
+                (Some(e), _) => Err(e),
+                (None, Some(_)) if !raised => Err(sudo_refused(&host, stderr.as_bytes())),
+                (None, Some(status)) => Ok((status, stderr)),
+                (None, None) => Err(lost_later()),
+            });
+        });
+        let done = async move { rx.await.unwrap_or_else(|_| Err(lost())) }.boxed();
+        Ok(Channel { stdin: Box::new(stdin), stdout: Box::new(stdout), done })
+    }
+}

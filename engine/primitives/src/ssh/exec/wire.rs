@@ -1,0 +1,74 @@
+//! A command as it goes over the wire: the command line holds nothing private, the rest goes by standard input.
+
+use runbook_core::secret::Secret;
+use runbook_core::{Code, Error, Result};
+
+use crate::ssh::supervisor::script;
+use crate::ssh::{Exec, quote};
+
+/// A command as it goes over the wire.
+pub(in crate::ssh) struct Wire {
+    pub command: String,
+    pub stdin: Vec<u8>,
+    /// The line that separates the parts of `stdin`.
+    pub marker: String,
+}
+
+/// A line that nothing else contains.
+pub(in crate::ssh) fn marker() -> String {
+    format!("rb{:032x}", rand::random::<u128>())
+}
+
+/// The environment as shell text; goes by stdin only.
+pub(in crate::ssh) fn exports(env: &[(String, String)]) -> Result<String> {
+    let mut out = String::new();
+    for (k, v) in env {
+        let mut chars = k.chars();
+        let first = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+        if !first || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(Error::new(Code::COMMAND_BAD, format!("\"{k}\" cannot be the name of an environment variable"))
+                .hint("names have letters, digits and _ and do not begin with a digit"));
+        }
+        if v.contains('\0') {
+            return Err(Error::new(Code::COMMAND_BAD, format!("the value of the environment variable {k} contains a NUL byte")));
+        }
+        out.push_str(&format!("export {k}={}\n", quote(v)));
+    }
+    Ok(out)
+}
+
+/// Refuses what no shell can take.
+pub(in crate::ssh) fn check(exec: &Exec) -> Result<()> {
+    if exec.script.contains('\0') {
+        return Err(Error::new(Code::COMMAND_BAD, "the command contains a NUL byte").hint("pass binary data by stdin"));
+    }
+    Ok(())
+}
+
+/// Builds the command line and what goes before its standard input.
+pub(in crate::ssh) fn wire(exec: &Exec, sudo_password: Option<&Secret>) -> Result<Wire> {
+    check(exec)?;
+    let marker = marker();
+    let mut stdin = String::new();
+    let sudo = match (exec.sudo, sudo_password) {
+        (false, _) => "",
+        (true, None) => "sudo -n -- ",
+        (true, Some(p)) => {
+            stdin.push_str(p.reveal());
+            stdin.push('\n');
+            "sudo -k -S -p '' -- "
+        }
+    };
+    stdin.push_str(&format!("{marker}\n{}{}\n{marker}\n", exports(&exec.env)?, exec.script));
+    let mut stdin = stdin.into_bytes();
+    if let Some(data) = &exec.stdin {
+        stdin.extend_from_slice(data);
+    }
+    let command = format!(
+        "cd; exec {sudo}sh -c {} sh {marker} {} '' '{}'",
+        quote(script::reader()),
+        quote(exec.cwd.as_deref().unwrap_or("")),
+        if exec.sudo { "1" } else { "" }
+    );
+    Ok(Wire { command, stdin, marker })
+}
