@@ -121,22 +121,54 @@ fn a_rollback_killed_anywhere_goes_on_and_brings_back_the_world() {
     let before = p.world();
     // Everything up to the point of no return is done when it fails.
     p.edit("point_of_no_return", "step \"Injected\" { throw \"injected\"; }\n    point_of_no_return");
-    let mut tried = 0;
-    for crash in ["entry", "acted"] {
-        p.expect(&["lab", "reset"], 0);
-        p.expect(&["run", RUNBOOK, "--env", "demo", "--yes"], 1);
-        let id = p.newest();
-        tried += chain(&p, &["rollback", &id], "rollback", crash, 6);
+    let restored = |id: &str, how: &str| {
         let status = p.settled();
-        assert_eq!(status["orders_lost"], 0, "{crash}: {status}");
+        assert_eq!(status["orders_lost"], 0, "{how}: {status}");
         let (mut after, mut want) = (p.world(), before.clone());
         for w in [&mut want, &mut after] {
             w.files.retain(|k, _| !k.ends_with("LOGBOOK"));
         }
-        assert_eq!(after, want, "{crash}");
+        assert_eq!(after, want, "{how}");
         let logbook = std::fs::read_to_string(p.host("old").join("shop/LOGBOOK")).unwrap();
-        assert_eq!(logbook, "the shop moves away today\nthe move was called off\n", "{crash}");
-        p.expect(&["audit", "verify", &id], 0);
+        assert_eq!(logbook, "the shop moves away today\nthe move was called off\n", "{how}");
+        p.expect(&["audit", "verify", id], 0);
+    };
+    // A run that has failed and is to be rolled back, in a fresh world.
+    let failed = || {
+        p.expect(&["lab", "reset"], 0);
+        p.expect(&["run", RUNBOOK, "--env", "demo", "--yes"], 1);
+        p.newest()
+    };
+    let mut tried = 0;
+
+    // One rollback whose every controller dies.
+    for crash in ["entry", "acted"] {
+        let id = failed();
+        tried += chain(&p, &["rollback", &id], "rollback", crash, 6);
+        restored(&id, crash);
+    }
+
+    // Rollbacks that die once, at one point each, until a rollback lives through: it has no more points.
+    for crash in ["entry", "acted"] {
+        for n in (1..).step_by(if all() { 1 } else { 20 }) {
+            let how = format!("{crash}:{n}");
+            let id = failed();
+            let ran = p.run_dying(&["rollback", &id], Some(&how));
+            let lived = ran.code.is_some();
+            if lived {
+                assert_eq!(ran.code, Some(6), "{how}: {}\n{}", ran.stdout, ran.stderr);
+            } else {
+                tried += 1;
+                let ran = p.run(&["rollback", &id]);
+                // Killed after the last entry: there is nothing left to take back.
+                let over = ran.code == Some(2) && ran.stderr.contains("RB0009");
+                assert!(over || ran.code == Some(6), "{how}: {:?}\n{}", ran.code, ran.stderr);
+            }
+            restored(&id, &how);
+            if lived {
+                break;
+            }
+        }
     }
     println!("the rollback was killed at {tried} points");
     assert!(tried > 30, "{tried}");
