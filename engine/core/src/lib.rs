@@ -14,6 +14,6 @@ pub mod suggest;
 pub mod units;
 pub mod value;
 
-pub use error::{Code, Error, Result};
+pub use error::{Code, Error, Location, Result};
 pub use spec::{Call, Effect, Param, Spec, Ty, TypeSpec};
 pub use value::{Record, Value};

@@ -23,10 +23,10 @@ pub(super) async fn login(cx: &Cx, t: &Target, handle: &mut Handle<Client>) -> R
         Error::new(Code::SSH_AUTH, format!("the login of {} to {} broke off: {e}", t.user, t.host)).host(&t.name).retryable(true)
     };
     let rsa = handle.best_supported_rsa_hash().await.map_err(fail)?.flatten();
-    if t.explicit && (files(cx, t, handle, rsa, &mut tried).await? || agent(t, handle, rsa, &mut tried).await) {
+    if t.identities_configured && (files(cx, t, handle, rsa, &mut tried).await? || agent(t, handle, rsa, &mut tried).await) {
         return Ok(());
     }
-    if !t.explicit && (agent(t, handle, rsa, &mut tried).await || files(cx, t, handle, rsa, &mut tried).await?) {
+    if !t.identities_configured && (agent(t, handle, rsa, &mut tried).await || files(cx, t, handle, rsa, &mut tried).await?) {
         return Ok(());
     }
     if let Some(secret) = &t.password {
@@ -53,10 +53,10 @@ fn hash_for(algorithm: &Algorithm, rsa: Option<HashAlg>) -> Option<HashAlg> {
 }
 
 async fn files(cx: &Cx, t: &Target, handle: &mut Handle<Client>, rsa: Option<HashAlg>, tried: &mut Vec<String>) -> Result<bool> {
-    for path in &t.identities {
+    for path in &t.identity_files {
         let shown = path.display();
         if !path.is_file() {
-            if t.explicit {
+            if t.identities_configured {
                 tried.push(format!("{shown}: there is no such file"));
             }
             continue;

@@ -4,6 +4,7 @@
 
 mod auth;
 mod command;
+pub mod config;
 mod copy;
 mod exec;
 mod files;

@@ -9,30 +9,20 @@ use runbook_core::inventory::{Environment, Resource, Section};
 use runbook_core::{Code, Error, Result, Value};
 use ssh2_config::{HostParams, ParseRule, SshConfig};
 
-/// Everything that is needed to log in to a host.
+use super::config::Options;
+
+/// Everything that is needed to log in to a host: what the SSH configuration says of it, and what the inventory adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     /// The inventory name (of the host that is reached through it, for a jump host).
     pub name: String,
-    /// Login name.
-    pub user: String,
-    /// Name or address to connect to.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// The name under which the host's key is looked up, when not `host`.
-    pub key_alias: Option<String>,
-    /// Private keys, in order. When they are set by the operator, they are tried before the agent's.
-    pub identities: Vec<PathBuf>,
-    /// Whether `identities` were set by the operator.
-    pub explicit: bool,
-    /// `known_hosts` files.
-    pub known_hosts: Vec<PathBuf>,
+    /// User, host, port and all that the SSH configuration says, overridden by the inventory; also reached as fields of the target.
+    pub options: Options,
     /// The host through which this one is reached.
     pub jump: Option<Box<Target>>,
     /// Limit for the connection to stand.
     pub connect_timeout: Duration,
-    /// Names of secrets.
+    /// Name of the secret to log in with.
     pub password: Option<String>,
     /// Name of the secret that opens the private keys.
     pub passphrase: Option<String>,
@@ -40,6 +30,21 @@ pub(super) struct Target {
     pub sudo_password: Option<String>,
     /// How long a lost connection is tried again for the sake of a supervised command.
     pub reconnect_within: Duration,
+}
+
+impl std::ops::Deref for Target {
+    type Target = Options;
+
+    fn deref(&self) -> &Options {
+        &self.options
+    }
+}
+
+impl Target {
+    /// Every `known_hosts` file, the user's first.
+    pub(super) fn known_hosts(&self) -> Vec<PathBuf> {
+        self.options.user_known_hosts.iter().chain(&self.options.global_known_hosts).cloned().collect()
+    }
 }
 
 /// The home folder of the operator.
@@ -108,10 +113,10 @@ fn resolve_with(r: &Resource, home: Option<&Path>, config: Option<&Path>) -> Res
         from_config(&ssh, &r.name, home, config, 0)?
     };
     if let Some(user) = r.str("user") {
-        target.user = user.to_string();
+        target.options.user = user.to_string();
     }
     if let Some(port) = r.int("port") {
-        target.port = u16::try_from(port)
+        target.options.port = u16::try_from(port)
             .ok()
             .filter(|p| *p > 0)
             .ok_or_else(|| Error::new(Code::SSH_CONFIG, format!("port {port} of host \"{}\" is not from 1 to 65535", r.name)))?;
@@ -119,12 +124,13 @@ fn resolve_with(r: &Resource, home: Option<&Path>, config: Option<&Path>) -> Res
     let files = |key: &str| r.list(key).iter().map(|p| expand(p, home, &HashMap::new())).collect::<Vec<_>>();
     let identities = files("identity_file");
     if !identities.is_empty() {
-        target.identities = identities;
-        target.explicit = true;
+        target.options.identity_files = identities;
+        target.options.identities_configured = true;
     }
     let known = files("known_hosts");
     if !known.is_empty() {
-        target.known_hosts = known;
+        target.options.user_known_hosts = known;
+        target.options.global_known_hosts = vec![];
     }
     let text = |key: &str| r.str(key).map(str::to_string);
     target.password = text("password");
@@ -149,19 +155,12 @@ fn local_user() -> String {
 }
 
 fn direct(place: &Place, name: &str, home: Option<&Path>) -> Result<Target> {
-    let ssh = home.map(|h| h.join(".ssh"));
-    let in_ssh = |files: &[&str]| ssh.iter().flat_map(|d| files.iter().map(move |f| d.join(f))).collect::<Vec<_>>();
-    let mut known_hosts = in_ssh(&["known_hosts", "known_hosts2"]);
-    known_hosts.push("/etc/ssh/ssh_known_hosts".into());
+    let user = place.user.clone().unwrap_or_else(local_user);
+    let mut options = Options::plain(&place.host, &user, home.unwrap_or(Path::new("/")));
+    options.port = place.port.unwrap_or(22);
     Ok(Target {
         name: name.to_string(),
-        user: place.user.clone().unwrap_or_else(local_user),
-        host: place.host.clone(),
-        port: place.port.unwrap_or(22),
-        key_alias: None,
-        identities: in_ssh(&["id_ed25519", "id_ecdsa", "id_rsa"]),
-        explicit: false,
-        known_hosts,
+        options,
         jump: None,
         connect_timeout: Duration::from_secs(15),
         password: None,
@@ -190,15 +189,14 @@ fn from_config(alias: &str, name: &str, home: Option<&Path>, config: Option<&Pat
     let mut t = direct(&Place { user: params.user.clone(), host, port: params.port }, name, home)?;
     let tokens = HashMap::from([('h', t.host.clone()), ('r', t.user.clone()), ('p', t.port.to_string()), ('n', alias.to_string())]);
     if let Some(files) = params.identity_file.as_ref().filter(|f| !f.is_empty()) {
-        t.identities = files.iter().map(|f| expand(&f.to_string_lossy(), home, &tokens)).collect();
-        t.explicit = true;
+        t.options.identity_files = files.iter().map(|f| expand(&f.to_string_lossy(), home, &tokens)).collect();
+        t.options.identities_configured = true;
     }
     let known = extra("UserKnownHostsFile");
     if !known.is_empty() {
-        t.known_hosts = known.iter().flat_map(|v| v.split_whitespace()).map(|f| expand(f, home, &tokens)).collect();
-        t.known_hosts.push("/etc/ssh/ssh_known_hosts".into());
+        t.options.user_known_hosts = known.iter().flat_map(|v| v.split_whitespace()).map(|f| expand(f, home, &tokens)).collect();
     }
-    t.key_alias = extra("HostKeyAlias").into_iter().next();
+    t.options.host_key_alias = extra("HostKeyAlias").into_iter().next();
     if let Some(d) = params.connect_timeout {
         t.connect_timeout = d;
     }
@@ -209,10 +207,10 @@ fn from_config(alias: &str, name: &str, home: Option<&Path>, config: Option<&Pat
         let place = parse_place(hop)?;
         let mut via = from_config(&place.host, name, home, config, depth + 1)?;
         if let Some(u) = place.user {
-            via.user = u;
+            via.options.user = u;
         }
         if let Some(p) = place.port {
-            via.port = p;
+            via.options.port = p;
         }
         if let Some(before) = chain.take() {
             via.jump = Some(before);
@@ -298,8 +296,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!((t.user.as_str(), t.host.as_str(), t.port), ("root", "192.0.2.1", 2222));
-        assert_eq!((t.identities, t.explicit), (vec![PathBuf::from("/home/me/k")], true));
-        assert_eq!(t.known_hosts, vec![PathBuf::from("/kh")]);
+        assert_eq!((t.options.identity_files.clone(), t.identities_configured), (vec![PathBuf::from("/home/me/k")], true));
+        assert_eq!(t.known_hosts(), vec![PathBuf::from("/kh")]);
         assert_eq!(t.password.as_deref(), Some("pw"));
     }
 
@@ -311,9 +309,9 @@ mod tests {
         std::fs::write(&config, text).unwrap();
         let t = resolve_with(&host(&[("ssh", "shop")]), Some(Path::new("/home/me")), Some(&config)).unwrap();
         assert_eq!((t.user.as_str(), t.host.as_str(), t.port), ("deploy", "192.0.2.7", 2200));
-        assert_eq!(t.identities, vec![PathBuf::from("/home/me/.ssh/shop_deploy")]);
-        assert_eq!(t.known_hosts.first(), Some(&PathBuf::from("/home/me/kh")));
-        assert_eq!(t.key_alias.as_deref(), Some("shop-key"));
+        assert_eq!(t.identity_files, vec![PathBuf::from("/home/me/.ssh/shop_deploy")]);
+        assert_eq!(t.user_known_hosts.first(), Some(&PathBuf::from("/home/me/kh")));
+        assert_eq!(t.host_key_alias.as_deref(), Some("shop-key"));
         assert_eq!(t.connect_timeout, Duration::from_secs(3));
         let near = t.jump.unwrap();
         assert_eq!((near.user.as_str(), near.host.as_str()), ("in", "10.0.0.9"));

@@ -342,17 +342,17 @@ fn unreachable(t: &Target, why: impl std::fmt::Display) -> Error {
 }
 
 async fn connect_now(cx: &Cx, t: &Target) -> Result<Conn> {
-    let known = KnownHosts::read(&t.known_hosts);
-    let key_host = t.key_alias.as_deref().unwrap_or(&t.host);
+    let known = KnownHosts::read(&t.known_hosts());
+    let key_host = t.host_key_alias.as_deref().unwrap_or(&t.host);
     // A HostKeyAlias stands in known_hosts as it is, without the port.
-    let key_port = if t.key_alias.is_some() { 22 } else { t.port };
+    let key_port = if t.host_key_alias.is_some() { 22 } else { t.port };
     let refusal: Arc<Mutex<Option<Error>>> = Arc::default();
     let config = Arc::new(config(&known, key_host, key_port));
     let client = Client {
         name: t.name.clone(),
         host: key_host.to_string(),
         port: key_port,
-        files: t.known_hosts.clone(),
+        files: t.known_hosts(),
         known,
         refusal: refusal.clone(),
     };
