@@ -11,6 +11,7 @@ mod demo;
 mod disk;
 mod dns;
 mod docs;
+mod http;
 mod lab;
 mod proxy;
 mod replay;

@@ -130,6 +130,7 @@ codes! {
     HTTP = 800, Failed, "An HTTP check failed";
     TCP = 801, Failed, "A TCP check failed";
     PROXY = 802, Failed, "A proxy is not in the state that was asked for";
+    TLS = 803, Failed, "A server's TLS is not accepted";
 
     LAB = 900, Failed, "The embedded lab failed";
     LAB_DOWN = 901, Usage, "The embedded lab is not up";

@@ -5,6 +5,7 @@ pub mod bind;
 pub mod project;
 #[allow(dead_code)]
 pub mod sshd;
+pub mod tls;
 
 /// Whether `tool` is there. When it is not: prints why the test is skipped, or fails under CI.
 #[allow(dead_code)]

@@ -32,7 +32,7 @@ impl Default for ExpectStatus {
                 .arg("status", Ty::OneOf(vec![Ty::Int, Ty::List(Box::new(Ty::Int))]), "The status, or all that are accepted.")
                 .returns(Ty::Record("Response"))
                 .example(r#"http("https://shop.example.com/health").expect_status(200);"#)
-                .errors(&[Code::HTTP]),
+                .errors(&[Code::HTTP, Code::TLS]),
         )
     }
 }
@@ -81,7 +81,7 @@ impl Default for ExpectBody {
             .arg("text", Ty::Str, "The text that the body must contain.")
             .returns(Ty::Record("Response"))
             .example(r#"http("https://shop.example.com/").expect_body("Welcome to the shop");"#)
-            .errors(&[Code::HTTP]),
+            .errors(&[Code::HTTP, Code::TLS]),
         )
     }
 }
@@ -118,7 +118,7 @@ impl Default for Get {
         )
         .returns(Ty::Record("Response"))
         .example(r#"let version = http("https://shop.example.com/version").get().body;"#)
-        .errors(&[Code::HTTP, Code::FILE_TOO_LARGE]))
+        .errors(&[Code::FILE_TOO_LARGE, Code::HTTP, Code::TLS]))
     }
 }
 
@@ -149,7 +149,7 @@ impl Default for Send {
             )
             .returns(Ty::Record("Response"))
             .example(r#"http("https://shop.example.com/reindex", #{ method: "POST", headers: #{ Authorization: secret("shop_token") } }).send();"#)
-            .errors(&[Code::HTTP, Code::FILE_TOO_LARGE]),
+            .errors(&[Code::FILE_TOO_LARGE, Code::HTTP, Code::TLS]),
         )
     }
 }

@@ -1,6 +1,6 @@
 //! Checks over HTTP and TCP, made from the controller.
 //!
-//! `request.rs` makes and sends a request; `checks.rs` has the methods of `Http`; `tcp.rs` has `tcp(…)`.
+//! `request.rs` makes and sends a request; `tls.rs` says why TLS is refused; `checks.rs` has the methods of `Http`; `tcp.rs` has `tcp(…)`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,6 +15,7 @@ mod request;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 /// Adds the primitives of this family.
 pub fn register(r: &mut Registry) {
@@ -83,6 +84,9 @@ fn http(_env: &Environment, call: &Call) -> Result<Value> {
     let mut fields: BTreeMap<String, Value> = call.options.clone();
     let method = call.opt_str("method").unwrap_or("GET").to_ascii_uppercase();
     request::parse_method(&method)?;
+    if call.options.contains_key("ca_file") && call.opt_bool("insecure") {
+        return Err(request::wrong("insecure accepts any certificate, so ca_file would not count").hint("leave out one of them"));
+    }
     fields.insert("method".into(), method.into());
     fields.insert("url".into(), url.as_str().into());
     // The name stands for the request in the journal, so all that makes it another request is part of it.

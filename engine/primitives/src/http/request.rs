@@ -15,7 +15,7 @@ use runbook_core::spec::Call;
 use runbook_core::units::{show_bytes, show_duration};
 use runbook_core::{Code, Error, Record, Result, Value};
 
-use super::TIMEOUT;
+use super::{TIMEOUT, tls};
 
 /// The largest body that is held as a value.
 const MAX_BODY: usize = 4 << 20;
@@ -61,7 +61,7 @@ impl Response {
     }
 }
 
-fn wrong(what: impl Into<String>) -> Error {
+pub(super) fn wrong(what: impl Into<String>) -> Error {
     Error::new(Code::HTTP, what).kind(Kind::Check)
 }
 
@@ -93,7 +93,8 @@ pub fn parse_method(text: &str) -> Result<Method> {
 /// Sends the request that the receiver of `call` describes.
 ///
 /// # Errors
-/// `RB0800`, retryable, when no answer comes; otherwise when the request is not well formed. `RB0405` when the body is too large.
+/// `RB0800`, retryable, when no answer comes; otherwise when the request is not well formed. `RB0803` when the server's TLS is not
+/// accepted. `RB0405` when the body is too large.
 pub async fn send(cx: &Cx, call: &Call) -> Result<Response> {
     let limit = field_duration(call, "timeout").unwrap_or(TIMEOUT);
     tokio::select! {
@@ -159,9 +160,10 @@ async fn send_inner(cx: &Cx, call: &Call, limit: Duration) -> Result<Response> {
         }
         builder = builder.tls_certs_only(certificates);
     }
-    let client = build(builder, &asked)?;
+    let client = build(builder, &asked, field(call, "ca_file").as_str())?;
 
     let method = parse_method(call.receiver.as_ref().map_or("GET", |r| r.str("method")))?;
+    let sent = url.clone();
     let mut request = client.request(method, url);
     if let Some(h) = host_header {
         request = request.header(HOST, h);
@@ -187,9 +189,9 @@ async fn send_inner(cx: &Cx, call: &Call, limit: Duration) -> Result<Response> {
     }
 
     let begun = Instant::now();
-    let mut answer = request.send().await.map_err(|e| no_answer(&asked, &e, limit))?;
+    let mut answer = request.send().await.map_err(|e| no_answer(&asked, &sent, &e, limit))?;
     let mut body = Vec::new();
-    while let Some(piece) = answer.chunk().await.map_err(|e| no_answer(&asked, &e, limit))? {
+    while let Some(piece) = answer.chunk().await.map_err(|e| no_answer(&asked, &sent, &e, limit))? {
         if body.len() + piece.len() > MAX_BODY {
             return Err(Error::new(Code::FILE_TOO_LARGE, format!("the answer of {asked} is larger than {}", show_bytes(MAX_BODY as u64)))
                 .hint("check a smaller page, or fetch it on a host with run(\"curl …\")"));
@@ -221,7 +223,7 @@ fn base() -> ClientBuilder {
         .pool_max_idle_per_host(0)
 }
 
-fn build(builder: ClientBuilder, url: &Url) -> Result<Client> {
+fn build(builder: ClientBuilder, url: &Url, ca_file: Option<&str>) -> Result<Client> {
     builder.build().or_else(|e| {
         // A machine without any root certificates can still check plain HTTP.
         if url.scheme() == "http" {
@@ -230,6 +232,9 @@ fn build(builder: ClientBuilder, url: &Url) -> Result<Client> {
                 .tls_certs_only([])
                 .build()
                 .map_err(|e| Error::internal(format!("no HTTP client: {}", chain(&e))));
+        }
+        if let Some(path) = ca_file {
+            return Err(wrong(format!("{path} holds a certificate that cannot be used: {}", chain(&e))));
         }
         Err(wrong(format!("TLS cannot be set up for {url}: {}", chain(&e)))
             .hint("install the package ca-certificates on this machine, or name a ca_file"))
@@ -266,11 +271,13 @@ fn chain(e: &reqwest::Error) -> String {
     if text.is_empty() { e.to_string() } else { text }
 }
 
-fn no_answer(url: &Url, e: &reqwest::Error, limit: Duration) -> Error {
+/// `url` is what the script asks for; `sent` what it became by `host` and `resolve`. A redirection leads to a third.
+fn no_answer(url: &Url, sent: &Url, e: &reqwest::Error, limit: Duration) -> Error {
+    if let Some(refused) = tls::refusal(e.url().filter(|u| *u != sent).unwrap_or(url), e) {
+        return refused;
+    }
     let why = if e.is_timeout() { format!("no whole answer within {}", show_duration(limit)) } else { chain(e) };
-    let hint = if why.contains("certificate") || why.contains("UnknownIssuer") {
-        "check the certificate's names and dates; name its authority by ca_file, or accept any by insecure"
-    } else if e.is_redirect() {
+    let hint = if e.is_redirect() {
         "the redirections go in a circle or are too many; check without follow"
     } else if e.is_timeout() {
         "see whether the service hangs, or give it longer: #{ timeout: \"30s\" }"
