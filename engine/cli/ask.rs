@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use runbook_core::cancel::Cancel;
 use runbook_core::error::Result;
 use runbook_core::exec::{Ask, DoubtAnswer, GateAnswer, OnFailure, StepChoice, StepView};
@@ -37,7 +37,12 @@ pub struct Asker {
     pub stop: Cancel,
     /// Where hosts are, for a shell on them.
     pub env: Arc<Environment>,
+    /// Held by the question that stands on the screen: branches of `parallel` ask one after another.
+    pub turn: Mutex<()>,
 }
+
+/// What a step's question offers besides its first answer.
+const OFFER: &str = "[s]kip [p]review s[h]ell roll [b]ack [q]uit: ";
 
 impl Asker {
     /// Asks for one of the letters; `None` when nobody answers any more.
@@ -64,7 +69,8 @@ impl Asker {
                 let rest = line.trim().split_once(char::is_whitespace).map(|(_, r)| r.trim().to_string()).unwrap_or_default();
                 break Some((first, rest));
             }
-            self.term.err(&format!("  one of: {letters}\n"));
+            let list: Vec<String> = letters.chars().filter(|c| !c.is_control()).map(String::from).collect();
+            self.term.err(&format!("  that is no answer: type {}\n", list.join(", ")));
         };
         self.view.unpause();
         Ok(answer)
@@ -72,6 +78,27 @@ impl Asker {
 
     fn stopped(&self) -> Result<bool> {
         Ok(self.stop.is_cancelled())
+    }
+
+    /// Waits until no other branch asks; `None` when the question is withdrawn meanwhile.
+    fn turn(&self, meanwhile: &mut dyn FnMut() -> Result<bool>) -> Result<Option<MutexGuard<'_, ()>>> {
+        loop {
+            if let Some(turn) = self.turn.try_lock_for(Duration::from_millis(300)) {
+                return Ok(Some(turn));
+            }
+            if meanwhile()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Ctrl-C at a question is no answer to it.
+    fn interrupted(&self) -> Result<()> {
+        if !self.stop.is_cancelled() {
+            return Ok(());
+        }
+        let hint = format!("`runbook resume {}` goes on from here, and asks again", self.run);
+        Err(Error::new(Code::INTERRUPTED, "the run was interrupted at a question").hint(hint))
     }
 
     fn reason(&self, given: String) -> String {
@@ -107,7 +134,7 @@ impl Asker {
         let Some(host) = hosts.and_then(|h| h.get(&name)) else { return self.say(&format!("  there is no host \"{name}\"\n")) };
         let Some(words) = ssh_words(host) else { return self.say(&format!("  \"{name}\" has no ssh in runbook.toml\n")) };
         self.view.pause();
-        self.term.err(&format!("  {}   (exit comes back here)\n", words.join(" ")));
+        self.term.err(&format!("  {}\n  a shell on {name}; `exit` comes back to the run\n", words.join(" ")));
         let mut words = words.into_iter();
         let done = std::process::Command::new(words.next().unwrap_or_default()).args(words).status();
         if let Err(e) = done {
@@ -173,12 +200,16 @@ impl Ask for Asker {
             self.term.paint(Style::Yellow, "?"),
             self.term.paint(Style::Bold, &printable(question))
         );
-        let answer = self.letter(&text, "yn", &mut || {
+        let mut answered = || {
             if other.is_none() {
                 other = elsewhere()?;
             }
             Ok(other.is_some())
-        })?;
+        };
+        let answer = match self.turn(&mut answered)? {
+            Some(_turn) => self.letter(&text, "yn", &mut answered)?,
+            None => None,
+        };
         if let Some(a) = other {
             return Ok(Some(a));
         }
@@ -190,13 +221,18 @@ impl Ask for Asker {
             return Ok(StepChoice::Run);
         }
         let on = step.on.as_ref().map(|h| format!(" on {h}")).unwrap_or_default();
+        let _turn = self.turn(&mut || self.stopped())?;
         loop {
+            self.interrupted()?;
             let question = format!(
-                "{} {}{on}  [r]un [s]kip [p]review s[h]ell roll [b]ack [q]uit: ",
+                "{} {}{on}  [r]un (Enter) {OFFER}",
                 self.term.paint(Style::Yellow, "?"),
                 self.term.paint(Style::Bold, &printable(&readable(&step.path)))
             );
-            let Some((choice, rest)) = self.letter(&question, "\nrsphbq", &mut || self.stopped())? else { return Ok(StepChoice::Quit) };
+            let Some((choice, rest)) = self.letter(&question, "\nrsphbq", &mut || self.stopped())? else {
+                self.interrupted()?;
+                return Ok(StepChoice::Quit);
+            };
             match choice {
                 '\n' | 'r' => return Ok(StepChoice::Run),
                 's' => return Ok(StepChoice::Skip(self.reason(rest))),
@@ -212,10 +248,12 @@ impl Ask for Asker {
         if !(self.step || self.failures) || !self.term.can_ask() {
             return Ok(OnFailure::Stop);
         }
+        let Some(_turn) = self.turn(&mut || self.stopped())? else { return Ok(OnFailure::Stop) };
         self.say(&render(error, &self.term, None));
+        let what = if step.undo { "taking back " } else { "" };
         loop {
             let question = format!(
-                "{} {} failed  [r]etry [s]kip [p]review s[h]ell roll [b]ack [q]uit: ",
+                "{} {what}{} failed  [r]etry {OFFER}",
                 self.term.paint(Style::Yellow, "?"),
                 self.term.paint(Style::Bold, &printable(&readable(&step.path)))
             );
@@ -242,7 +280,14 @@ impl Ask for Asker {
             show_duration(Duration::from_secs(open.as_secs())),
             show_duration(budget)
         );
-        Ok(self.letter(&question, "gb", &mut || self.stopped())?.map(|(c, _)| c == 'g'))
+        let answer = match self.turn(&mut || self.stopped())? {
+            Some(_turn) => self.letter(&question, "gb", &mut || self.stopped())?,
+            None => None,
+        };
+        if answer.is_none() {
+            self.interrupted()?;
+        }
+        Ok(answer.map(|(c, _)| c == 'g'))
     }
 
     fn doubt(&self, call: &str, known: &str) -> Result<Option<DoubtAnswer>> {
@@ -250,12 +295,19 @@ impl Ask for Asker {
             return Ok(Some(a));
         }
         let question = format!(
-            "{} it cannot be known what became of {}\n  {}\n  look at the host, then: [r]etry, it did not happen; [d]one, it happened; roll [b]ack; [q]uit: ",
+            "{} it cannot be known what became of {}\n{}  look at the host, then answer:\n  [r]etry: it did not happen, do it   [d]one: it happened, go on   roll [b]ack   [q]uit: ",
             self.term.paint(Style::Yellow, "?"),
             printable(call),
-            printable(known)
+            known.lines().map(|l| format!("  {}\n", printable(l))).collect::<String>()
         );
-        Ok(self.letter(&question, "rdbq", &mut || self.stopped())?.and_then(|(c, _)| match c {
+        let answer = match self.turn(&mut || self.stopped())? {
+            Some(_turn) => self.letter(&question, "rdbq", &mut || self.stopped())?,
+            None => None,
+        };
+        if answer.is_none() {
+            self.interrupted()?;
+        }
+        Ok(answer.and_then(|(c, _)| match c {
             'r' => Some(DoubtAnswer::Retry),
             'd' => Some(DoubtAnswer::Done),
             'b' => Some(DoubtAnswer::RollBack),
@@ -266,7 +318,8 @@ impl Ask for Asker {
 
 fn preview(source: &str) -> String {
     let text = if source.trim().is_empty() { "(its source is not at hand)" } else { source };
-    text.lines().map(|l| format!("  | {}\n", printable(l))).collect()
+    let indent = text.lines().filter(|l| !l.trim().is_empty()).map(|l| l.len() - l.trim_start().len()).min().unwrap_or(0);
+    text.lines().map(|l| format!("  | {}\n", printable(l.get(indent..).unwrap_or_default()))).collect()
 }
 
 /// The flag `--answer`.
@@ -329,6 +382,12 @@ mod tests {
             "ssh -t -p 2222 -l lab -i /k/id -o UserKnownHostsFile=/k/known -- 127.0.0.2"
         );
         assert!(ssh_words(&host(&[])).is_none());
+    }
+
+    #[test]
+    fn a_preview_stands_at_the_margin() {
+        assert_eq!(preview("    step \"é\" {\n        x();\n\n    }"), "  | step \"é\" {\n  |     x();\n  | \n  | }\n");
+        assert_eq!(preview(" "), "  | (its source is not at hand)\n");
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Failure {
     pub wrote: bool,
     /// The texts that locations refer to, by file.
     pub sources: BTreeMap<String, String>,
+    /// What can be done next, for people: the last thing that they read.
+    pub after: String,
     /// Overrides the exit status.
     pub exit: Option<u8>,
     /// What a command knows besides, for the JSON form.
@@ -77,6 +79,7 @@ impl Failure {
         if self.errors.len() > 1 {
             let _ = writeln!(out, "{} errors", self.errors.len());
         }
+        out.push_str(&self.after);
         out
     }
 }
@@ -101,7 +104,12 @@ pub fn render(e: &Error, t: &Terminal, source: Option<&str>) -> String {
     let mut out = String::new();
     let host = e.host.as_ref().map(|h| format!(" (host {h})")).unwrap_or_default();
     let head = t.paint(Style::Red, &format!("error[{}]", e.code));
-    let _ = writeln!(out, "{head}: {}{host}", t.paint(Style::Bold, &e.message));
+    // A message may hold what a command printed last: further lines stand below the first.
+    let mut lines = e.message.lines().map(printable);
+    let _ = writeln!(out, "{head}: {}{host}", t.paint(Style::Bold, &lines.next().unwrap_or_default()));
+    for l in lines {
+        let _ = writeln!(out, "   {l}");
+    }
     if let Some(at) = &e.location {
         place(&mut out, t, at, source);
     } else if let Some(path) = e.at.first() {

@@ -43,6 +43,7 @@ pub struct Wishes {
 pub struct Session {
     controller: Controller,
     view: Arc<View>,
+    asker: Arc<Asker>,
     run: String,
     // Last, so that everything that uses it is gone before.
     runtime: tokio::runtime::Runtime,
@@ -86,7 +87,9 @@ impl Session {
             doubt: Mutex::new(wishes.doubt),
             stop: stop.clone(),
             env: env.clone(),
+            turn: Mutex::default(),
         };
+        let asker = Arc::new(asker);
         let controller = Controller {
             store,
             clock: Arc::new(System),
@@ -96,7 +99,7 @@ impl Session {
             redactor: Default::default(),
             files: Arc::new(project.clone()),
             observer: view.clone(),
-            ask: Arc::new(asker),
+            ask: asker.clone(),
             runtime: runtime.handle().clone(),
             stop,
             abort,
@@ -105,7 +108,7 @@ impl Session {
             take_over: wishes.take_over,
             crash: crash_point(),
         };
-        Ok(Session { controller, view, run: run.to_string(), runtime })
+        Ok(Session { controller, view, asker, run: run.to_string(), runtime })
     }
 
     /// Does the work and says how it ended. `sources` are for snippets.
@@ -115,7 +118,10 @@ impl Session {
     pub fn work(self, app: &App, project: &Project, work: impl FnOnce(&Controller) -> Result<Ended>) -> Result<Ended, Failure> {
         let outcome = work(&self.controller);
         self.view.finish();
-        let Session { controller, view, run, runtime } = self;
+        let Session { controller, view, asker, run, runtime } = self;
+        if outcome.is_ok() && asker.doubt.lock().is_some() && !app.term.json {
+            app.term.err("note: no answer was asked for: the far side could tell what happened, or nothing was in doubt\n");
+        }
         let shown = |f: &mut Failure| {
             let sources = controller.store.sources(&run).unwrap_or_default();
             for file in f.errors.iter().filter_map(|e| e.location.as_ref()).map(|l| l.file.clone()) {
@@ -133,11 +139,12 @@ impl Session {
             }
             Ok(Ended { run, state, error: Some(e), wrote }) => {
                 let past = view.with_tree(|t| t.nodes.iter().any(|n| n.kind == NodeKind::NoReturn));
-                if !app.term.json {
-                    let text = view.with_tree(|t| ending(t, &run, state));
-                    app.term.err(&format!("{text}{}", next(&run, state, past, e.kind)));
-                }
-                let mut f = Failure { wrote, ..Failure::from(e) };
+                let text = match e.code {
+                    Code::FENCED_OFF => format!("run {run} is no longer ours\n"),
+                    _ => view.with_tree(|t| ending(t, &run, state)),
+                };
+                let after = format!("\n{text}{}", next(&run, state, past, &e));
+                let mut f = Failure { wrote, after, ..Failure::from(e) };
                 f.facts.insert("run".into(), json!(run));
                 f.facts.insert("state".into(), json!(state));
                 shown(&mut f);
@@ -164,12 +171,19 @@ pub fn done(ended: &Ended) -> Done {
 }
 
 /// What can be done next, for the terminal.
-fn next(run: &str, state: State, past: bool, kind: Kind) -> String {
+fn next(run: &str, state: State, past: bool, e: &Error) -> String {
+    let (kind, code) = (e.kind, e.code);
     let resume = format!("  go on       runbook resume {run}\n");
     let back = if past { String::new() } else { format!("  take back   runbook rollback {run}\n") };
     match (state, kind) {
+        // Another controller has it now.
+        (_, Kind::Store) if code == Code::FENCED_OFF => format!("  look        runbook show {run}\n"),
         (State::RollingBack, _) => format!("  go on       runbook rollback {run}\n"),
-        (State::InDoubt, _) => format!("  answer      runbook resume {run} --answer retry|done|rollback\n{back}"),
+        (State::InDoubt, _) if code == Code::IN_DOUBT => format!(
+            "  it did not happen   runbook resume {run} --answer retry\n  \
+               it happened         runbook resume {run} --answer done\n  \
+               take back           runbook resume {run} --answer rollback\n"
+        ),
         (_, Kind::Mismatch) => format!("{resume}{back}"),
         _ => format!("{resume}{back}  look        runbook show {run}\n"),
     }

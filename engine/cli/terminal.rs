@@ -84,14 +84,16 @@ impl Terminal {
         write(&mut std::io::stderr().lock(), text);
     }
 
-    /// The width of standard error in columns.
-    pub fn width(&self) -> usize {
-        crossterm::terminal::size().map_or(100, |(w, _)| usize::from(w).max(20))
+    /// The size of standard error in columns and lines; a usual one when it is not known.
+    pub fn size(&self) -> (usize, usize) {
+        let known = rustix::termios::tcgetwinsize(std::io::stderr()).ok().filter(|s| s.ws_col > 0 && s.ws_row > 0);
+        known.map_or((80, 24), |s| (usize::from(s.ws_col), usize::from(s.ws_row)))
     }
 
-    /// The height of standard error in lines.
-    pub fn height(&self) -> usize {
-        crossterm::terminal::size().map_or(24, |(_, h)| usize::from(h).max(4))
+    /// The width of standard output in columns; wide enough for everything when it is no terminal.
+    pub fn width_out(&self) -> usize {
+        let known = rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|s| s.ws_col > 0);
+        known.map_or(usize::MAX, |s| usize::from(s.ws_col))
     }
 
     /// Asks and waits for a line; `None` when nobody can be asked or the input has ended.
@@ -106,6 +108,8 @@ impl Terminal {
         if !self.can_ask() {
             return Ok(None);
         }
+        // What was typed before the question stood there is no answer to it: an Enter too many must not approve a step.
+        let _ = rustix::termios::tcflush(std::io::stdin(), rustix::termios::QueueSelector::IFlush);
         self.err(question);
         loop {
             if readable(Duration::from_millis(300)) {
@@ -158,9 +162,49 @@ fn paint(color: bool, style: Style, text: &str) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// Makes text from hosts safe to show: no control characters, tabs as spaces.
+/// How many columns a text takes; colour codes take none.
+pub fn columns(text: &str) -> usize {
+    let mut code = false;
+    text.chars().map(|c| cells(c, &mut code)).sum()
+}
+
+/// Cuts a text so that it takes fewer than `width` columns: a full line would make some terminals wrap.
+pub fn cut(text: &str, width: usize) -> String {
+    let (mut out, mut taken, mut code) = (String::new(), 0, false);
+    for c in text.chars() {
+        let cells = cells(c, &mut code);
+        if taken + cells >= width.max(1) {
+            // The end of a colour must still come.
+            if text.contains('\x1b') {
+                out.push_str("\x1b[0m");
+            }
+            return out;
+        }
+        taken += cells;
+        out.push(c);
+    }
+    out
+}
+
+fn cells(c: char, code: &mut bool) -> usize {
+    if c == '\x1b' {
+        *code = true;
+    }
+    if *code {
+        *code = c != 'm';
+        return 0;
+    }
+    unicode_width::UnicodeWidthChar::width(c).unwrap_or(0)
+}
+
+/// A number of things: `1 step`, `2 steps`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Makes text from hosts safe to show in a line: no control characters, tabs and ends of lines as spaces.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
+    text.trim_end().chars().map(|c| if c == '\t' || c == '\n' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -169,7 +213,16 @@ mod tests {
 
     #[test]
     fn hosts_cannot_move_the_cursor() {
-        assert_eq!(printable("a\x1b[2Jb\tc\r"), "a[2Jb c");
+        assert_eq!(printable("a\x1b[2Jb\tc\r\nd\n"), "a[2Jb c d");
+    }
+
+    #[test]
+    fn lines_are_cut_at_the_width_and_colours_end() {
+        assert_eq!(cut("abcdef", 4), "abc");
+        assert_eq!(cut("\x1b[1mabcdef\x1b[0m", 4), "\x1b[1mabc\x1b[0m");
+        assert_eq!(cut("abc", 4), "abc");
+        assert_eq!((cut("日本語", 4).as_str(), cut("日本語", 5).as_str()), ("日", "日本"), "wide characters take two columns");
+        assert_eq!((columns("\x1b[1m日本\x1b[0m-e\u{301}"), cut("abc", 0).as_str()), (6, ""));
     }
 
     #[test]

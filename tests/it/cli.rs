@@ -1,118 +1,8 @@
 //! The real binary: bad input, gates and locks across processes, signals, the audit log. Nothing is contacted.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
 use serde_json::Value as Json;
 
-const INVENTORY: &str = r#"
-[params]
-greeting = "hello"
-count = 3
-
-[secrets]
-unset = { env = "RUNBOOK_TEST_SECRET_THAT_IS_NOT_SET" }
-
-[environments.test.hosts.old]
-ssh = "nobody@127.0.0.1:1"
-"#;
-
-/// A project in a folder of its own.
-struct Project(tempfile::TempDir);
-
-impl Project {
-    fn new(inventory: &str, runbook: &str) -> Project {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("runbook.toml"), inventory).unwrap();
-        std::fs::write(dir.path().join("a.rhai"), runbook).unwrap();
-        Project(dir)
-    }
-
-    fn dir(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(exe());
-        c.args(args).current_dir(self.dir()).env_remove("SSH_CLIENT").env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-        c
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Exit status, standard output, standard error.
-    fn text(&self, args: &[&str]) -> (i32, String, String) {
-        let o = self.run(args);
-        (o.status.code().unwrap_or(-1), String::from_utf8(o.stdout).unwrap(), String::from_utf8(o.stderr).unwrap())
-    }
-
-    /// The one JSON document of a command.
-    fn json(&self, args: &[&str]) -> (i32, Json) {
-        let mut all = args.to_vec();
-        all.push("--json");
-        let (status, out, _) = self.text(&all);
-        (status, serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?} printed no JSON document ({e}): {out}")))
-    }
-
-    fn newest(&self) -> String {
-        self.json(&["runs"]).1["runs"][0]["id"].as_str().unwrap().to_string()
-    }
-}
-
-fn exe() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_runbook"))
-}
-
-/// Waits until something is so.
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !so() {
-        assert!(Instant::now() < end, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// A child that does not outlive its test.
-struct Running(Child);
-
-impl Running {
-    fn wait(&mut self) -> i32 {
-        let mut status = None;
-        until("the run ended", || {
-            status = self.0.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap().code().unwrap_or(-1)
-    }
-
-    fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap().success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Project {
-    /// Starts a run that waits at a gate, and waits until it does.
-    fn waiting(&self, args: &[&str]) -> Running {
-        let child = self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("a gate waits", || self.json(&["runs"]).1["runs"].as_array().is_some_and(|r| !r.is_empty()) && self.gate_waits());
-        Running(child)
-    }
-
-    fn gate_waits(&self) -> bool {
-        let (_, doc) = self.json(&["show"]);
-        doc["nodes"].as_array().is_some_and(|n| n.iter().any(|n| n["kind"] == "gate" && n["state"] == "waiting"))
-    }
-}
+use crate::support::desk::{INVENTORY, Project};
 
 /// Each case: the inventory, the runbook, the code, and where it is (with its file).
 #[test]
@@ -234,7 +124,7 @@ fn another_terminal_answers_a_gate_and_a_second_run_is_refused() {
     let run = p.newest();
     let (status, _, err) = p.text(&["run", "a.rhai"]);
     assert_eq!(status, 7, "{err}");
-    assert!(err.contains("error[RB0006]") && err.contains(&run) && err.contains(&format!("pid {}", first.0.id())), "{err}");
+    assert!(err.contains("error[RB0006]") && err.contains(&run) && err.contains(&format!("pid {}", first.id())), "{err}");
     let (status, out, _) = p.text(&["approve", &run, "--comment", "all quiet"]);
     assert_eq!(status, 0);
     assert!(out.contains("the run goes on"), "{out}");
@@ -323,7 +213,7 @@ fn a_name_must_be_confirmed() {
 #[test]
 fn a_new_project_has_no_mistakes_and_help_comes_for_everything() {
     let dir = tempfile::tempdir().unwrap();
-    let p = Project(dir);
+    let p = Project::of(dir);
     assert_eq!(p.text(&["init", "new"]).0, 0);
     let (status, out, err) = p.text(&["-C", "new", "check"]);
     assert_eq!(status, 0, "{err}");

@@ -18,3 +18,4 @@ mod replay;
 mod secrets;
 mod sqlite;
 mod ssh;
+mod terminal;

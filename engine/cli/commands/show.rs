@@ -67,7 +67,7 @@ fn text(t: &Terminal, info: &RunInfo, tree: &Tree, living: bool, next: &[(String
     let took = tree.began.zip(tree.last).map_or(0, |(a, b)| u64::try_from(b.as_millisecond() - a.as_millisecond()).unwrap_or(0));
     let began = tree.began.map(|t| t.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()).unwrap_or_default();
     let _ = writeln!(out, "{shown}, began {began}, last entry {} later\n", span(took));
-    out.push_str(&tree.text(&|s, text| t.paint_out(s, text)));
+    out.push_str(&tree.text(t.width_out(), &|s, text| t.paint_out(s, text)));
     if let Some(w) = tree.window() {
         let _ = writeln!(out, "\nThe window \"{}\" is open since {}: users are cut off.", w.name, w.began.strftime("%H:%M:%S UTC"));
     }
@@ -81,6 +81,12 @@ fn text(t: &Terminal, info: &RunInfo, tree: &Tree, living: bool, next: &[(String
     }
     if let Some((call, known)) = &tree.doubt {
         let _ = writeln!(out, "\nIn doubt: {}\n  what is known: {}", printable(call), printable(known));
+    }
+    if tree.doubt.is_none() && !living {
+        for call in tree.unknown() {
+            let _ =
+                writeln!(out, "\nIn doubt: {}\n  it was begun, and its end is not on record; resume asks the far side", printable(call));
+        }
     }
     if !next.is_empty() {
         out.push_str("\nNext:\n");

@@ -15,10 +15,10 @@ use runbook_core::journal::{Body, State, Store, line};
 use runbook_core::primitive::{Progress, StreamKind};
 use runbook_core::units::show_bytes;
 
-use super::lines::{self, describe};
+use super::lines::describe;
 use super::tree::{Kind, Mark, Node, Tree, row};
 use super::{clock, span};
-use crate::terminal::{Style, Terminal, printable};
+use crate::terminal::{Style, Terminal, columns, count, cut, printable};
 
 /// How a run is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +52,8 @@ struct Inner {
     run: String,
     /// Printed with the next drawing, once.
     pending: String,
-    /// How many lines are drawn at the moment.
-    drawn: usize,
+    /// How wide the lines are that are drawn at the moment.
+    drawn: Vec<usize>,
     /// A question stands on the screen: nothing may be drawn.
     paused: bool,
     frame: usize,
@@ -248,7 +248,7 @@ impl Inner {
         self.tails.remove(&index);
         self.progress.remove(&index);
         if let Some(n) = self.tree.nodes.get(index) {
-            let text = row(n, self.tree.depth(n), &|s, t| term.paint(s, t));
+            let text = row(n, self.tree.depth(n), term.size().0, &|s, t| term.paint(s, t));
             self.pending.push_str(&text);
         }
     }
@@ -279,7 +279,6 @@ impl Inner {
             | Body::RetryScheduled { .. }
             | Body::Log { .. }
             | Body::TimerSet { .. }
-            | Body::DoubtAsked { .. }
             | Body::DoubtAnswered { .. }
             | Body::RollbackStarted { .. } => {
                 let l = describe(body);
@@ -292,16 +291,19 @@ impl Inner {
 
     fn draw(&mut self, term: &Terminal, live: bool) {
         let mut out = String::new();
-        if self.drawn > 0 {
-            let _ = write!(out, "\r\x1b[{}A\x1b[J", self.drawn);
+        let (width, height) = term.size();
+        if !self.drawn.is_empty() {
+            // A terminal that became narrower has wrapped what was drawn.
+            let rows: usize = self.drawn.iter().map(|w| w.div_ceil(width).max(1)).sum();
+            let _ = write!(out, "\r\x1b[{}A\x1b[J", rows.min(height.saturating_sub(1)).max(1));
         }
         out.push_str(&std::mem::take(&mut self.pending));
-        self.drawn = 0;
+        self.drawn.clear();
         if live {
-            let width = term.width();
-            for l in self.live(term, Timestamp::now(), term.height().saturating_sub(2)) {
-                let _ = writeln!(out, "{}", cut(&l, width));
-                self.drawn += 1;
+            for l in self.live(term, Timestamp::now(), width, height.saturating_sub(2)) {
+                let l = cut(&l, width);
+                let _ = writeln!(out, "{l}");
+                self.drawn.push(columns(&l));
             }
         }
         if !out.is_empty() {
@@ -309,57 +311,80 @@ impl Inner {
         }
     }
 
-    /// What runs now.
-    fn live(&self, term: &Terminal, now: Timestamp, most: usize) -> Vec<String> {
+    /// What runs now, in at most so many lines: when there are too many, steps show less of their output, then fewer steps are shown.
+    fn live(&self, term: &Terminal, now: Timestamp, width: usize, most: usize) -> Vec<String> {
         if !matches!(self.tree.state, Some(State::Running)) {
             return vec![];
         }
-        let mut out = vec![];
-        let active: Vec<(usize, &Node)> = self
-            .tree
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, n)| matches!(n.mark, Mark::Running) && matches!(n.kind, Kind::Step | Kind::Undo))
-            .collect();
-        let sign = FRAMES[self.frame % FRAMES.len()];
-        for (i, n) in &active {
-            let indent = self.tree.depth(n) * 2;
-            let progress = self.progress.get(i).map(|p| format!("  {}", amount(p))).unwrap_or_default();
-            let attempt = if n.attempt > 1 { format!(" (attempt {})", n.attempt) } else { String::new() };
-            let name = super::tree::label(n);
-            out.push(format!("{:indent$}{} {name}{attempt}  {}{progress}", "", term.paint(Style::Bold, sign), span(since(n.began, now))));
-            for l in self.tails.get(i).into_iter().flat_map(|t| t.lines.iter()) {
-                out.push(format!("{:indent$}    {}", "", term.paint(Style::Dim, l)));
-            }
-        }
+        let most = most.max(1) - 1;
+        let steps: Vec<(String, Vec<String>)> = self.active(term, now);
+        let mut rest = vec![];
         if let Some(until) = &self.tree.sleeping {
-            out.push(format!("{sign} sleeping until {until}"));
+            rest.push(format!("{} sleeping until {until}", FRAMES[self.frame % FRAMES.len()]));
         }
         for g in self.tree.gates() {
-            out.push(format!("{} {}  waits for an answer: runbook approve {}", term.paint(Style::Yellow, "?"), g.name, self.run));
+            rest.push(format!("{} {}  waits for an answer: runbook approve {}", term.paint(Style::Yellow, "?"), g.name, self.run));
         }
-        out.truncate(most.saturating_sub(1));
-        out.push(self.status(term, now));
+        let lines = |tail: usize| steps.iter().map(|(_, t)| 1 + t.len().min(tail)).sum::<usize>() + rest.len();
+        let tail = (0..=TAIL).rev().find(|t| lines(*t) <= most).unwrap_or(0);
+        let mut out = vec![];
+        for (head, output) in steps {
+            out.push(head);
+            out.extend(output.into_iter().rev().take(tail).rev());
+        }
+        out.extend(rest);
+        if out.len() > most {
+            let hidden = out.len() - most.saturating_sub(1);
+            out.truncate(most.saturating_sub(1));
+            if most > 0 {
+                out.push(term.paint(Style::Dim, &format!("… {hidden} more")));
+            }
+        }
+        out.push(self.status(term, now, width));
         out
     }
 
-    fn status(&self, term: &Terminal, now: Timestamp) -> String {
+    /// The steps that run, each with its last lines of output.
+    fn active(&self, term: &Terminal, now: Timestamp) -> Vec<(String, Vec<String>)> {
+        let nodes = self.tree.nodes.iter().enumerate();
+        let active = nodes.filter(|(_, n)| matches!(n.mark, Mark::Running) && matches!(n.kind, Kind::Step | Kind::Undo));
+        let sign = FRAMES[self.frame % FRAMES.len()];
+        let step = |(i, n): (usize, &Node)| {
+            let indent = self.tree.depth(n) * 2;
+            let progress = self.progress.get(&i).map(|p| format!("  {}", amount(p))).unwrap_or_default();
+            let attempt = if n.attempt > 1 { format!(" (attempt {})", n.attempt) } else { String::new() };
+            let name = super::tree::label(n);
+            let head = format!("{:indent$}{} {name}{attempt}  {}{progress}", "", term.paint(Style::Bold, sign), span(since(n.began, now)));
+            let tail = self.tails.get(&i).into_iter().flat_map(|t| t.lines.iter());
+            (head, tail.map(|l| format!("{:indent$}    {}", "", term.paint(Style::Dim, l))).collect())
+        };
+        active.map(step).collect()
+    }
+
+    /// The last line: first what matters most, the window's countdown.
+    fn status(&self, term: &Terminal, now: Timestamp, width: usize) -> String {
         let mut parts = vec![];
-        if let Some(began) = self.tree.began {
-            parts.push(span(since(began, now)));
-        }
         if let Some(w) = self.tree.window() {
             let open = since(w.began, now);
+            // The time that is left must be seen on the narrowest terminal.
+            let (users, budget) = match width {
+                ..30 => ("off", ""),
+                30..60 => ("cut off", ""),
+                _ => ("users are cut off for", " the budget"),
+            };
             let text = match w.budget_ms {
-                Some(b) if open <= b => format!("users are cut off for {}, {} left", clock(ms(open)), clock(ms(b - open))),
-                Some(b) => format!("users are cut off for {}, {} over the budget", clock(ms(open)), clock(ms(open - b))),
-                None => format!("users are cut off for {}", clock(ms(open))),
+                Some(b) if open <= b => format!("{users} {}, {} left", clock(ms(open)), clock(ms(b - open))),
+                Some(b) => format!("{users} {}, {} over{budget}", clock(ms(open)), clock(ms(open - b))),
+                None => format!("{users} {}", clock(ms(open))),
             };
             let over = w.budget_ms.is_some_and(|b| open > b);
             parts.push(term.paint(if over { Style::Red } else { Style::Yellow }, &text));
         }
-        format!("{} {}", term.paint(Style::Dim, &self.run), parts.join(" · "))
+        if let Some(began) = self.tree.began {
+            parts.push(span(since(began, now)));
+        }
+        parts.push(term.paint(Style::Dim, &self.run));
+        parts.join(" · ")
     }
 }
 
@@ -381,45 +406,29 @@ fn amount(p: &Progress) -> String {
     }
 }
 
-/// Cuts a line at a number of columns; colour codes take none.
-fn cut(text: &str, width: usize) -> String {
-    let (mut out, mut columns, mut code) = (String::new(), 0, false);
-    for c in text.chars() {
-        if c == '\x1b' {
-            code = true;
-        }
-        if code {
-            out.push(c);
-            code = c != 'm';
-            continue;
-        }
-        if columns + 1 >= width {
-            // The end of a colour must still come.
-            if text.contains('\x1b') {
-                out.push_str("\x1b[0m");
-            }
-            return out;
-        }
-        columns += 1;
-        out.push(c);
-    }
-    out
-}
-
 /// How a run ended, for standard output.
 pub fn ending(tree: &Tree, run: &str, state: State) -> String {
     let took = tree.began.zip(tree.last).map(|(a, b)| format!(" after {}", span(since(a, b)))).unwrap_or_default();
     let done = tree.nodes.iter().filter(|n| n.kind == Kind::Step && n.mark == Mark::Done).count();
     let undone = tree.nodes.iter().filter(|n| n.kind == Kind::Undo && n.mark == Mark::Done).count();
-    let count = if state == State::RolledBack { format!("{undone} steps taken back") } else { format!("{done} steps done") };
-    format!("run {run} {}{took}: {count}\n", verb(state))
+    let what = if matches!(state, State::RolledBack | State::RollingBack) {
+        format!("{} taken back", count(undone, "step"))
+    } else {
+        format!("{} done", count(done, "step"))
+    };
+    format!("run {run} {}{took}: {what}\n", verb(state))
 }
 
-fn verb(state: State) -> String {
+fn verb(state: State) -> &'static str {
     match state {
-        State::Finished => "finished".into(),
-        State::RolledBack => "was rolled back".into(),
-        s => format!("is {}", lines::state(s)),
+        State::Running => "is not finished",
+        State::Finished => "finished",
+        State::Failed => "failed",
+        State::Paused => "paused",
+        State::Interrupted => "was interrupted",
+        State::InDoubt => "stopped in doubt",
+        State::RollingBack => "stopped half-way back",
+        State::RolledBack => "was rolled back",
     }
 }
 
@@ -451,13 +460,9 @@ mod tests {
         inner.tails.entry(step).or_default().lines.extend(["trying".to_string(), "again".to_string()]);
         inner.progress.insert(step, Progress { what: "copying uploads".into(), done: 3 << 20, total: Some(12 << 20), unit: "bytes" });
         let at = |s: i64| last + jiff::SignedDuration::from_millis(s * 1000);
-        let show = |s: i64, most: usize| inner.live(&term, at(s), most).join("\n");
-        insta::assert_snapshot!(format!("{}\n---\n{}\n---\n{}", show(3, 20), show(150, 20), show(3, 2)));
-    }
-
-    #[test]
-    fn lines_are_cut_at_the_width_and_colours_end() {
-        assert_eq!(cut("abcdef", 4), "abc");
-        assert_eq!(cut("\x1b[1mabcdef\x1b[0m", 4), "\x1b[1mabc\x1b[0m");
+        let show = |s: i64, width: usize, most: usize| inner.live(&term, at(s), width, most).join("\n");
+        insta::assert_snapshot!(
+            [show(3, 80, 20), show(150, 80, 20), show(3, 80, 3), show(3, 80, 2), show(3, 80, 0), show(3, 20, 3)].join("\n---\n")
+        );
     }
 }

@@ -9,7 +9,7 @@ use runbook_core::journal::{Body, Operator, Purpose, State, Status, UndoKind};
 use serde_json::{Value as Json, json};
 
 use super::span;
-use crate::terminal::{Style, printable};
+use crate::terminal::{Style, columns, printable};
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,8 @@ pub struct Tree {
     pub sleeping: Option<String>,
     /// The action in doubt: its call and what is known.
     pub doubt: Option<(String, String)>,
-    calls: HashMap<String, String>,
+    /// The calls that have begun and not ended by their path, and whether each must not happen twice.
+    calls: HashMap<String, (String, bool)>,
 }
 
 /// The last name of a path, as it was written.
@@ -167,9 +168,12 @@ impl Tree {
             None => {
                 let parent = if kind == Kind::Undo { None } else { path.rsplit_once('/').and_then(|(p, _)| self.owner(p)) };
                 let i = self.nodes.len();
+                // Below its parent, so that a step says in which branch of `parallel` it is.
+                let above = parent.and_then(|p| self.nodes.get(p)).map_or(0, |p| p.path.split('/').count());
+                let name = readable(&path.split('/').skip(above).collect::<Vec<_>>().join("/"));
                 self.nodes.push(Node {
                     path: path.to_string(),
-                    name: name_of(path),
+                    name,
                     parent,
                     kind,
                     mark: Mark::Running,
@@ -245,8 +249,8 @@ impl Tree {
             Body::StepEnded { path, status, ms, error, reason, .. } => {
                 self.ended((path, Kind::Step), time, (*status, *ms), error.as_ref(), reason.as_ref());
             }
-            Body::Intent { path, call, .. } => {
-                self.calls.insert(path.clone(), call.clone());
+            Body::Intent { path, call, effect, .. } => {
+                self.calls.insert(path.clone(), (call.clone(), effect == "once"));
             }
             Body::Outcome { path, .. } => {
                 self.calls.remove(path);
@@ -286,7 +290,7 @@ impl Tree {
             Body::TimerSet { until, .. } => self.sleeping = Some(until.clone()),
             Body::TimerFired { .. } => self.sleeping = None,
             Body::DoubtAsked { path, known, .. } => {
-                let call = self.calls.get(path).cloned().unwrap_or_else(|| readable(path));
+                let call = self.calls.get(path).map_or_else(|| readable(path), |(c, _)| c.clone());
                 self.doubt = Some((call, known.clone()));
             }
             Body::DoubtAnswered { .. } => self.doubt = None,
@@ -301,17 +305,24 @@ impl Tree {
         }
     }
 
-    /// The tree as text, depth first; children of one parent in the order in which they began.
-    pub fn text(&self, paint: &Paint<'_>) -> String {
+    /// The calls that must not happen twice, have begun, and of which it is not recorded how they ended.
+    pub fn unknown(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = self.calls.values().filter(|(_, once)| *once).map(|(c, _)| c.as_str()).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// The tree as text of a width, depth first; children of one parent in the order in which they began.
+    pub fn text(&self, width: usize, paint: &Paint<'_>) -> String {
         let mut out = String::new();
-        self.children(&mut out, paint, None, 0);
+        self.children(&mut out, width, paint, None, 0);
         out
     }
 
-    fn children(&self, out: &mut String, paint: &Paint<'_>, parent: Option<usize>, depth: usize) {
+    fn children(&self, out: &mut String, width: usize, paint: &Paint<'_>, parent: Option<usize>, depth: usize) {
         for (i, n) in self.nodes.iter().enumerate().filter(|(_, n)| n.parent == parent) {
-            out.push_str(&row(n, depth, paint));
-            self.children(out, paint, Some(i), depth + 1);
+            out.push_str(&row(n, depth, width, paint));
+            self.children(out, width, paint, Some(i), depth + 1);
         }
     }
 
@@ -345,12 +356,14 @@ impl Tree {
 /// Paints text for the stream that it goes to.
 pub type Paint<'a> = dyn Fn(Style, &str) -> String + 'a;
 
-/// A node as a line (and a second one for its failure).
-pub fn row(n: &Node, depth: usize, paint: &Paint<'_>) -> String {
+/// The column in which times end, where there is room for it.
+const TIMES: usize = 72;
+
+/// A node as a line (and a second one for its failure). `width` is that of the terminal.
+pub fn row(n: &Node, depth: usize, width: usize, paint: &Paint<'_>) -> String {
     let (sign, style) = n.mark.sign();
     let indent = depth * 2;
     let label = label(n);
-    let pad = 64usize.saturating_sub(indent + 2 + label.chars().count());
     let time = n.ms.map(span).unwrap_or_default();
     let mut rest = vec![];
     if n.attempt > 1 {
@@ -363,7 +376,10 @@ pub fn row(n: &Node, depth: usize, paint: &Paint<'_>) -> String {
         rest.push(printable(note));
     }
     let rest = if rest.is_empty() { String::new() } else { format!("  {}", paint(Style::Dim, &rest.join(", "))) };
-    let line = format!("{:indent$}{} {label}{:pad$} {time:>7}{rest}", "", paint(style, sign), "");
+    let name = indent + 2 + columns(&label);
+    // A time that ends in the last column would wrap on some terminals.
+    let pad = TIMES.min(width.saturating_sub(1)).saturating_sub(name + columns(&time)).max(1);
+    let line = format!("{:indent$}{} {label}{:pad$}{time}{rest}", "", paint(style, sign), "");
     let mut out = format!("{}\n", line.trim_end());
     if let Some(e) = n.error.as_ref().filter(|_| n.mark == Mark::Failed) {
         let _ = writeln!(out, "{:indent$}    {}: {}", "", e.code, printable(&e.message));
@@ -464,7 +480,8 @@ mod tests {
     #[test]
     fn a_run_as_a_tree() {
         let t = tree(&sample());
-        insta::assert_snapshot!(t.text(&|_, s| s.to_string()));
+        insta::assert_snapshot!(t.text(usize::MAX, &|_, s| s.to_string()));
+        insta::assert_snapshot!("a_run_as_a_tree_on_a_narrow_terminal", t.text(20, &|_, s| s.to_string()));
         assert_eq!(t.state, Some(State::Failed));
         assert_eq!(t.window().map(|w| w.name.as_str()), Some("Cutover"), "it is still open");
         let mut back = tree(&sample());
@@ -487,6 +504,18 @@ mod tests {
             &Body::SessionStarted { purpose: Purpose::Resume, operator: Operator::default(), fence: 2, edited: None, took_over: None },
         );
         assert_eq!(t.get("Prepare/Copy a%2Fb").unwrap().mark, Mark::Running);
+    }
+
+    #[test]
+    fn a_step_says_in_which_branch_it_is() {
+        let mut t = Tree::default();
+        let now = sample()[0].0;
+        t.apply(now, &Body::PhaseStarted { path: "Prepare".into() });
+        for path in ["Prepare/#1/web%2F1/Copy", "Prepare/#1/web2/Copy", "Prepare/#1/web2/Copy/Inner"] {
+            t.apply(now, &Body::StepStarted { path: path.into(), attempt: 1, undo: UndoKind::None, at: None, on: None });
+        }
+        let names: Vec<&str> = t.nodes.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["Prepare", "web/1 / Copy", "web2 / Copy", "Inner"]);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 #[allow(dead_code)]
 pub mod bind;
+pub mod desk;
 pub mod project;
+pub mod screen;
 #[allow(dead_code)]
 pub mod sshd;
 pub mod tls;

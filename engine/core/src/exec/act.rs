@@ -310,7 +310,8 @@ impl Act<'_> {
                         .detail("action", id)
                         .detail("path", &self.path)
                         .hint(format!(
-                            "find out on the far side, then `runbook resume {0} --answer retry` or `--answer done`, or `runbook rollback {0}`",
+                            "look on the far side whether it happened, then tell: `runbook resume {} --answer retry` (it did not: do it), \
+                             `--answer done` (it did: go on) or `--answer rollback`",
                             run.id()
                         )));
                 }

@@ -74,12 +74,19 @@ impl Lease {
             let expired = held.until < clock.now();
             let stale = state == Liveness::Dead || (state == Liveness::Unknown && expired);
             if !stale {
-                let left = show_duration(Duration::from_secs(since(clock.now(), held.until).as_secs()));
+                let left = show_duration(Duration::from_secs(since(clock.now(), held.until).as_secs() + 1));
                 return Err(Error::new(Code::LOCKED, format!("environment \"{environment}\" is held by {}", held))
                     .detail("holder", &held)
                     .detail("run", &held.run)
-                    .detail("lease_left", left)
-                    .hint(format!("wait until it has ended, or look at it with `runbook show {}`", held.run)));
+                    .detail("lease_left", &left)
+                    .hint(match state {
+                        Liveness::Unknown => format!(
+                            "wait until it has ended; if its machine is gone for good, its lease ends in {left}, and \
+                             `runbook resume {} --take-over` takes it over then",
+                            held.run
+                        ),
+                        _ => format!("wait until it has ended, or look at it with `runbook show {}`", held.run),
+                    }));
             }
             // A run that is over needs nobody to go on with it: its controller died between its last entry and giving the lock back.
             let over_already = store.run(&held.run).is_ok_and(|r| matches!(r.state, State::Finished | State::RolledBack));
@@ -92,7 +99,7 @@ impl Lease {
                 .detail("run", &held.run)
                 .hint(format!(
                     "go on with it: `runbook resume {0}` or `runbook rollback {0}` (with --take-over when it ran on another machine); \
-                     to leave it unfinished and begin another run, add --take-over",
+                     to leave it unfinished and begin another run: --take-over",
                     held.run
                 )));
             }

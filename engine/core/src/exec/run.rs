@@ -57,6 +57,8 @@ pub struct StepView {
     pub on: Option<String>,
     /// What it would do, from its source.
     pub source: String,
+    /// Whether it is being taken back.
+    pub undo: bool,
 }
 
 /// The answer to a gate.

@@ -232,7 +232,7 @@ impl Drop for Timer {
 }
 
 fn view(path: &str, attempt: u32, options: &StepOptions) -> StepView {
-    StepView { path: path.into(), name: options.name.clone(), attempt, on: options.on.clone(), source: options.source.clone() }
+    StepView { path: path.into(), name: options.name.clone(), attempt, on: options.on.clone(), source: options.source.clone(), undo: false }
 }
 
 pub(super) fn attempt_frame(parent: &Frame, path: &str, attempt: u32, timeout: Option<Duration>) -> Arc<Frame> {

@@ -92,7 +92,7 @@ impl Run {
             self.append_later(ended(Status::Failed, Some(error.clone())))?;
             self.flush()?;
             let name = step.rsplit('/').next().unwrap_or(step).to_string();
-            let view = StepView { path: step.into(), name, attempt, on: None, source: String::new() };
+            let view = StepView { path: step.into(), name, attempt, on: None, source: String::new(), undo: true };
             match self.parts.ask.failed_step(&view, &error)? {
                 OnFailure::Retry => attempt += 1,
                 OnFailure::Skip(_) => {

@@ -88,7 +88,7 @@ fn eval(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, host: &Arc<Host>, inputs:
         }),
         undo,
         at: at.as_ref().map(|l| format!("{}:{}:{}", l.file, l.line, l.column)),
-        source: source(host, at.as_ref(), block),
+        source: source(host, at.as_ref(), rest.unwrap_or(block)),
     };
     let (frame, run) = here(ctx, host).map_err(|e| fail(ctx, name.position(), e))?;
     let undo_expr = if flags & UNDO != 0 { rest } else { None };
@@ -121,14 +121,14 @@ fn eval(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, host: &Arc<Host>, inputs:
     }
 }
 
-/// The lines of a step's block, for previews.
-fn source(host: &Host, at: Option<&Location>, block: &Expression<'_>) -> String {
+/// The lines of a step down to the end of its last part (the block, its undo block, the reason why there is none), for previews.
+fn source(host: &Host, at: Option<&Location>, last: &Expression<'_>) -> String {
     let Some(at) = at else { return String::new() };
     let Ok(all) = host.sources.text(&at.file) else { return String::new() };
-    let expr: &Expr = block;
+    let expr: &Expr = last;
     let end = match expr {
         Expr::Stmt(s) => s.end_position().line().unwrap_or(at.line),
-        _ => at.line,
+        other => other.position().line().unwrap_or(at.line),
     };
     all.lines().skip(at.line.saturating_sub(1)).take(end.saturating_sub(at.line) + 1).collect::<Vec<_>>().join("\n")
 }

@@ -306,11 +306,11 @@ impl Writer {
 /// The error of a controller whose lock is no longer its own.
 pub(super) fn fenced_off(run: &str, fence: i64, held: Option<(i64, &str)>) -> Error {
     let by = match held {
-        Some((f, r)) if r == run => format!("another controller holds it with fence {f}"),
-        Some((f, r)) => format!("run {r} holds the environment with fence {f}"),
-        None => "nobody holds the environment now".to_string(),
+        Some((f, r)) if r == run => format!("another controller works on it (fence {f}, ours was {fence})"),
+        Some((f, r)) => format!("run {r} holds the environment (fence {f}, ours was {fence})"),
+        None => format!("and nobody holds the environment now (our fence was {fence})"),
     };
-    Error::new(Code::FENCED_OFF, format!("run {run} may not be recorded with fence {fence}: {by}"))
-        .hint("this controller has lost the run and stops; see `runbook runs` for who goes on with it")
+    Error::new(Code::FENCED_OFF, format!("run {run} was taken over meanwhile: nothing more is recorded here; {by}"))
+        .hint(format!("this controller does nothing more; `runbook show {run}` says who works on it and how it stands"))
         .detail("fence", fence)
 }
