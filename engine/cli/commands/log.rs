@@ -18,12 +18,18 @@ pub struct Log {
     /// Go on printing until the run's controller has ended
     #[arg(short, long)]
     follow: bool,
+    /// Print all that a command printed, to standard output and standard error: the path of its action or of its step, or the end of it
+    #[arg(long, value_name = "PATH", conflicts_with = "follow")]
+    output: Option<String>,
 }
 
 impl Log {
     pub fn run(self, app: &App) -> Result<Done, Failure> {
         let project = app.project()?;
         let (store, info) = app.run(&project, self.run.as_deref())?;
+        if let Some(path) = &self.output {
+            return super::output::print(app, &project, &store, &info.id, path);
+        }
         let mut next = 0;
         loop {
             let mut ended = false;

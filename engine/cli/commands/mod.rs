@@ -11,6 +11,7 @@ mod init;
 mod lab;
 mod log;
 mod man;
+mod output;
 mod resume;
 mod rollback;
 mod run;

@@ -95,6 +95,7 @@ codes! {
     COMMAND_BAD = 313, Check, "A command is not well formed";
     SUDO = 314, Failed, "Privileges cannot be raised";
     SUPERVISOR = 315, Failed, "The command supervisor cannot work on a host";
+    NOT_RUN = 316, Unreachable, "A login cannot run commands";
     SERVICE_FAILED = 320, Failed, "A service is not in the state that was asked for";
     NOT_READY = 321, Unreachable, "A host did not become ready in time";
     HOST_TOOL_MISSING = 322, Failed, "A host lacks a tool that is needed";

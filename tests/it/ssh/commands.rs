@@ -74,18 +74,43 @@ async fn converge_knows_when_there_is_nothing_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_megabytes_of_output_arrive_and_are_cut_for_the_record() {
+async fn long_output_is_kept_whole_beside_the_record() {
     let Some(b) = Bench::new("") else { return };
+    let project = tempfile::tempdir().unwrap();
+    *b.world.folder.lock() = Some(project.path().into());
     for name in ["run", "read"] {
         b.world.output.lock().clear();
         let o = b.act(name, name, vec!["head -c 5242880 /dev/zero | tr '\\0' x".into()]).await.unwrap();
         let out = field(&o, "stdout").as_str().unwrap().to_string();
-        assert!(out.ends_with("\n[output cut: 1048576 bytes more]\n"), "{}", &out[out.len() - 60..]);
-        assert_eq!(out.matches('x').count(), 4 << 20);
+        let file = format!(".runbook/output/test-run/{name}.stdout");
+        assert!(out.ends_with(&format!("\n[output cut: 4194304 bytes more; stdout: 5MiB in {file}]\n")), "{}", &out[out.len() - 120..]);
+        assert_eq!(out.matches('x').count(), 1 << 20);
+        assert_eq!((field(&o, "cut"), o.note.as_deref()), (true.into(), Some(format!("stdout: 5MiB in {file}").as_str())));
+        let all = vec![b'x'; 5 << 20];
+        assert_eq!(kept(&o, "stdout").get("sha256").as_str(), Some(runbook_core::journal::canonical::sha256_hex(&all).as_str()));
+        assert!(std::fs::read(project.path().join(file)).unwrap() == all);
         if name == "run" {
             assert_eq!(b.world.output.lock().len(), 5 << 20, "live output is whole");
         }
     }
+    // What is no text is kept as it was; what is neither long nor binary needs no file.
+    let o = b.act("bin", "run", vec!["printf '\\000\\377'; echo e >&2".into()]).await.unwrap();
+    assert_eq!(std::fs::read(project.path().join(kept(&o, "stdout").str("file"))).unwrap(), b"\0\xff");
+    assert!(!project.path().join(".runbook/output/test-run/bin.stderr").exists());
+    // An error's text has the last lines; the file has all.
+    let e = failure(b.act("fails", "run", vec!["seq 1000; seq 5 >&2; exit 3".into()]).await, Code::COMMAND_FAILED);
+    let file = project.path().join(e.details.get("stdout_file").unwrap());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), (1..=1000).map(|i| format!("{i}\n")).collect::<String>());
+    assert_eq!(e.details.get("stderr").map(String::as_str), Some("1\n2\n3\n4\n5"));
+    // Secrets are struck before anything is written.
+    let opts = options([("env", options([("PASSWORD", Secret::new("pw", "hunter2-very-secret").into())]))]);
+    b.act("secret", "run", vec!["seq 200000; echo \"$PASSWORD\"".into(), opts]).await.unwrap();
+    let text = std::fs::read_to_string(project.path().join(".runbook/output/test-run/secret.stdout")).unwrap();
+    assert!(text.ends_with("\n200000\n[secret]\n"), "{}", &text[text.len() - 40..]);
+}
+
+fn kept(o: &runbook_core::primitive::Outcome, stream: &str) -> runbook_core::Record {
+    field(o, "whole").as_map().and_then(|m| m.get(stream)?.as_record()).unwrap_or_else(|| panic!("{stream} is kept: {:?}", o.note)).clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,6 +93,17 @@ async fn a_dead_controller_finds_the_result() {
     assert!(matches!(b.reconcile("dead-3", "try_run", fail()).await.unwrap(), Reconciled::Done(o) if field(&o, "status") == 7i64.into()));
 }
 
+/// Polls a future so many times at most, and drops it.
+async fn die_after<F: Future>(polls: u64, work: F) {
+    let mut work = std::pin::pin!(work);
+    let mut left = polls;
+    std::future::poll_fn(|cx| {
+        left -= 1;
+        if work.as_mut().poll(cx).is_ready() || left == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_dies_at_any_moment_of_the_start_leaves_it_decidable() {
     let Some(mut b) = Bench::new("") else { return };
@@ -101,7 +112,8 @@ async fn a_controller_that_dies_at_any_moment_of_the_start_leaves_it_decidable()
         let (id, name) = (format!("die-{i}"), format!("ran-{i}"));
         let args = || vec![Value::from(format!("echo once >>{name}; sleep .02")), options([("env", options([("A", "b".into())]))])];
         b.act(&format!("warm-{i}"), "run", vec!["true".into()]).await.unwrap();
-        let _ = tokio::time::timeout(Duration::from_micros(i * 700), b.act(&id, "run", args())).await;
+        // Every time it is woken is a moment at which a controller can die, however fast or slow the machine is.
+        die_after(i + 1, b.act(&id, "run", args())).await;
         b.shared = std::sync::Arc::default();
         match b.reconcile(&id, "run", args()).await.unwrap() {
             Reconciled::Done(_) => ran += 1,

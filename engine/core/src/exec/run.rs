@@ -460,7 +460,7 @@ impl Facts for StoreFacts {
 
 /// How long an action gives output before it also goes to the journal.
 const QUIET: Duration = Duration::from_secs(1);
-/// How much output is gathered for one entry.
+/// How much output goes to the journal at a time. A flood is thinned: the outcome has all of it, or names the file that has.
 const CHUNK: usize = 8 << 10;
 
 struct LiveSink(Arc<Run>, Mutex<Live>);
@@ -468,13 +468,50 @@ struct LiveSink(Arc<Run>, Mutex<Live>);
 struct Live {
     began: std::time::Instant,
     last: std::time::Instant,
-    held: [Vec<u8>; 2],
+    held: Held,
 }
 
 impl Default for Live {
     fn default() -> Self {
         let now = std::time::Instant::now();
-        Live { began: now, last: now, held: Default::default() }
+        Live { began: now, last: now, held: Held::default() }
+    }
+}
+
+/// The newest output that is not in the journal yet, in the order in which it came.
+#[derive(Default)]
+struct Held {
+    pieces: std::collections::VecDeque<(StreamKind, Vec<u8>)>,
+    len: usize,
+    left_out: u64,
+}
+
+impl Held {
+    fn push(&mut self, stream: StreamKind, bytes: &[u8]) {
+        self.len += bytes.len();
+        match self.pieces.back_mut() {
+            Some((s, held)) if *s == stream => held.extend_from_slice(bytes),
+            _ => self.pieces.push_back((stream, bytes.to_vec())),
+        }
+        while self.len > CHUNK {
+            let Some((_, oldest)) = self.pieces.front_mut() else { return };
+            let n = oldest.len().min(self.len - CHUNK);
+            oldest.drain(..n);
+            if oldest.is_empty() {
+                self.pieces.pop_front();
+            }
+            self.len -= n;
+            self.left_out += n as u64;
+        }
+    }
+
+    fn take(&mut self) -> Vec<(StreamKind, String)> {
+        let held = std::mem::take(self);
+        let mut out: Vec<_> = held.pieces.into_iter().map(|(s, b)| (s, String::from_utf8_lossy(&b).into_owned())).collect();
+        if let Some((_, first)) = out.first_mut().filter(|_| held.left_out > 0) {
+            first.insert_str(0, &format!("[{} bytes are left out here; the outcome has all]\n", held.left_out));
+        }
+        out
     }
 }
 
@@ -482,23 +519,15 @@ impl Sink for LiveSink {
     fn output(&self, path: &str, stream: StreamKind, bytes: &[u8]) {
         self.0.parts.observer.output(path, stream, bytes);
         let mut live = self.1.lock();
-        let i = usize::from(stream == StreamKind::Stderr);
-        live.held[i].extend_from_slice(bytes);
+        live.held.push(stream, bytes);
         // The outcome holds the whole output; these entries are for those who follow a long command from elsewhere.
-        let due = live.began.elapsed() > QUIET && live.last.elapsed() > QUIET / 2;
-        if due || live.held[i].len() > CHUNK && live.began.elapsed() > QUIET {
+        if live.began.elapsed() > QUIET && live.last.elapsed() > QUIET / 2 {
             live.last = std::time::Instant::now();
-            for (i, stream) in ["stdout", "stderr"].into_iter().enumerate() {
-                let held = std::mem::take(&mut live.held[i]);
-                if !held.is_empty() {
-                    let text = String::from_utf8_lossy(&held).into_owned();
-                    // A failure of the store comes back with the next entry that must be durable.
-                    let _ = self.0.append_later(Body::Output { path: path.into(), stream: stream.into(), text });
-                }
+            for (stream, text) in live.held.take() {
+                let stream = if stream == StreamKind::Stdout { "stdout" } else { "stderr" };
+                // A failure of the store comes back with the next entry that must be durable.
+                let _ = self.0.append_later(Body::Output { path: path.into(), stream: stream.into(), text });
             }
-        } else if live.held[i].len() > CHUNK {
-            let cut = live.held[i].len() - CHUNK;
-            live.held[i].drain(..cut);
         }
     }
 
@@ -508,5 +537,27 @@ impl Sink for LiveSink {
 
     fn message(&self, path: &str, text: &str) {
         let _ = self.0.append_later(Body::Log { path: path.into(), level: "info".into(), message: text.into() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_held_in_order_and_a_flood_is_thinned() {
+        let mut held = Held::default();
+        for (s, b) in [(StreamKind::Stdout, "a"), (StreamKind::Stdout, "b"), (StreamKind::Stderr, "c"), (StreamKind::Stdout, "d")] {
+            held.push(s, b.as_bytes());
+        }
+        let text = |s: &str| s.to_string();
+        assert_eq!(held.take(), [(StreamKind::Stdout, text("ab")), (StreamKind::Stderr, text("c")), (StreamKind::Stdout, text("d"))]);
+        held.push(StreamKind::Stderr, b"gone");
+        held.push(StreamKind::Stdout, &[b'x'; 2 * CHUNK]);
+        assert!(held.len <= CHUNK);
+        let all = held.take();
+        assert_eq!(all.len(), 1);
+        assert!(all[0].1.starts_with(&format!("[{} bytes are left out here; the outcome has all]\nxxx", CHUNK + 4)), "{}", &all[0].1[..80]);
+        assert!(held.take().is_empty());
     }
 }

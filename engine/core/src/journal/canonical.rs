@@ -110,6 +110,23 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&sha256(bytes))
 }
 
+/// SHA-256 of bytes that come in pieces.
+#[derive(Default, Clone)]
+pub struct Sha256Hex(Sha256);
+
+impl Sha256Hex {
+    /// Takes a piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The hash of all pieces as lower-case hex.
+    #[must_use]
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }

@@ -1,12 +1,13 @@
 //! `run`, `try_run`, `read` and `converge`: commands on a host.
 
 use async_trait::async_trait;
-use runbook_core::primitive::{Cx, Outcome, Primitive, Reconciled, Registry};
+use runbook_core::primitive::{Cx, Outcome, Primitive, Reconciled, Registry, StreamKind};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
 
+use super::exec::spill::{keep, refer};
 use super::exec::tail;
-use super::{Done, Exec, connect, quote, reconcile_supervised, supervised};
+use super::{Done, Exec, Kept, connect, quote, reconcile_supervised, supervised};
 
 pub(super) fn register(r: &mut Registry) {
     r.add_type(
@@ -15,7 +16,23 @@ pub(super) fn register(r: &mut Registry) {
             .field("stderr", Ty::Str, "Standard error.")
             .field("status", Ty::Int, "Exit status; 128 + n when signal n ended it.")
             .field("ok", Ty::Bool, "Whether the status is 0.")
-            .field("lines", Ty::List(Box::new(Ty::Str)), "The lines of standard output."),
+            .field("lines", Ty::List(Box::new(Ty::Str)), "The lines of standard output.")
+            .field("cut", Ty::Bool, "Whether `stdout` or `stderr` is not all that came: a stream is longer than 1 MiB, or is not text.")
+            .field(
+                "whole",
+                Ty::Map(Box::new(Ty::Record("KeptOutput"))),
+                "By `stdout` and `stderr`: the files of the streams that are not all here.",
+            ),
+    );
+    r.add_type(
+        TypeSpec::new(
+            "KeptOutput",
+            "A file beside the run's record that holds all of a stream; `runbook log RUN --output PATH` prints it.",
+        )
+        .field("bytes", Ty::Int, "How many bytes came.")
+        .field("kept", Ty::Int, "How many of them the file holds: all, or the first 1 GiB.")
+        .field("file", Ty::Str, "The file, relative to the project.")
+        .field("sha256", Ty::Str, "SHA-256 of the file, in hex."),
     );
     for kind in [Kind::Run, Kind::TryRun, Kind::Read, Kind::Converge] {
         r.add(Command::new(kind));
@@ -94,8 +111,14 @@ impl Command {
         Command { kind, spec: spec.returns(Ty::Record("Output")).example(example).errors(errors) }
     }
 
-    fn finish(&self, host: &str, shown: &str, done: &Done) -> Result<Value> {
-        if self.kind == Kind::TryRun { Ok(output(done)) } else { succeeded(host, shown, done) }
+    fn finish(&self, cx: &Cx, host: &str, shown: &str, done: &Done) -> Result<Outcome> {
+        let whole = whole(cx, done, self.kind != Kind::TryRun && done.status != 0);
+        let value = if self.kind == Kind::TryRun { output(done, &whole) } else { succeeded(host, shown, done, &whole)? };
+        let mut outcome = if self.kind == Kind::Read { Outcome::from(value) } else { Outcome::changed(value) };
+        if !whole.is_empty() {
+            outcome.note = Some(whole.iter().map(Kept::note).collect::<Vec<_>>().join("; "));
+        }
+        Ok(outcome)
     }
 }
 
@@ -137,14 +160,28 @@ pub(super) fn exec(cx: &Cx, call: &Call, script: String) -> Exec {
         cwd: call.opt_str("cwd").map(str::to_string),
         sudo: call.opt_bool("sudo"),
         live: true,
+        whole: true,
         timeout: call.opt_duration("timeout"),
     }
 }
 
+/// The files of the streams that a value cannot hold, or an error's text: what is long, what is no text.
+fn whole(cx: &Cx, done: &Done, failed: bool) -> Vec<Kept> {
+    let each = [(StreamKind::Stdout, &done.stdout), (StreamKind::Stderr, &done.stderr)];
+    each.into_iter()
+        .filter_map(|(kind, bytes)| {
+            let kept = done.whole.iter().find(|k| k.stream == kind).cloned();
+            let needed = || std::str::from_utf8(bytes).is_err() || failed && tail(bytes).len() < bytes.trim_ascii_end().len();
+            kept.or_else(|| needed().then(|| keep(cx, kind, bytes)))
+        })
+        .collect()
+}
+
 /// A finished command as the script sees it.
-pub(super) fn output(done: &Done) -> Value {
+fn output(done: &Done, whole: &[Kept]) -> Value {
     let stdout = String::from_utf8_lossy(&done.stdout).into_owned();
     let lines: Vec<Value> = stdout.lines().map(Value::from).collect();
+    let files = whole.iter().map(|k| (if k.stream == StreamKind::Stdout { "stdout" } else { "stderr" }.to_string(), k.value()));
     Value::from(Record::new(
         "Output",
         [
@@ -153,13 +190,15 @@ pub(super) fn output(done: &Done) -> Value {
             ("status", Value::from(done.status)),
             ("ok", Value::from(done.status == 0)),
             ("lines", Value::from(lines)),
+            ("cut", Value::from(!whole.is_empty())),
+            ("whole", Value::Map(files.collect())),
         ],
     ))
 }
 
-fn succeeded(host: &str, shown: &str, done: &Done) -> Result<Value> {
+fn succeeded(host: &str, shown: &str, done: &Done, whole: &[Kept]) -> Result<Value> {
     if done.status == 0 {
-        return Ok(output(done));
+        return Ok(output(done, whole));
     }
     let short: String = shown.lines().next().unwrap_or("").chars().take(80).collect();
     let said = if done.stderr.is_empty() { tail(&done.stdout) } else { tail(&done.stderr) };
@@ -171,11 +210,12 @@ fn succeeded(host: &str, shown: &str, done: &Done) -> Result<Value> {
         s if s > 128 => "it was ended by a signal",
         _ => "its output above says why; when such a status is expected, use try_run",
     };
-    Err(Error::new(Code::COMMAND_FAILED, format!("`{short}` ended with status {}{about}", done.status))
+    let e = Error::new(Code::COMMAND_FAILED, format!("`{short}` ended with status {}{about}", done.status))
         .host(host)
         .hint(hint)
         .detail("status", done.status)
-        .detail("stderr", said))
+        .detail("stderr", said);
+    Err(refer(e, whole))
 }
 
 #[async_trait]
@@ -191,16 +231,16 @@ impl Primitive for Command {
         match self.kind {
             Kind::Run | Kind::TryRun => {
                 let done = supervised(cx, host, exec).await?;
-                Ok(Outcome::changed(self.finish(host, &text, &done)?))
+                self.finish(cx, host, &text, &done)
             }
             Kind::Read => {
                 let done = connect(cx, host).await?.exec(cx, Exec { live: false, ..exec }).await?;
-                Ok(Outcome::from(self.finish(host, &text, &done)?))
+                self.finish(cx, host, &text, &done)
             }
             Kind::Converge => {
                 let session = connect(cx, host).await?;
-                let empty = || output(&Done::default());
-                let test = |script: String| Exec { script, stdin: None, live: false, ..exec.clone() };
+                let empty = || output(&Done::default(), &[]);
+                let test = |script: String| Exec { script, stdin: None, live: false, whole: false, ..exec.clone() };
                 if let Some(path) = call.opt_str("creates")
                     && session.exec(cx, test(format!("test -e {}", quote(path)))).await?.status == 0
                 {
@@ -212,7 +252,7 @@ impl Primitive for Command {
                     return Ok(Outcome::unchanged(empty(), format!("`{command}` says that there is nothing to do")));
                 }
                 let done = session.exec(cx, exec.clone()).await?;
-                Ok(Outcome::changed(self.finish(host, &text, &done)?))
+                self.finish(cx, host, &text, &done)
             }
         }
     }
@@ -224,7 +264,7 @@ impl Primitive for Command {
                 let (host, text) = (call.target(), script(call.arg(0))?);
                 // The secrets of the options must be known before the output is read again.
                 let _ = exec(cx, call, String::new());
-                reconcile_supervised(cx, host, true, &|done| self.finish(host, &text, &done)).await
+                reconcile_supervised(cx, host, true, &|done| self.finish(cx, host, &text, &done)).await
             }
         }
     }
@@ -246,8 +286,8 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_the_command_said_last() {
-        let done = Done { status: 3, stdout: b"out".to_vec(), stderr: b"first\nno space left\n".to_vec() };
-        let e = succeeded("old", "make install\nmore", &done).unwrap_err();
+        let done = Done { status: 3, stdout: b"out".to_vec(), stderr: b"first\nno space left\n".to_vec(), ..Done::default() };
+        let e = succeeded("old", "make install\nmore", &done, &[]).unwrap_err();
         assert_eq!(e.to_string(), "RB0310: `make install` ended with status 3: no space left (host old)");
         assert_eq!(e.details.get("stderr").map(String::as_str), Some("first\nno space left"));
     }

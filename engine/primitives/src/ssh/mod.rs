@@ -22,6 +22,7 @@ use runbook_core::Result;
 use runbook_core::primitive::{Cx, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use exec::spill::Kept;
 pub use supervisor::{reconcile_supervised, supervised};
 
 /// Adds the primitives of this family.
@@ -49,6 +50,8 @@ pub struct Exec {
     pub sudo: bool,
     /// Passed live to [`Cx::output`] while it comes.
     pub live: bool,
+    /// Keeps all of its output: what is beyond the first 1 MiB of a stream goes to a file beside the run's record.
+    pub whole: bool,
     /// Ends the command with `RB0312` when it takes longer.
     pub timeout: Option<Duration>,
 }
@@ -60,7 +63,7 @@ impl Exec {
     }
 }
 
-/// What a finished command left. Secrets are struck from both outputs; at most 4 MiB of each is kept.
+/// What a finished command left. Secrets are struck from both outputs; at most 4 MiB of each is held, or 1 MiB with [`Exec::whole`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Done {
     /// Exit status; 128 + n for signal n.
@@ -69,6 +72,8 @@ pub struct Done {
     pub stdout: Vec<u8>,
     /// Standard error.
     pub stderr: Vec<u8>,
+    /// The files of the streams that are longer, with [`Exec::whole`].
+    pub whole: Vec<Kept>,
 }
 
 /// A host's connections, shared by everything that talks to it.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use runbook_core::Result;
 use runbook_core::primitive::StreamKind;
-use runbook_core::{Code, Error, Result};
 use russh::{ChannelMsg, Sig};
 
+use super::not_run;
 use crate::ssh::transport::Lease;
 
 /// How long a command that has exited may stay silent before its streams are taken as ended: a daemon that it left behind may hold
@@ -59,9 +60,7 @@ pub(in crate::ssh) async fn drive(
                 Some(ChannelMsg::ExitStatus { exit_status }) => status = Some(i32::try_from(exit_status).unwrap_or(255)),
                 Some(ChannelMsg::ExitSignal { signal_name, .. }) => status = Some(128 + number(&signal_name)),
                 Some(ChannelMsg::Failure) => {
-                    return Err(Error::new(Code::SSH_CONNECT, format!("{host} does not let this login run commands"))
-                        .host(host)
-                        .hint("check the login's shell and ForceCommand on the host"));
+                    return Err(not_run(host, None, b""));
                 }
                 Some(ChannelMsg::Close) | None => break,
                 Some(_) => {}

@@ -4,9 +4,12 @@ mod collector;
 mod drive;
 mod gate;
 mod open;
+pub(super) mod spill;
 mod wire;
 
+use std::borrow::Cow;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -18,8 +21,7 @@ use russh::Sig;
 
 pub(super) use collector::{Collector, KEEP};
 pub(super) use drive::{End, drive};
-use gate::Raised;
-pub(super) use gate::find;
+pub(super) use gate::{Gate, partial, rfind};
 pub(super) use wire::{check, exports, marker};
 
 use super::transport::aborted;
@@ -44,21 +46,21 @@ impl Session {
     ///
     /// # Errors
     /// `RB0300`–`RB0303` when the host cannot be reached, `RB0305` when the connection is lost before the command's end, `RB0312`
-    /// after `timeout`, `RB0314` when `sudo` refuses, `RB0021` when cancelled.
+    /// after `timeout`, `RB0314` when `sudo` refuses, `RB0316` when the login runs no commands, `RB0021` when cancelled.
     pub async fn exec(&self, cx: &Cx, exec: Exec) -> Result<Done> {
         let host = self.name().to_string();
         let password = self.sudo_password(cx, &exec)?;
         let wire = wire::wire(&exec, password.as_ref())?;
         let lease = self.slot.channel(cx, false).await?;
-        let mut out = Collector::new(cx, StreamKind::Stdout, exec.live);
-        let mut err = Collector::new(cx, StreamKind::Stderr, exec.live);
-        let mut gate = Raised::new(exec.sudo, &wire.marker);
-        let pid = gate.pid.clone();
+        let mut out = Collector::new(cx, StreamKind::Stdout, exec.live, exec.whole);
+        let mut err = Collector::new(cx, StreamKind::Stderr, exec.live, exec.whole);
+        let mut gates = Gates::new(&wire.marker);
+        let pid = gates.pid.clone();
         let (tx, mut rx) = tokio::sync::mpsc::channel(4);
         let ended = {
             let on = |kind: StreamKind, piece: &[u8]| match kind {
-                StreamKind::Stdout => out.push(piece),
-                StreamKind::Stderr => gate.pass(piece, |p| err.push(p)),
+                StreamKind::Stdout => out.push(&gates.out.pass(piece)),
+                StreamKind::Stderr => err.push(&gates.stderr(piece)),
             };
             let mut run = pin!(drive(lease, wire.command, wire.stdin, &host, on, &mut rx));
             let limit = async {
@@ -82,16 +84,15 @@ impl Session {
                 }
             }
         };
-        let raised = gate.finish(|p| err.push(p));
-        let (stdout, stderr) = (out.finish(), err.finish());
+        let (stdout, stderr, whole) = streams(out, err);
         match ended {
-            Ok(End::Status(_)) if !raised => Err(sudo_refused(&host, &stderr)),
-            Ok(End::Status(status)) => Ok(Done { status, stdout, stderr }),
+            Ok(End::Status(status)) if !gates.open() => Err(gates.refused(cx, &host, exec.sudo, status)),
+            Ok(End::Status(status)) => Ok(Done { status, stdout, stderr, whole }),
             Ok(End::Lost) => Err(Error::new(Code::SSH_LOST, "the connection was lost before the command ended")
                 .host(&host)
                 .retryable(true)
                 .hint("the command may be repeated: run `runbook resume`")),
-            Err(true) => Err(timed_out(&host, exec.timeout.unwrap_or_default(), &stderr)),
+            Err(true) => Err(spill::refer(timed_out(&host, exec.timeout.unwrap_or_default(), &stderr), &whole)),
             Err(false) => Err(aborted(&host)),
         }
     }
@@ -114,6 +115,62 @@ impl Session {
         // What cannot be ended is left alone: the caller's error is the one that counts.
         let _ = tokio::time::timeout(Duration::from_secs(8), Box::pin(self.exec(&cx, exec))).await;
     }
+}
+
+/// Both streams as they were collected, and the files that hold all of them.
+pub(super) fn streams(out: Collector, err: Collector) -> (Vec<u8>, Vec<u8>, Vec<spill::Kept>) {
+    let ((stdout, all_out), (stderr, all_err)) = (out.finish(), err.finish());
+    (stdout, stderr, all_out.into_iter().chain(all_err).collect())
+}
+
+/// The beginnings of both streams of a command.
+pub(super) struct Gates {
+    pub out: Gate,
+    err: Gate,
+    /// The process, once it is known.
+    pub pid: Arc<AtomicU32>,
+}
+
+impl Gates {
+    pub(super) fn new(marker: &str) -> Self {
+        Gates { out: Gate::new(marker), err: Gate::new(marker), pid: Arc::default() }
+    }
+
+    /// Takes a piece of standard error; returns what of it is the command's.
+    pub(super) fn stderr<'a>(&mut self, piece: &'a [u8]) -> Cow<'a, [u8]> {
+        let shut = !self.open();
+        let own = self.err.pass(piece);
+        if shut && let Some(pid) = self.err.word().and_then(|w| w.parse().ok()) {
+            self.pid.store(pid, Ordering::Release);
+        }
+        own
+    }
+
+    /// Whether the command was let in.
+    pub(super) fn open(&self) -> bool {
+        self.err.word().is_some()
+    }
+
+    /// Why it was not.
+    pub(super) fn refused(&self, cx: &Cx, host: &str, sudo: bool, status: i32) -> Error {
+        let said = cx.redactor.bytes(&[self.out.said(), self.err.said()].concat());
+        if sudo { sudo_refused(host, &said) } else { not_run(host, Some(status), &said) }
+    }
+}
+
+/// The host took the login and did something else than the command.
+pub(super) fn not_run(host: &str, status: Option<i32>, said: &[u8]) -> Error {
+    let said = tail(said);
+    let last = said.lines().next_back().unwrap_or("").trim();
+    let how = match (status, last) {
+        (None, _) => "it refuses to start them".to_string(),
+        (Some(s), "") => format!("its shell ended at once with status {s} and said nothing"),
+        (Some(s), last) => format!("its shell ended with status {s} and said: {last}"),
+    };
+    Error::new(Code::NOT_RUN, format!("{host} takes the login but does not run its commands: {how}"))
+        .host(host)
+        .hint("look at the login's shell (/bin/false, nologin and restricted shells run nothing), at ForceCommand in sshd_config and at command= in authorized_keys on the host")
+        .detail("output", said)
 }
 
 pub(super) fn timed_out(host: &str, limit: Duration, stderr: &[u8]) -> Error {

@@ -11,9 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::collector::Tail;
 use super::drive::number;
-use super::gate::Raised;
 use super::wire::wire;
-use super::{sudo_refused, timed_out};
+use super::{Gates, not_run, timed_out};
 use crate::ssh::transport::{Lease, aborted};
 use crate::ssh::{Channel, Exec, Session};
 
@@ -37,8 +36,8 @@ impl Session {
         let (mut to_caller, stdout) = tokio::io::duplex(256 << 10);
         let (mut tx, rx) = tokio::sync::oneshot::channel::<Result<(i32, String)>>();
         let cx = cx.clone();
-        let mut gate = Raised::new(exec.sudo, &wire.marker);
-        let pid = gate.pid.clone();
+        let mut gates = Gates::new(&wire.marker);
+        let pid = gates.pid.clone();
         let session = self.clone();
         let lost_later = lost.clone();
         tokio::spawn(async move {
@@ -62,8 +61,8 @@ impl Session {
                 let mut refused = false;
                 while let Some(message) = read.wait().await {
                     match message {
-                        ChannelMsg::Data { data } if listening => listening = to_caller.write_all(&data).await.is_ok(),
-                        ChannelMsg::ExtendedData { data, ext: 1 } => gate.pass(&data, |p| errors.push(p)),
+                        ChannelMsg::Data { data } if listening => listening = to_caller.write_all(&gates.out.pass(&data)).await.is_ok(),
+                        ChannelMsg::ExtendedData { data, ext: 1 } => errors.push(&gates.stderr(&data)),
                         ChannelMsg::ExitStatus { exit_status } => status = Some(i32::try_from(exit_status).unwrap_or(255)),
                         ChannelMsg::ExitSignal { signal_name, .. } => status = Some(128 + number(&signal_name)),
                         ChannelMsg::Failure => {
@@ -93,7 +92,7 @@ impl Session {
                     tokio::select! {
                         refused = &mut pump => {
                             if refused {
-                                failed = Some(Error::new(Code::SSH_CONNECT, format!("{host} does not let this login run commands")).host(&host));
+                                failed = Some(not_run(&host, None, b""));
                             }
                             break;
                         }
@@ -119,11 +118,10 @@ impl Session {
             }
             let _ = write.close().await;
             drop(to_caller);
-            let raised = gate.finish(|p| errors.push(p));
             let stderr = errors.finish();
             let _ = tx.send(match (failed, status) {
                 (Some(e), _) => Err(e),
-                (None, Some(_)) if !raised => Err(sudo_refused(&host, stderr.as_bytes())),
+                (None, Some(status)) if !gates.open() => Err(gates.refused(&cx, &host, exec.sudo, status)),
                 (None, Some(status)) => Ok((status, stderr)),
                 (None, None) => Err(lost_later()),
             });

@@ -59,16 +59,13 @@ pub(in crate::ssh) fn wire(exec: &Exec, sudo_password: Option<&Secret>) -> Resul
             "sudo -k -S -p '' -- "
         }
     };
-    stdin.push_str(&format!("{marker}\n{}{}\n{marker}\n", exports(&exec.env)?, exec.script));
+    // The folder goes this way too: a login shell that is no POSIX shell would read its quotes differently.
+    let cwd = exec.cwd.as_deref().map(|c| format!("cd {} || exit 126\n", quote(c))).unwrap_or_default();
+    stdin.push_str(&format!("{marker}\n{cwd}{}{}\n{marker}\n", exports(&exec.env)?, exec.script));
     let mut stdin = stdin.into_bytes();
     if let Some(data) = &exec.stdin {
         stdin.extend_from_slice(data);
     }
-    let command = format!(
-        "cd; exec {sudo}sh -c {} sh {marker} {} '' '{}'",
-        quote(script::reader()),
-        quote(exec.cwd.as_deref().unwrap_or("")),
-        if exec.sudo { "1" } else { "" }
-    );
+    let command = format!("cd; exec {sudo}sh -c {} sh {marker} '' '' '{}'", quote(script::reader()), if exec.sudo { "1" } else { "" });
     Ok(Wire { command, stdin, marker })
 }

@@ -1,5 +1,8 @@
 //! Reads what the supervisor says: a first line on each stream, the command's own output, a last line on standard error. Counts what
 //! was received, so that a new connection goes on where the old one broke.
+//!
+//! The command may print anything, also lines like the supervisor's (it can see the marker in `ps`). So the last line counts only when
+//! it is the very last, whole, and the session ended with the status that the supervisor ends with.
 
 use std::time::Duration;
 
@@ -7,7 +10,8 @@ use runbook_core::primitive::{Cx, StreamKind};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::ssh::exec::{Collector, End, find};
+use crate::ssh::exec::spill::Kept;
+use crate::ssh::exec::{Collector, End, Gate, partial, rfind, streams};
 
 /// What one session with the supervisor told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +33,14 @@ pub(super) enum Report {
     Gone(String),
     /// The claim cannot be made; why.
     Refused(String),
+    /// The host ended the session with this status and never ran the supervisor; what it said instead.
+    Mute(i32, Vec<u8>),
     /// The session broke off.
     Lost,
 }
+
+/// The supervisor's last line is shorter than this.
+const LINE: usize = 256;
 
 /// The state of a command's output over all its sessions.
 pub(super) struct Follow {
@@ -42,53 +51,59 @@ pub(super) struct Follow {
     /// Whether the command was to run by sudo.
     pub sudo: bool,
     marker: Vec<u8>,
-    head: Vec<u8>,
-    word: Option<String>,
-    /// Standard error that may be the beginning of the first or of the last line.
+    out_gate: Gate,
+    err_gate: Gate,
+    /// Standard error that may be the beginning of the last line, or that line.
     held: Vec<u8>,
-    err_begun: bool,
-    last: Option<Vec<u8>>,
-    left: watch::Sender<Option<Instant>>,
+    due: watch::Sender<Option<Instant>>,
 }
 
-/// When the command's time is up, once the host has told.
+/// When the command's time is up, as far as is known; the host knows best.
 pub(super) struct Deadline(watch::Receiver<Option<Instant>>);
 
 impl Deadline {
     pub(super) async fn wait(&mut self) {
-        match self.0.wait_for(Option::is_some).await.map(|at| *at) {
-            Ok(Some(at)) => tokio::time::sleep_until(at).await,
-            _ => std::future::pending().await,
+        loop {
+            let at = *self.0.borrow_and_update();
+            let up = async {
+                match at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = up => return,
+                r = self.0.changed() => if r.is_err() {
+                    return std::future::pending().await;
+                },
+            }
         }
     }
 }
 
 impl Follow {
-    pub(super) fn new(cx: &Cx, live: bool) -> Self {
+    pub(super) fn new(cx: &Cx, live: bool, whole: bool) -> Self {
+        let gate = || Gate::new("");
         Follow {
-            out: Collector::new(cx, StreamKind::Stdout, live),
-            err: Collector::new(cx, StreamKind::Stderr, live),
+            out: Collector::new(cx, StreamKind::Stdout, live, whole),
+            err: Collector::new(cx, StreamKind::Stderr, live, whole),
             out_len: 0,
             err_len: 0,
             sudo: false,
             marker: Vec::new(),
-            head: Vec::new(),
-            word: None,
+            out_gate: gate(),
+            err_gate: gate(),
             held: Vec::new(),
-            err_begun: false,
-            last: None,
-            left: watch::channel(None).0,
+            due: watch::channel(None).0,
         }
     }
 
     /// Begins a new session, whose lines carry this marker.
     pub(super) fn expect(&mut self, marker: &str) {
         self.marker = format!("{marker} ").into_bytes();
-        self.head.clear();
-        self.word = None;
+        self.out_gate = Gate::new(marker);
+        self.err_gate = Gate::new(marker);
         self.held.clear();
-        self.err_begun = false;
-        self.last = None;
     }
 
     pub(super) fn offsets(&self) -> (u64, u64) {
@@ -96,7 +111,12 @@ impl Follow {
     }
 
     pub(super) fn deadline(&self) -> Deadline {
-        Deadline(self.left.subscribe())
+        Deadline(self.due.subscribe())
+    }
+
+    /// The command has this much time from now.
+    pub(super) fn due_in(&self, left: Duration) {
+        self.due.send_replace(Instant::now().checked_add(left));
     }
 
     pub(super) fn push(&mut self, kind: StreamKind, piece: &[u8]) {
@@ -107,86 +127,60 @@ impl Follow {
     }
 
     fn stdout(&mut self, piece: &[u8]) {
-        if self.word.is_some() {
-            self.out_len += piece.len() as u64;
-            return self.out.push(piece);
-        }
-        // What a login shell prints before the first line is not the command's.
-        self.head.extend_from_slice(piece);
-        let Some(at) = find(&self.head, &self.marker) else { return };
-        let rest = self.head.split_off(at + self.marker.len());
-        let Some(end) = rest.iter().position(|b| *b == b'\n') else {
-            self.head.extend(rest);
-            return;
-        };
-        let (word, own) = rest.split_at(end);
-        let word = String::from_utf8_lossy(word).trim().to_string();
-        if let Some(left) = word.strip_prefix("ok ").and_then(|l| l.parse::<i64>().ok()) {
-            let left = Duration::from_secs(u64::try_from(left).unwrap_or(0));
-            self.left.send_replace(Some(Instant::now() + left));
-        }
-        self.word = Some(word);
-        let own = own.get(1..).unwrap_or_default().to_vec();
-        self.head.clear();
-        if !own.is_empty() {
-            self.stdout(&own);
+        let shut = self.out_gate.word().is_none();
+        let own = self.out_gate.pass(piece);
+        self.out_len += own.len() as u64;
+        self.out.push(&own);
+        let left = self.out_gate.word().filter(|_| shut).and_then(|w| w.strip_prefix("ok ")?.parse::<i64>().ok());
+        if let Some(left) = left {
+            self.due_in(Duration::from_secs(u64::try_from(left).unwrap_or(0)));
         }
     }
 
     fn stderr(&mut self, piece: &[u8]) {
-        if let Some(last) = &mut self.last {
-            last.extend_from_slice(piece);
-            return;
-        }
-        self.held.extend_from_slice(piece);
-        if !self.err_begun {
-            let Some(at) = find(&self.held, &self.marker) else { return };
-            let Some(end) = self.held.get(at..).and_then(|r| r.iter().position(|b| *b == b'\n')) else { return };
-            self.held.drain(..=at + end);
-            self.err_begun = true;
-        }
-        match find(&self.held, &self.marker) {
-            Some(at) => {
-                let last = self.held.split_off(at);
-                self.pass_held();
-                self.last = Some(last);
-            }
-            None => {
-                let keep = partial(&self.held, &self.marker);
-                let tail = self.held.split_off(self.held.len() - keep);
-                self.pass_held();
-                self.held = tail;
+        let own = self.err_gate.pass(piece);
+        self.held.extend_from_slice(&own);
+        loop {
+            let Some(at) = rfind(&self.held, &self.marker) else {
+                return self.pass_held(self.held.len() - partial(&self.held, &self.marker));
+            };
+            self.pass_held(at);
+            match self.held.iter().take(LINE).position(|b| *b == b'\n') {
+                // More comes after it: it was not the last line.
+                Some(end) if end + 1 < self.held.len() => self.pass_held(end + 1),
+                None if self.held.len() >= LINE => self.pass_held(self.marker.len()),
+                _ => return,
             }
         }
     }
 
-    fn pass_held(&mut self) {
-        self.err_len += self.held.len() as u64;
-        let own = std::mem::take(&mut self.held);
+    /// The first `n` bytes that were held are the command's.
+    fn pass_held(&mut self, n: usize) {
+        let rest = self.held.split_off(n);
+        let own = std::mem::replace(&mut self.held, rest);
+        self.err_len += own.len() as u64;
         self.err.push(&own);
     }
 
     /// What the session told, now that it has ended.
     pub(super) fn report(&self, end: End) -> Report {
-        let word = self.word.as_deref().unwrap_or("");
+        let Some(word) = self.out_gate.word() else {
+            return match end {
+                End::Lost => Report::Lost,
+                End::Status(s) => Report::Mute(s, [self.out_gate.said(), self.err_gate.said()].concat()),
+            };
+        };
         let (first, rest) = word.split_once(' ').unwrap_or((word, ""));
         match first {
             "absent" => return Report::Absent,
             "taken" => return Report::Taken,
             "no" => return Report::Refused(rest.to_string()),
             "ok" => {}
-            // No first line: the session broke off, or the host's shell could not run the supervisor at all.
-            _ => {
-                return match end {
-                    End::Status(0 | 255) | End::Lost => Report::Lost,
-                    End::Status(s) if s > 128 => Report::Lost,
-                    End::Status(s) => Report::Refused(format!("its shell ended with status {s}: {}", self.shown())),
-                };
-            }
+            _ => return Report::Lost,
         }
-        let last = self.last.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-        // A line cut short is no line.
-        let Some(last) = last.strip_suffix('\n') else { return Report::Lost };
+        let last = String::from_utf8_lossy(&self.held);
+        // A line cut short is no line, and only the supervisor itself ends the session with 0.
+        let Some(last) = last.strip_suffix('\n').filter(|_| end == End::Status(0)) else { return Report::Lost };
         let words: Vec<&str> = last.split_whitespace().skip(1).collect();
         match words.as_slice() {
             ["end", status, raised, why] => match status.parse() {
@@ -198,18 +192,12 @@ impl Follow {
         }
     }
 
-    fn shown(&self) -> String {
-        let text = String::from_utf8_lossy(&self.held).trim().to_string();
-        if text.is_empty() { String::from_utf8_lossy(self.err.so_far()).trim().to_string() } else { text }
-    }
-
-    /// Both outputs.
-    pub(super) fn finish(self) -> (Vec<u8>, Vec<u8>) {
-        (self.out.finish(), self.err.finish())
+    /// Both outputs, and the files that hold all of them.
+    pub(super) fn finish(self) -> (Vec<u8>, Vec<u8>, Vec<Kept>) {
+        streams(self.out, self.err)
     }
 }
 
-/// How many bytes at the end of `held` may be the beginning of `marker`.
-fn partial(held: &[u8], marker: &[u8]) -> usize {
-    (1..marker.len().min(held.len() + 1)).rev().find(|n| held.ends_with(marker.get(..*n).unwrap_or_default())).unwrap_or(0)
-}
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 //!
 //! `~/.runbook/<run>/<action>/` holds: `script` (the command; never its environment or input), `out`, `err`, `pid` (process, boot id,
 //! start time; making this file is the second claim, after which the command is known to have begun), `status` (once it has ended),
-//! `deadline`, `ended` (why it was ended by us), `raised` (sudo let it in).
+//! `slot` (room for the status on a full disk), `deadline`, `ended` (why it was ended by us), `raised` (sudo let it in).
 
 pub(super) mod script;
 
@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::{Cx, Outcome, Reconciled};
-use runbook_core::{Code, Error, Result, Value};
+use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
 
 pub(super) use clean::Clean;
 use follow::{Follow, Report};
 
+use super::exec::spill::refer;
 use super::exec::{End, drive, exports, marker, sudo_refused, tail, timed_out};
 use super::{Done, Exec, Session, connect, quote};
 
@@ -29,19 +30,19 @@ use super::{Done, Exec, Session, connect, quote};
 ///
 /// # Errors
 /// `RB0300`–`RB0303` when the host cannot be reached before the command began; `RB0311` when it began and it cannot be known what
-/// became of it; `RB0312` after `timeout`; `RB0314` when `sudo` refuses; `RB0315` when the claim cannot be made; `RB0021` when
-/// cancelled, after the command has been ended.
+/// became of it; `RB0312` after `timeout`; `RB0314` when `sudo` refuses; `RB0315` when the claim cannot be made; `RB0316` when
+/// the login runs no commands; `RB0021` when cancelled, after the command has been ended.
 pub async fn supervised(cx: &Cx, host: &str, exec: Exec) -> Result<Done> {
     super::exec::check(&exec)?;
     let session = connect(cx, host).await?;
-    let mut job = Job { cx, host, follow: Follow::new(cx, exec.live), limit: exec.timeout, deadline: None, began: false };
+    let mut job = Job { cx, host, follow: Follow::new(cx, exec.live, exec.whole), limit: exec.timeout, began: false, heard: false };
     let first = job.start(&session, &exec, false).await?;
     let claimed_before = first == Report::Taken;
     let known = loop_until_known(&mut job, first, Some(&exec)).await?;
     if claimed_before && matches!(known, Known::Gone(_)) {
         // An earlier controller's command, of which the host cannot know more: being asked to act all the same means that the
         // operator has looked and wants it to run again.
-        job.follow = Follow::new(cx, exec.live);
+        job.follow = Follow::new(cx, exec.live, exec.whole);
         let session = connect(cx, host).await?;
         let first = job.start(&session, &exec, true).await?;
         return loop_until_known(&mut job, first, Some(&exec)).await?.into_done(host, job);
@@ -50,7 +51,7 @@ pub async fn supervised(cx: &Cx, host: &str, exec: Exec) -> Result<Done> {
 }
 
 /// Asks the host what became of the supervised command of `cx.action_id`: waits for it when it still runs, collects its result when
-/// it has ended. `done` turns what it left into the outcome.
+/// it has ended. `done` turns what it left into the outcome. With `live`, its output is shown and kept whole.
 ///
 /// # Errors
 /// `RB0300`–`RB0303`, `RB0311` when the host cannot be reached.
@@ -58,15 +59,15 @@ pub async fn reconcile_supervised(
     cx: &Cx,
     host: &str,
     live: bool,
-    done: &(dyn Fn(Done) -> Result<Value> + Send + Sync),
+    done: &(dyn Fn(Done) -> Result<Outcome> + Send + Sync),
 ) -> Result<Reconciled> {
     let session = connect(cx, host).await?;
-    let mut job = Job { cx, host, follow: Follow::new(cx, live), limit: None, deadline: None, began: false };
+    let mut job = Job { cx, host, follow: Follow::new(cx, live, live), limit: None, began: false, heard: false };
     let first = job.attach(&session).await?;
     Ok(match loop_until_known(&mut job, first, None).await {
         Ok(Known::Absent) => Reconciled::NotStarted,
         Ok(known) => match known.into_done(host, job).and_then(done) {
-            Ok(value) => Reconciled::Done(Outcome::changed(value)),
+            Ok(outcome) => Reconciled::Done(outcome),
             Err(e) if e.code == Code::COMMAND_DOUBT => {
                 let mut known = e.message;
                 if let Some(out) = e.details.get("output").filter(|o| !o.is_empty()) {
@@ -94,25 +95,26 @@ impl Known {
     fn into_done(self, host: &str, job: Job<'_>) -> Result<Done> {
         let limit = job.limit.unwrap_or_default();
         let sudo = job.follow.sudo;
-        let (stdout, stderr) = job.follow.finish();
-        match self {
-            Known::Absent => Err(Error::internal("a command is neither begun nor claimed").host(host)),
-            Known::Ended { why: Some(w), .. } if w == "timeout" => Err(timed_out(host, limit, &stderr)),
-            Known::Ended { why: Some(_), .. } => Err(super::transport::aborted(host)),
-            Known::Ended { raised: false, .. } if sudo => Err(sudo_refused(host, &stderr)),
-            Known::Ended { status, .. } => Ok(Done { status, stdout, stderr }),
+        let (stdout, stderr, whole) = job.follow.finish();
+        let e = match self {
+            Known::Absent => Error::internal("a command is neither begun nor claimed").host(host),
+            Known::Ended { why: Some(w), .. } if w == "timeout" => timed_out(host, limit, &stderr),
+            Known::Ended { why: Some(_), .. } => super::transport::aborted(host),
+            Known::Ended { raised: false, .. } if sudo => sudo_refused(host, &stderr),
+            Known::Ended { status, .. } => return Ok(Done { status, stdout, stderr, whole }),
             Known::Gone(why) => {
                 let what = match why.as_str() {
                     "boot" => "the host was started anew while the command ran",
                     "start" => "the command's process vanished while it was being started",
                     _ => "the command's process is gone and has left no exit status (it was killed, or the host ran out of memory)",
                 };
-                Err(Error::new(Code::COMMAND_DOUBT, what)
+                Error::new(Code::COMMAND_DOUBT, what)
                     .host(host)
                     .hint("look at what the command has done on the host, then answer: retry, mark as done, or roll back")
-                    .detail("output", tail(&[stdout, stderr].concat())))
+                    .detail("output", tail(&[stdout, stderr].concat()))
             }
-        }
+        };
+        Err(refer(e, &whole))
     }
 }
 
@@ -122,17 +124,24 @@ struct Job<'a> {
     host: &'a str,
     follow: Follow,
     limit: Option<Duration>,
-    deadline: Option<Instant>,
     /// Whether the host may have begun: from then on nothing may be said to have failed without asking it.
     began: bool,
+    /// Whether the supervisor has answered in any session.
+    heard: bool,
 }
+
+/// How often in a row a host may end a session with a status and without a word of the supervisor, before that is taken for its answer:
+/// a server that is shutting down does so too.
+const MUTE: u32 = 5;
 
 /// Goes on until the host has said what became of the command. Starts it again only when the host says that it never began.
 async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>) -> Result<Known> {
     let mut report = first;
     let mut lost_since: Option<Instant> = None;
     let mut wait = Duration::from_millis(50);
+    let mut mute = 0;
     loop {
+        mute = if matches!(report, Report::Mute(..)) { mute + 1 } else { 0 };
         match report {
             Report::Ended { status, raised, why } => return Ok(Known::Ended { status, raised, why }),
             Report::Gone(why) => return Ok(Known::Gone(why)),
@@ -141,10 +150,15 @@ async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>)
                     .host(job.host)
                     .hint("the login needs a home folder that it can write to, with space left, and a POSIX sh"));
             }
+            Report::Mute(status, said) if mute >= MUTE || (status != 255 && status <= 128) => {
+                let e = super::exec::not_run(job.host, Some(status), &job.cx.redactor.bytes(&said));
+                // Once it has begun, what the login does now says nothing about it.
+                return Err(if job.heard { in_doubt(job.host, &e) } else { e });
+            }
             Report::Absent if exec.is_none() => return Ok(Known::Absent),
-            Report::Absent | Report::Taken | Report::Lost => {}
+            Report::Absent | Report::Taken | Report::Lost | Report::Mute(..) => {}
         }
-        if matches!(report, Report::Lost) {
+        if matches!(report, Report::Lost | Report::Mute(..)) {
             let since = *lost_since.get_or_insert_with(Instant::now);
             job.cx.sleep(wait).await.map_err(|e| if job.began { in_doubt(job.host, &e) } else { e })?;
             wait = (wait * 2).min(Duration::from_secs(5));
@@ -166,7 +180,7 @@ async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>)
                 _ => job.attach(&session).await.map_err(|e| in_doubt(job.host, &e))?,
             };
         }
-        if !matches!(report, Report::Lost) {
+        if !matches!(report, Report::Lost | Report::Mute(..)) {
             lost_since = None;
             wait = Duration::from_millis(50);
         }
@@ -216,7 +230,9 @@ impl Job<'_> {
         );
         let mut stdin = format!("{script}\n{marker}\n").into_bytes();
         stdin.append(&mut private);
-        self.deadline = self.limit.map(|l| Instant::now() + l);
+        if let Some(l) = self.limit {
+            self.follow.due_in(l);
+        }
         self.session(session, command, stdin, &marker).await
     }
 
@@ -244,21 +260,14 @@ impl Job<'_> {
         self.began = true;
         self.follow.expect(marker);
         let (_tx, mut rx) = tokio::sync::mpsc::channel(1);
-        let (cx, host, deadline) = (self.cx, self.host, self.deadline);
-        let mut later = self.follow.deadline();
+        let (cx, host) = (self.cx, self.host);
+        let mut deadline = self.follow.deadline();
         let end = {
             let follow = &mut self.follow;
             let mut run = std::pin::pin!(drive(lease, command, stdin, host, |k, p| follow.push(k, p), &mut rx));
-            let limit = async {
-                match deadline {
-                    Some(d) => tokio::time::sleep_until(d).await,
-                    // After a crash of the controller the host tells how much is left.
-                    None => later.wait().await,
-                }
-            };
             let why = tokio::select! {
                 r = &mut run => Ok(r),
-                () = limit => Err("timeout"),
+                () = deadline.wait() => Err("timeout"),
                 () = cx.cancel.cancelled() => Err("stopped"),
             };
             match why {
@@ -272,7 +281,9 @@ impl Job<'_> {
                 }
             }
         };
-        Ok(self.follow.report(end))
+        let report = self.follow.report(end);
+        self.heard |= !matches!(report, Report::Lost | Report::Mute(..));
+        Ok(report)
     }
 }
 

@@ -8,7 +8,8 @@ while IFS= read -r rb_l && [ "$rb_l" != "$rb_n" ]; do rb_s=$rb_s$rb_l$rb_b; done
 # Half a script must never run.
 [ "$rb_l" = "$rb_n" ] || exit 255
 if [ -z "$rb_d" ]; then
-  # So the controller knows that sudo let us in, and whom to end.
+  # So the controller knows that we were let in and whom to end, and that what came before is not the command's.
+  echo "$rb_n "
   echo "$rb_n $$" >&2
 elif [ -n "$4" ]; then
   : >"$rb_d/raised"

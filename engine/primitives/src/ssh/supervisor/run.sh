@@ -6,7 +6,7 @@ rb_n=$1 rb_p=$2 rb_i=$3 rb_m=$4 rb_r=$5 rb_u=$6 rb_d=$PWD rb_b= rb_x=
 read -r rb_b </proc/sys/kernel/random/boot_id
 read -r rb_x </proc/$$/stat
 set -f
-set -- ${rb_x##*) }
+set -- ${rb_x##*")" }
 rb_x=${20}
 set +f
 set --
@@ -18,8 +18,7 @@ umask "$rb_u"
 case $rb_m in
 n) sudo -n -- sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" 1 ;;
 s) sudo -k -S -p "" -- sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" 1 ;;
-*)
-  if [ "$rb_i" = 0 ]; then
+*) if [ "$rb_i" = 0 ]; then
     (cd "$rb_p" || exit 126; exec sh "$rb_d/script")
   else
     sh -c "$rb_r" sh "$rb_n" "$rb_p" "$rb_d" ""
@@ -29,7 +28,9 @@ esac
 rb_x=$?
 umask 077
 for rb_i in 1 2 5 10; do
-  echo $rb_x >status && break
+  { echo $rb_x >status; } 2>/dev/null && break
+  # On a full disk the slot's room is used: it is written in place, and a name in a folder changes without new room.
+  { echo $rb_x 1<> slot && mv slot status; } 2>/dev/null && break
   sleep $rb_i
 done
 exit $rb_x

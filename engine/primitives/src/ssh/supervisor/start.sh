@@ -1,8 +1,8 @@
-# Claims an action, starts its command apart from this session, and shows its output until it ends.
+# Claims an action and starts its command apart from this session; follow.sh goes on from there.
 # Standard input: the script, a marker line, then $4 bytes for the command alone (password, environment, standard input).
 # $1 marker  $2 run  $3 action  $4 length of the private input  $5 run.sh  $6 reader.sh  $7 sudo: nothing, n or s  $8 limit in s or 0
 # $9 again: a claim of which nothing more can be known is set aside, since the operator wants the command to run again
-n=$1 r=$HOME/.runbook/$2 p=$PWD b=${IFS#??} s= u=$(umask)
+n=$1 r=$HOME/.runbook/$2 p=$PWD b=${IFS#??} s= u=$(umask) o=0 e=0
 umask 077
 no() { echo "$n no $*"; exit 0; }
 while IFS= read -r l && [ "$l" != "$n" ]; do s=$s$l$b; done
@@ -10,7 +10,11 @@ while IFS= read -r l && [ "$l" != "$n" ]; do s=$s$l$b; done
 [ "$l" = "$n" ] || exit 255
 if [ "$9" = again ]; then mv "$r/$3" "$r/$3.old.$n" 2>/dev/null; fi
 if ! mkdir "$r/$3" 2>/dev/null; then
-  mkdir -p "$r" 2>/dev/null
+  [ -n "$HOME" ] || no "the login has no HOME"
+  # Never the home folder itself: one that is missing must not be made.
+  c=
+  [ -d "$HOME/.runbook" ] || c=$(mkdir "$HOME/.runbook" 2>&1) || [ -d "$HOME/.runbook" ] || no "$c"
+  [ -d "$r" ] || c=$(mkdir "$r" 2>&1) || [ -d "$r" ] || no "$c"
   if ! c=$(mkdir "$r/$3" 2>&1); then
     if [ -d "$r/$3" ]; then echo "$n taken"; exit 0; fi
     no "$c"
@@ -18,7 +22,8 @@ if ! mkdir "$r/$3" 2>/dev/null; then
 fi
 cd "$r/$3" || no "cannot enter $r/$3"
 drop() { cd "$r"; rm -rf "$r/$3"; }
-{ printf "%s" "$s" >script && : >out && : >err; } 2>/dev/null || { drop; no "cannot write in $r (is the disk full?)"; }
+# The slot keeps room for the exit status on a disk that the command fills.
+{ printf "%s" "$s" >script && : >out && : >err && echo "             " >slot; } 2>/dev/null || { drop; no "cannot write in $r (is the disk full?)"; }
 if [ "$4" -gt 0 ]; then
   # A file without a name: secrets are in memory where there is /dev/shm, and nowhere after the command.
   f=/dev/shm/.runbook-$n
@@ -33,33 +38,15 @@ if [ "$4" -gt 0 ]; then
 else
   exec 6</dev/null
 fi
-[ "$8" = 0 ] || echo $(( $(date +%s) + $8 )) >deadline
+if [ "$8" != 0 ]; then
+  # On the clock that nobody sets, where there is one; it goes on while the host sleeps.
+  c=
+  read -r c l </proc/uptime
+  if [ -n "$c" ]; then echo $((${c%%.*} + $8)) up >deadline; else echo $(($(date +%s) + $8)) >deadline; fi
+fi 2>/dev/null
 if command -v setsid >/dev/null 2>&1; then w=setsid; else w=; trap "" HUP; fi
 $w sh -c "$5" runbook "$n" "$p" "$4" "$7" "$6" "$u" <&6 >>out 2>>err &
 k=$!
-exec 6<&- 3<out 4<err
-echo "$n ok"
-echo "$n ok" >&2
-trap : USR1
-(trap - USR1; while sleep .2 2>/dev/null || sleep 1; do kill -USR1 $$ || exit; done) </dev/null >/dev/null 2>&1 3<&- 4<&- &
-t=$!
-trap "kill $t 2>/dev/null" 0
-while :; do
-  wait $k
-  f=
-  # First whether it ended, then what it wrote: the other way round, its last words could be missed.
-  if [ -s status ] || ! kill -0 $k 2>/dev/null; then f=1; fi
-  # A failing write means that nobody listens any more; the command goes on without us.
-  if [ -s out ]; then cat <&3 || exit 255; fi
-  if [ -s err ]; then cat <&4 >&2 || exit 255; fi
-  [ -z "$f" ] || break
-done
-if [ -s status ]; then
-  read -r e <status
-  f=; if [ -e raised ]; then f=raised; fi
-  g=; if [ -e ended ]; then read -r g <ended; fi
-  echo "$n end $e ${f:--} ${g:--}" >&2
-else
-  echo "$n gone process" >&2
-fi
-exit 0
+exec 6<&-
+echo "$n ok" || exit 255
+echo "$n ok" >&2 || exit 255

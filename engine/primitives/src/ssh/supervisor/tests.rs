@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::script;
 
-/// The shells that hosts have: Debian's dash, Alpine's and OpenWrt's ash, bash as sh.
+/// The shells that are `sh` on hosts: Debian's dash, Alpine's and OpenWrt's ash, bash, and the Korn shells of the BSDs and of Solaris.
 fn shells() -> Vec<Vec<&'static str>> {
-    let all: [&[&str]; 4] = [&["sh"], &["dash"], &["busybox", "ash"], &["bash", "--posix"]];
+    let all: [&[&str]; 6] = [&["sh"], &["dash"], &["busybox", "ash"], &["bash", "--posix"], &["mksh", "-o", "posix"], &["ksh93"]];
     all.iter()
         .filter(|s| Command::new(s[0]).args(&s[1..]).args(["-c", ":"]).status().is_ok_and(|s| s.success()))
         .map(|s| s.to_vec())
