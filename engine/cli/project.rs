@@ -112,6 +112,10 @@ impl Files for Project {
         }
         Ok(target)
     }
+
+    fn folder(&self) -> Option<PathBuf> {
+        self.root.canonicalize().ok()
+    }
 }
 
 /// Takes a path apart and puts it together without `.`; refuses what leaves the project.

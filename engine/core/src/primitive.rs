@@ -179,6 +179,11 @@ pub trait Files: Send + Sync {
     fn local(&self, path: &str) -> Result<std::path::PathBuf> {
         Err(Error::new(Code::OUTSIDE_PROJECT, format!("{path} cannot be written: the project has no folder here")))
     }
+
+    /// The project's folder on this machine, to which paths in the inventory are relative; `None` when there is none.
+    fn folder(&self) -> Option<std::path::PathBuf> {
+        None
+    }
 }
 
 /// Facts of an environment that outlive a run, such as when a TTL was lowered.

@@ -179,6 +179,8 @@ pub async fn overlay(dir: &Path) -> Result<Value> {
         let mut host = json!({
             "ssh": format!("{USER}@{a}:{}", block.ports.ssh),
             "address": a.to_string(),
+            // The lab is whole in itself: whatever the operator's configuration says of every host is not for it.
+            "ssh_config": "none",
             "identity_file": keys::identity(&layout).to_string_lossy(),
             "known_hosts": keys::known_hosts(&layout).to_string_lossy(),
         });

@@ -117,6 +117,10 @@ impl Files for KeptFiles {
     fn local(&self, path: &str) -> Result<std::path::PathBuf> {
         self.project.local(path)
     }
+
+    fn folder(&self) -> Option<std::path::PathBuf> {
+        self.project.folder()
+    }
 }
 
 fn digests(sources: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, String> {

@@ -44,6 +44,10 @@ impl Files for World {
         let folder = self.folder.lock().clone();
         folder.map(|f| f.join(path)).ok_or_else(|| Error::new(Code::OUTSIDE_PROJECT, format!("no folder for {path}")))
     }
+
+    fn folder(&self) -> Option<std::path::PathBuf> {
+        self.folder.lock().clone()
+    }
 }
 
 impl Facts for World {

@@ -7,7 +7,7 @@ use runbook_core::inventory::Section;
 use runbook_primitives::ssh::{self, Exec};
 
 use super::{Bench, failure, options};
-use crate::support::sshd::{Sshd, environment};
+use crate::support::sshd::environment;
 
 fn fingerprint(key: &std::path::Path) -> String {
     let out = std::process::Command::new("ssh-keygen").arg("-lf").arg(key).output().unwrap();
@@ -145,41 +145,4 @@ async fn a_peer_that_says_nothing_is_given_up() {
     let e = ssh::connect(&cx, "old").await.err().unwrap();
     assert_eq!(e.code, Code::SSH_CONNECT);
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_behind_another_is_reached_through_it() {
-    let (Some(gate), Some(inner)) = (Sshd::start(""), Sshd::start("")) else { return };
-    let home = tempfile::tempdir().unwrap();
-    std::fs::create_dir(home.path().join(".ssh")).unwrap();
-    let host = |name: &str, s: &Sshd, more: &str| {
-        let p = |f: &str| s.path(f).display().to_string();
-        format!(
-            "Host {name}\n  HostName 127.0.0.1\n  Port {}\n  User root\n  IdentityFile {}\n  UserKnownHostsFile {}\n{more}\n",
-            s.port,
-            p("user_key"),
-            p("known_hosts")
-        )
-    };
-    let config = format!("{}{}", host("gate", &gate, ""), host("inner", &inner, "  ProxyJump gate\n"));
-    std::fs::write(home.path().join(".ssh/config"), config).unwrap();
-    // HOME belongs to the whole process, so that this runs in one of its own.
-    let done = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "ssh::connect::jump_helper", "--ignored", "--nocapture"])
-        .env("HOME", home.path())
-        .env("USER", "root")
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
-    assert_eq!(std::fs::read_to_string(inner.home().join("through")).unwrap(), "yes\n");
-    assert!(gate.log().contains("direct-tcpip") || gate.log().contains("Accepted publickey"), "{}", gate.log());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by a_host_behind_another_is_reached_through_it"]
-async fn jump_helper() {
-    let env = environment(&[("old", [("ssh".to_string(), "inner".into())].into())]);
-    let cx = runbook_testkit::cx(&crate::support::sshd::world(), env, "a");
-    let done = ssh::connect(&cx, "old").await.unwrap().exec(&cx, Exec::new("echo yes >through")).await.unwrap();
-    assert_eq!(done.status, 0);
 }

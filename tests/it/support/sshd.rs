@@ -144,6 +144,7 @@ impl Sshd {
         let user = std::env::var("USER").ok().filter(|u| !u.is_empty()).unwrap_or_else(|| "root".into());
         BTreeMap::from([
             ("ssh".to_string(), Value::from(format!("{user}@127.0.0.1:{}", self.port))),
+            ("ssh_config".to_string(), "none".into()),
             ("identity_file".to_string(), p("user_key")),
             ("known_hosts".to_string(), p("known_hosts")),
         ])

@@ -10,6 +10,8 @@ mod exec;
 mod files;
 mod host;
 mod known_hosts;
+mod negotiate;
+mod route;
 mod service;
 mod supervisor;
 mod target;

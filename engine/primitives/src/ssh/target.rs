@@ -1,15 +1,16 @@
-//! Where and how a host is reached: its inventory settings, completed from `~/.ssh/config` when `ssh` is an alias.
+//! Where and how a host is reached: what the inventory says, before what the SSH configuration says.
 
-use std::collections::HashMap;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use runbook_core::inventory::{Environment, Resource, Section};
+use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
-use ssh2_config::{HostParams, ParseRule, SshConfig};
 
-use super::config::Options;
+use super::config::{self, Files, Machine, Options, Query};
+
+/// Hosts on the way to hosts on the way go no deeper than this.
+const DEPTH: usize = 16;
 
 /// Everything that is needed to log in to a host: what the SSH configuration says of it, and what the inventory adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub(super) struct Target {
     pub options: Options,
     /// The host through which this one is reached.
     pub jump: Option<Box<Target>>,
+    /// The shell that runs `proxy_command`.
+    pub shell: PathBuf,
     /// Limit for the connection to stand.
     pub connect_timeout: Duration,
     /// Name of the secret to log in with.
@@ -47,11 +50,6 @@ impl Target {
     }
 }
 
-/// The home folder of the operator.
-pub(super) fn home() -> Option<PathBuf> {
-    std::env::var_os("HOME").filter(|h| !h.is_empty()).map(PathBuf::from)
-}
-
 /// A `user@host:port` taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
@@ -60,12 +58,16 @@ pub(super) struct Place {
     pub port: Option<u16>,
 }
 
-/// Takes `[user@]host[:port]` apart; an IPv6 address with a port stands in brackets.
+/// Takes `[user@]host[:port]` or `ssh://[user@]host[:port]` apart; an IPv6 address with a port stands in brackets.
 pub(super) fn parse_place(text: &str) -> Result<Place> {
     let bad = |why: &str| {
         Error::new(Code::SSH_CONFIG, format!("\"{text}\" is not an SSH target: {why}"))
-            .hint("write user@host, user@host:port, user@[2001:db8::1]:port, or an alias of ~/.ssh/config")
+            .hint("write user@host, user@host:port, user@[2001:db8::1]:port, ssh://user@host:port, or an alias of ~/.ssh/config")
     };
+    if text.starts_with("ssh://") {
+        let hop = config::place::hop(text).map_err(|why| bad(&why))?;
+        return Ok(Place { user: hop.user, host: hop.host, port: hop.port });
+    }
     let (user, rest) = match text.rsplit_once('@') {
         Some(("", _)) => return Err(bad("the user is missing before @")),
         Some((u, r)) => (Some(u.to_string()), r),
@@ -94,75 +96,114 @@ pub(super) fn parse_place(text: &str) -> Result<Place> {
 }
 
 /// Resolves the host with this inventory name.
-pub(super) fn resolve(env: &Environment, name: &str) -> Result<Target> {
-    let r = env.resource(Section::Hosts, name)?;
-    let home = home();
-    let config = home.as_ref().map(|h| h.join(".ssh/config")).filter(|p| p.is_file());
-    resolve_with(r, home.as_deref(), config.as_deref())
+///
+/// # Errors
+/// `RB0106` for an unknown name, `RB0304` for what cannot be used in the inventory or the SSH configuration.
+pub(super) async fn resolve(cx: &Cx, name: &str) -> Result<Target> {
+    let host = cx.env.resource(Section::Hosts, name)?.clone();
+    let folder = cx.files.folder();
+    // The configuration may run commands and ask the DNS.
+    let work = tokio::task::spawn_blocking(move || resolve_with(&Machine::here()?, &host, folder.as_deref()));
+    tokio::select! {
+        done = work => done.map_err(|e| Error::internal(format!("reading the SSH configuration: {e}")))?,
+        () = cx.cancel.cancelled() => Err(super::transport::aborted(name)),
+    }
 }
 
-fn resolve_with(r: &Resource, home: Option<&Path>, config: Option<&Path>) -> Result<Target> {
-    let ssh = match r.str("ssh") {
-        Some(s) => s.to_string(),
-        // A host without `ssh` is reached by its address or, failing that, by its name, as an alias.
-        None => r.str("address").unwrap_or(&r.name).to_string(),
-    };
-    let mut target = if ssh.contains(['@', ':', '[']) {
-        direct(&parse_place(&ssh)?, &r.name, home)?
-    } else {
-        from_config(&ssh, &r.name, home, config, 0)?
-    };
-    if let Some(user) = r.str("user") {
-        target.options.user = user.to_string();
-    }
-    if let Some(port) = r.int("port") {
-        target.options.port = u16::try_from(port)
-            .ok()
-            .filter(|p| *p > 0)
-            .ok_or_else(|| Error::new(Code::SSH_CONFIG, format!("port {port} of host \"{}\" is not from 1 to 65535", r.name)))?;
-    }
-    let files = |key: &str| r.list(key).iter().map(|p| expand(p, home, &HashMap::new())).collect::<Vec<_>>();
-    let identities = files("identity_file");
-    if !identities.is_empty() {
-        target.options.identity_files = identities;
-        target.options.identities_configured = true;
-    }
-    let known = files("known_hosts");
-    if !known.is_empty() {
-        target.options.user_known_hosts = known;
-        target.options.global_known_hosts = vec![];
-    }
-    let text = |key: &str| r.str(key).map(str::to_string);
-    target.password = text("password");
-    target.passphrase = text("passphrase");
-    target.sudo_password = text("sudo_password");
-    let span = |key: &str| match r.settings.get(key) {
+/// How long a lost connection to a host is tried again, from the inventory alone.
+pub(super) fn reconnect_within(env: &Environment, name: &str) -> Result<Duration> {
+    Ok(span(env.resource(Section::Hosts, name)?, "reconnect_within")?.unwrap_or(Duration::from_secs(300)))
+}
+
+fn span(r: &Resource, key: &str) -> Result<Option<Duration>> {
+    match r.settings.get(key) {
         Some(Value::Duration(d)) => Ok(Some(*d)),
         Some(Value::Str(s)) => runbook_core::units::parse_duration(s).map(Some),
         _ => Ok(None),
+    }
+}
+
+fn resolve_with(machine: &Machine, r: &Resource, folder: Option<&std::path::Path>) -> Result<Target> {
+    // A host without `ssh` is reached by its address or, failing that, by its name, as an alias.
+    let place = parse_place(r.str("ssh").or(r.str("address")).unwrap_or(&r.name))?;
+    let port = match r.int("port") {
+        None => place.port,
+        Some(p) => Some(
+            u16::try_from(p)
+                .ok()
+                .filter(|p| *p > 0)
+                .ok_or_else(|| Error::new(Code::SSH_CONFIG, format!("port {p} of host \"{}\" is not from 1 to 65535", r.name)))?,
+        ),
     };
-    if let Some(d) = span("connect_timeout")? {
-        target.connect_timeout = d;
+    let path = |text: &str| -> Result<PathBuf> {
+        let bad = |why: String, hint: &str| Error::new(Code::SSH_CONFIG, why).host(&r.name).hint(hint);
+        let expanded = machine.tilde(text).map_err(|who| {
+            bad(format!("{text} of host \"{}\": there is no user {who}", r.name), "write ~/… for your own home, or an absolute path")
+        })?;
+        if expanded.starts_with('/') {
+            return Ok(expanded.into());
+        }
+        folder.map(|f| f.join(&expanded)).ok_or_else(|| {
+            bad(format!("{text} of host \"{}\" is relative, and there is no project folder here", r.name), "write an absolute path")
+        })
+    };
+    let files = match r.str("ssh_config") {
+        None => Files::Usual,
+        Some(none) if none.eq_ignore_ascii_case("none") => Files::None,
+        Some(file) => Files::One(path(file)?),
+    };
+    let query = Query { host: place.host, user: r.str("user").map(str::to_string).or(place.user), port, jumps: None };
+    let mut t = target(machine, &files, &query, &r.name, &mut vec![])?;
+    let identities: Vec<PathBuf> = r.list("identity_file").iter().map(|p| path(p)).collect::<Result<_>>()?;
+    if !identities.is_empty() {
+        t.options.identity_files = identities;
+        t.options.identities_configured = true;
     }
-    if let Some(d) = span("reconnect_within")? {
-        target.reconnect_within = d;
+    let known: Vec<PathBuf> = r.list("known_hosts").iter().map(|p| path(p)).collect::<Result<_>>()?;
+    if !known.is_empty() {
+        t.options.user_known_hosts = known;
+        t.options.global_known_hosts = vec![];
     }
-    Ok(target)
+    let text = |key: &str| r.str(key).map(str::to_string);
+    t.password = text("password");
+    t.passphrase = text("passphrase");
+    t.sudo_password = text("sudo_password");
+    if let Some(d) = span(r, "connect_timeout")? {
+        t.connect_timeout = d;
+    }
+    if let Some(d) = span(r, "reconnect_within")? {
+        t.reconnect_within = d;
+    }
+    Ok(t)
 }
 
-fn local_user() -> String {
-    ["USER", "LOGNAME"].iter().find_map(|k| std::env::var(k).ok().filter(|v| !v.is_empty())).unwrap_or_else(|| "root".into())
-}
-
-fn direct(place: &Place, name: &str, home: Option<&Path>) -> Result<Target> {
-    let user = place.user.clone().unwrap_or_else(local_user);
-    let mut options = Options::plain(&place.host, &user, home.unwrap_or(Path::new("/")));
-    options.port = place.port.unwrap_or(22);
+/// A host and those on the way to it. `way` are those that led here, from the goal on.
+fn target(machine: &Machine, files: &Files, query: &Query, name: &str, way: &mut Vec<(String, u16, Option<String>)>) -> Result<Target> {
+    let options = config::resolve(machine, files, query).map_err(|e| e.host(name))?;
+    let here = (options.host.clone(), options.port, query.jumps.clone());
+    if way.contains(&here) || way.len() > DEPTH {
+        let path: Vec<&str> = way.iter().map(|(h, ..)| h.as_str()).chain([here.0.as_str()]).collect();
+        return Err(Error::new(Code::SSH_CONFIG, format!("the ProxyJump of {name} goes round in a circle: {}", path.join(" through ")))
+            .host(name)
+            .hint("set `ProxyJump none` for the host that is reached directly"));
+    }
+    way.push(here);
+    // `a,b` means: through a to b to the host. Each has its own configuration; the way to b is then a, whatever b's own says.
+    let jump = match options.jumps.split_last() {
+        None => None,
+        Some((near, before)) => {
+            let jumps = (!before.is_empty()).then(|| before.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+            let query = Query { host: near.host.clone(), user: near.user.clone(), port: near.port, jumps };
+            Some(Box::new(target(machine, files, &query, name, way)?))
+        }
+    };
+    way.pop();
     Ok(Target {
         name: name.to_string(),
+        connect_timeout: options.connect_timeout.unwrap_or(Duration::from_secs(15)),
         options,
-        jump: None,
-        connect_timeout: Duration::from_secs(15),
+        jump,
+        shell: machine.shell().to_path_buf(),
         password: None,
         passphrase: None,
         sudo_password: None,
@@ -170,99 +211,11 @@ fn direct(place: &Place, name: &str, home: Option<&Path>) -> Result<Target> {
     })
 }
 
-fn from_config(alias: &str, name: &str, home: Option<&Path>, config: Option<&Path>, depth: usize) -> Result<Target> {
-    if depth > 8 {
-        return Err(
-            Error::new(Code::SSH_CONFIG, format!("the ProxyJump of \"{alias}\" in ~/.ssh/config goes round in a circle")).host(name)
-        );
-    }
-    let params = match config {
-        Some(path) => query(path, alias, home)?,
-        None => None,
-    };
-    let Some(params) = params else { return direct(&parse_place(alias)?, name, home) };
-    let extra = |key: &str| -> Vec<String> {
-        let of = |m: &HashMap<String, Vec<String>>| m.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v.clone());
-        of(&params.unsupported_fields).or_else(|| of(&params.ignored_fields)).unwrap_or_default()
-    };
-    let host = params.host_name.clone().unwrap_or_else(|| alias.to_string()).replace("%h", alias);
-    let mut t = direct(&Place { user: params.user.clone(), host, port: params.port }, name, home)?;
-    let tokens = HashMap::from([('h', t.host.clone()), ('r', t.user.clone()), ('p', t.port.to_string()), ('n', alias.to_string())]);
-    if let Some(files) = params.identity_file.as_ref().filter(|f| !f.is_empty()) {
-        t.options.identity_files = files.iter().map(|f| expand(&f.to_string_lossy(), home, &tokens)).collect();
-        t.options.identities_configured = true;
-    }
-    let known = extra("UserKnownHostsFile");
-    if !known.is_empty() {
-        t.options.user_known_hosts = known.iter().flat_map(|v| v.split_whitespace()).map(|f| expand(f, home, &tokens)).collect();
-    }
-    t.options.host_key_alias = extra("HostKeyAlias").into_iter().next();
-    if let Some(d) = params.connect_timeout {
-        t.connect_timeout = d;
-    }
-    // `a,b` means: through a to b to the host. So the last one is the nearest, and each is reached through the one before it.
-    let mut chain: Option<Box<Target>> = None;
-    for hop in params.proxy_jump.iter().flatten().flat_map(|j| j.split(',')).map(str::trim).filter(|h| !h.is_empty() && *h != "none") {
-        let hop = hop.strip_prefix("ssh://").unwrap_or(hop);
-        let place = parse_place(hop)?;
-        let mut via = from_config(&place.host, name, home, config, depth + 1)?;
-        if let Some(u) = place.user {
-            via.options.user = u;
-        }
-        if let Some(p) = place.port {
-            via.options.port = p;
-        }
-        if let Some(before) = chain.take() {
-            via.jump = Some(before);
-        }
-        chain = Some(Box::new(via));
-    }
-    t.jump = chain;
-    Ok(t)
-}
-
-fn query(path: &Path, alias: &str, home: Option<&Path>) -> Result<Option<HostParams>> {
-    let bad = |e: String| {
-        Error::new(Code::SSH_CONFIG, format!("{} cannot be used: {e}", path.display()))
-            .hint("mend the file (ssh -G HOST shows how ssh reads it), or write user@host:port in runbook.toml")
-    };
-    let file = std::fs::File::open(path).map_err(|e| bad(e.to_string()))?;
-    let mut config = SshConfig::default();
-    if let Some(h) = home {
-        config = config.home_dir(h);
-    }
-    let config = config
-        .parse(&mut BufReader::new(file), ParseRule::ALLOW_UNKNOWN_FIELDS | ParseRule::ALLOW_UNSUPPORTED_FIELDS)
-        .map_err(|e| bad(e.to_string()))?;
-    Ok(Some(config.query(alias)))
-}
-
-/// Replaces `~/`, `%d` and the given tokens in a path.
-fn expand(path: &str, home: Option<&Path>, tokens: &HashMap<char, String>) -> PathBuf {
-    let mut out = String::new();
-    let mut rest = path.chars();
-    while let Some(c) = rest.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match rest.next() {
-            Some('d') => out.push_str(&home.map(|h| h.display().to_string()).unwrap_or_default()),
-            Some('%') => out.push('%'),
-            Some(t) => out.push_str(tokens.get(&t).map_or("", String::as_str)),
-            None => out.push('%'),
-        }
-    }
-    match (out.strip_prefix("~/"), home) {
-        (Some(tail), Some(h)) => h.join(tail),
-        _ => PathBuf::from(out),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use std::path::Path;
 
     fn host(settings: &[(&str, &str)]) -> Resource {
         Resource {
@@ -270,6 +223,21 @@ mod tests {
             kind: "ssh".into(),
             settings: settings.iter().map(|(k, v)| ((*k).to_string(), Value::from(*v))).collect::<BTreeMap<_, _>>(),
         }
+    }
+
+    /// A person whose home has this `~/.ssh/config`, and a project folder `/project`.
+    fn resolved(config: &str, settings: &[(&str, &str)]) -> Result<Target> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".ssh")).unwrap();
+        std::fs::write(dir.path().join(".ssh/config"), config).unwrap();
+        let machine = Machine { home: dir.path().into(), system: dir.path().into(), ..Machine::here().unwrap() };
+        let mut t = resolve_with(&machine, &host(settings), Some(Path::new("/project")))?;
+        for p in t.options.identity_files.iter_mut().chain(&mut t.options.user_known_hosts) {
+            if let Ok(rest) = p.strip_prefix(dir.path()) {
+                *p = Path::new("~").join(rest);
+            }
+        }
+        Ok(t)
     }
 
     #[test]
@@ -280,7 +248,9 @@ mod tests {
         assert_eq!(p("a@[2001:db8::1]:22").unwrap(), ("a".into(), "2001:db8::1".into(), 22));
         assert_eq!(p("a@2001:db8::1").unwrap(), ("a".into(), "2001:db8::1".into(), 0));
         assert_eq!(p("me@corp@host").unwrap(), ("me@corp".into(), "host".into(), 0));
-        for bad in ["", "@host", "a@", "a@host:0", "a@host:99999", "a@host:x", "a@[::1", "a@[::1]x", "-oProxyCommand=x", "a b"] {
+        assert_eq!(p("ssh://me@host:2222").unwrap(), ("me".into(), "host".into(), 2222));
+        for bad in ["", "@host", "a@", "a@host:0", "a@host:99999", "a@host:x", "a@[::1", "a@[::1]x", "-oProxyCommand=x", "a b", "ssh://h/x"]
+        {
             let e = p(bad).unwrap_err();
             assert_eq!(e.code, Code::SSH_CONFIG, "{bad}");
             assert!(e.hint.is_some());
@@ -289,42 +259,65 @@ mod tests {
 
     #[test]
     fn a_place_with_settings() {
-        let t = resolve_with(
-            &host(&[("ssh", "root@192.0.2.1:2222"), ("identity_file", "~/k"), ("known_hosts", "/kh"), ("password", "pw")]),
-            Some(Path::new("/home/me")),
-            None,
-        )
-        .unwrap();
+        let settings = [
+            ("ssh", "root@192.0.2.1:2222"),
+            ("identity_file", "~/k"),
+            ("known_hosts", "/kh"),
+            ("password", "pw"),
+            ("connect_timeout", "7s"),
+        ];
+        let t = resolved("Host 192.*\n User nobody\n Port 7\n ConnectTimeout 3\n HostKeyAlias old-key\n", &settings).unwrap();
         assert_eq!((t.user.as_str(), t.host.as_str(), t.port), ("root", "192.0.2.1", 2222));
-        assert_eq!((t.options.identity_files.clone(), t.identities_configured), (vec![PathBuf::from("/home/me/k")], true));
+        assert_eq!((t.identity_files.clone(), t.identities_configured), (vec![PathBuf::from("~/k")], true));
         assert_eq!(t.known_hosts(), vec![PathBuf::from("/kh")]);
         assert_eq!(t.password.as_deref(), Some("pw"));
+        assert_eq!(t.connect_timeout, Duration::from_secs(7));
+        assert_eq!(t.host_key_alias.as_deref(), Some("old-key"), "the configuration counts for user@host as well");
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_project() {
+        let t = resolved("", &[("ssh", "h"), ("identity_file", "keys/id"), ("known_hosts", "known_hosts")]).unwrap();
+        assert_eq!(t.identity_files, [PathBuf::from("/project/keys/id")]);
+        assert_eq!(t.user_known_hosts, [PathBuf::from("/project/known_hosts")]);
+        let e = resolve_with(&Machine::here().unwrap(), &host(&[("known_hosts", "kh")]), None).unwrap_err();
+        assert!(e.message.contains("there is no project folder"), "{e}");
+    }
+
+    #[test]
+    fn a_configuration_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("conf");
+        std::fs::write(&file, "Port 7\n").unwrap();
+        let port = |c: &str| resolved("Port 9\n", &[("ssh", "h"), ("ssh_config", c)]).map(|t| t.port);
+        assert_eq!(port(&file.display().to_string()).unwrap(), 7);
+        assert_eq!(port("none").unwrap(), 22);
+        assert!(port("no-such-file").unwrap_err().message.contains("/project/no-such-file"));
     }
 
     #[test]
     fn an_alias_takes_everything_from_ssh_config() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config");
-        let text = "Host shop\n  HostName 192.0.2.7\n  User deploy\n  Port 2200\n  IdentityFile ~/.ssh/shop_%r\n  UserKnownHostsFile ~/kh\n  HostKeyAlias shop-key\n  ConnectTimeout 3\n  ProxyJump me@gate:2022,inner\n\nHost inner\n  HostName 10.0.0.9\n  User in\n";
-        std::fs::write(&config, text).unwrap();
-        let t = resolve_with(&host(&[("ssh", "shop")]), Some(Path::new("/home/me")), Some(&config)).unwrap();
+        let text = "Host shop\n  HostName 192.0.2.7\n  User deploy\n  Port 2200\n  IdentityFile ~/.ssh/shop_%r\n  UserKnownHostsFile ~/kh\n  HostKeyAlias shop-key\n  ConnectTimeout 3\n  ProxyJump me@gate:2022,inner\n\nHost inner\n  HostName 10.0.0.9\n  User in\n  ProxyJump elsewhere\nHost gate\n  ProxyJump first\n";
+        let t = resolved(text, &[("ssh", "shop")]).unwrap();
         assert_eq!((t.user.as_str(), t.host.as_str(), t.port), ("deploy", "192.0.2.7", 2200));
-        assert_eq!(t.identity_files, vec![PathBuf::from("/home/me/.ssh/shop_deploy")]);
-        assert_eq!(t.user_known_hosts.first(), Some(&PathBuf::from("/home/me/kh")));
+        assert_eq!(t.identity_files, vec![PathBuf::from("~/.ssh/shop_deploy")]);
+        assert_eq!(t.user_known_hosts.first(), Some(&PathBuf::from("~/kh")));
         assert_eq!(t.host_key_alias.as_deref(), Some("shop-key"));
         assert_eq!(t.connect_timeout, Duration::from_secs(3));
         let near = t.jump.unwrap();
         assert_eq!((near.user.as_str(), near.host.as_str()), ("in", "10.0.0.9"));
-        let far = near.jump.unwrap();
+        let far = near.jump.as_deref().unwrap();
         assert_eq!((far.user.as_str(), far.host.as_str(), far.port), ("me", "gate", 2022));
+        let first = far.jump.as_deref().unwrap();
+        assert_eq!(first.host, "first", "the first host on the way may have a way of its own");
+        assert!(first.jump.is_none());
     }
 
     #[test]
     fn a_circle_of_jumps_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config");
-        std::fs::write(&config, "Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n").unwrap();
-        let e = resolve_with(&host(&[("ssh", "a")]), None, Some(&config)).unwrap_err();
-        assert!(e.message.contains("circle"), "{e}");
+        let e = resolved("Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n", &[("ssh", "a")]).unwrap_err();
+        assert!(e.message.contains("circle: a through b through a"), "{e}");
+        assert!(resolved("ProxyJump gate", &[("ssh", "a")]).unwrap_err().message.contains("circle"), "gate through gate");
+        assert!(resolved("Match !host gate\n ProxyJump gate", &[("ssh", "a")]).unwrap().jump.is_some());
     }
 }

@@ -18,8 +18,9 @@ use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertifi
 use russh::{ChannelOpenFailure, Preferred, cipher};
 
 use super::known_hosts::{KnownHosts, Verdict, entry_name};
+use super::route::{self, Held, unreachable};
 use super::target::{Target, resolve};
-use super::{Session, auth};
+use super::{Session, auth, negotiate};
 
 /// OpenSSH's `MaxSessions` is 10; staying well below leaves room for others.
 const CHANNELS_EACH: usize = 5;
@@ -44,8 +45,14 @@ pub(super) struct Slot {
 pub(super) struct Conn {
     handle: Handle<Client>,
     in_use: AtomicUsize,
-    // The connections to the hosts on the way live as long as this one.
-    _via: Option<Box<Conn>>,
+    _held: Held,
+}
+
+impl Conn {
+    /// A channel to another host, for a connection through this one.
+    pub(super) async fn tunnel(&self, host: &str, port: u16) -> std::result::Result<russh::Channel<Msg>, russh::Error> {
+        self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await
+    }
 }
 
 /// A channel with its place on its connection, which is given back on drop.
@@ -83,7 +90,7 @@ pub(super) async fn session(cx: &Cx, host: &str) -> Result<Session> {
     let slot = match found {
         Some(s) => s,
         None => {
-            let target = resolve(&cx.env, host)?;
+            let target = resolve(cx, host).await?;
             let fresh = Slot { target, conns: tokio::sync::Mutex::default(), cap: AtomicUsize::new(CHANNELS_EACH) };
             pool.slots.lock().entry(key).or_insert_with(|| Arc::new(fresh)).clone()
         }
@@ -295,7 +302,7 @@ fn key_line(host: &str, port: u16, key: &PublicKey) -> String {
     format!("{} {}", entry_name(host, port), bare.to_openssh().unwrap_or_default().trim())
 }
 
-fn config(known: &KnownHosts, host: &str, port: u16) -> client::Config {
+fn config(t: &Target, known: &KnownHosts, host: &str, port: u16) -> Result<client::Config> {
     let mut preferred = Preferred { cipher: Cow::Owned(ciphers()), ..Preferred::DEFAULT };
     // The key types that are on record come first, or a host with several keys would seem unknown.
     let recorded = known.keys(host, port);
@@ -307,14 +314,15 @@ fn config(known: &KnownHosts, host: &str, port: u16) -> client::Config {
         preferred.host_key_certificates = Cow::Owned(keys.clone());
     }
     preferred.key = Cow::Owned(keys);
-    client::Config {
+    negotiate::apply(t, &mut preferred).map_err(|e| e.host(&t.name))?;
+    Ok(client::Config {
         preferred,
         nodelay: true,
-        keepalive_interval: Some(Duration::from_secs(10)),
-        keepalive_max: 3,
+        keepalive_interval: Some(t.server_alive_interval.unwrap_or(Duration::from_secs(10))),
+        keepalive_max: t.server_alive_count_max,
         channel_buffer_size: 256,
         ..client::Config::default()
-    }
+    })
 }
 
 /// AES-256-GCM first: nearly twice the speed of the library's own order.
@@ -324,7 +332,7 @@ fn ciphers() -> Vec<cipher::Name> {
     all
 }
 
-fn connect<'a>(cx: &'a Cx, t: &'a Target) -> futures::future::BoxFuture<'a, Result<Conn>> {
+pub(super) fn connect<'a>(cx: &'a Cx, t: &'a Target) -> futures::future::BoxFuture<'a, Result<Conn>> {
     Box::pin(async move {
         let whole = t.connect_timeout + Duration::from_secs(15);
         tokio::select! {
@@ -334,20 +342,13 @@ fn connect<'a>(cx: &'a Cx, t: &'a Target) -> futures::future::BoxFuture<'a, Resu
     })
 }
 
-fn unreachable(t: &Target, why: impl std::fmt::Display) -> Error {
-    Error::new(Code::SSH_CONNECT, format!("cannot reach {}: {why}", entry_name(&t.host, t.port)))
-        .host(&t.name)
-        .retryable(true)
-        .hint(format!("check that the host is up and that `ssh -p {} {}@{}` works from here", t.port, t.user, t.host))
-}
-
 async fn connect_now(cx: &Cx, t: &Target) -> Result<Conn> {
     let known = KnownHosts::read(&t.known_hosts());
     let key_host = t.host_key_alias.as_deref().unwrap_or(&t.host);
     // A HostKeyAlias stands in known_hosts as it is, without the port.
     let key_port = if t.host_key_alias.is_some() { 22 } else { t.port };
     let refusal: Arc<Mutex<Option<Error>>> = Arc::default();
-    let config = Arc::new(config(&known, key_host, key_port));
+    let config = Arc::new(config(t, &known, key_host, key_port)?);
     let client = Client {
         name: t.name.clone(),
         host: key_host.to_string(),
@@ -356,26 +357,17 @@ async fn connect_now(cx: &Cx, t: &Target) -> Result<Conn> {
         known,
         refusal: refusal.clone(),
     };
-    let (made, via) = match &t.jump {
-        None => {
-            let tcp = tokio::time::timeout(t.connect_timeout, tokio::net::TcpStream::connect((t.host.as_str(), t.port)))
-                .await
-                .map_err(|_| unreachable(t, "no answer in time"))?
-                .map_err(|e| unreachable(t, e))?;
-            tcp.set_nodelay(true).map_err(|e| unreachable(t, e))?;
-            (client::connect_stream(config, tcp, client).await, None)
-        }
-        Some(jump) => {
-            let via = connect(cx, jump).await?;
-            let channel = via
-                .handle
-                .channel_open_direct_tcpip(t.host.clone(), u32::from(t.port), "127.0.0.1", 0)
-                .await
-                .map_err(|e| unreachable(t, format!("the jump host {} cannot reach it: {e}", jump.host)))?;
-            (client::connect_stream(config, channel.into_stream(), client).await, Some(Box::new(via)))
+    let mut route = route::open(cx, t).await?;
+    let mut handle = match client::connect_stream(config, route.stream, client).await {
+        Ok(h) => h,
+        Err(e) => {
+            let refused = refusal.lock().take();
+            return Err(match refused {
+                Some(e) => e,
+                None => route.held.explain(unreachable(t, e)).await,
+            });
         }
     };
-    let mut handle = made.map_err(|e| refusal.lock().take().unwrap_or_else(|| unreachable(t, e)))?;
     auth::login(cx, t, &mut handle).await?;
-    Ok(Conn { handle, in_use: AtomicUsize::new(0), _via: via })
+    Ok(Conn { handle, in_use: AtomicUsize::new(0), _held: route.held })
 }

@@ -165,7 +165,7 @@ async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>)
             let session = match connect(job.cx, job.host).await {
                 Ok(s) => s,
                 Err(e) => {
-                    let patience = super::target::resolve(&job.cx.env, job.host)?.reconnect_within;
+                    let patience = super::target::reconnect_within(&job.cx.env, job.host)?;
                     if e.retryable && since.elapsed() < patience {
                         continue;
                     }
