@@ -63,6 +63,7 @@ fn the_reference_is_what_the_code_says() {
     let generated: BTreeMap<PathBuf, String> =
         pages(&runbook_primitives::registry()).into_iter().map(|(path, text)| (dir.join(path), text)).collect();
     compare(&generated);
+    compare(&BTreeMap::from([(dir.join("ssh-config.md"), runbook_primitives::ssh::config::keywords::markdown())]));
     let on_disk = std::fs::read_dir(dir.join("primitives")).unwrap().map(|e| e.unwrap().path());
     let left: Vec<PathBuf> = on_disk.filter(|p| !generated.contains_key(p)).collect();
     if std::env::var_os("UPDATE_DOCS").is_some() {
