@@ -49,17 +49,7 @@ fn started(pid: u32) -> Option<u64> {
 
 /// SHA-256 of this executable.
 fn binary() -> Option<String> {
-    use sha2::{Digest, Sha256};
-    let mut file = std::fs::File::open("/proc/self/exe").ok()?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = std::io::Read::read(&mut file, &mut buffer).ok()?;
-        if n == 0 {
-            return Some(hash.finalize().iter().map(|b| format!("{b:02x}")).collect());
-        }
-        hash.update(buffer.get(..n)?);
-    }
+    std::fs::File::open("/proc/self/exe").and_then(runbook_core::digest::sha256_of).ok()
 }
 
 /// Whether a controller is alive, as far as this machine can tell.

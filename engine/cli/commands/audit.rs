@@ -3,13 +3,14 @@
 use std::io::BufReader;
 
 use clap::{Args, Subcommand};
+use runbook_core::error::Kind;
 use runbook_core::journal::line;
-use runbook_core::journal::verify::{verify_lines, verify_run};
+use runbook_core::journal::verify::{audit, verify_lines};
 use runbook_core::{Code, Error};
 use serde_json::json;
 
 use crate::app::{App, Done};
-use crate::command_error::Failure;
+use crate::command_error::{Failure, exit_status};
 
 /// Exports and verifies the audit log
 #[derive(Debug, Subcommand)]
@@ -79,11 +80,17 @@ impl Verify {
                     Some(r) => Error::new(Code::MISSING_FILE, format!("there is no file {r} here, and no project with a run of that name")),
                     None => e,
                 })?;
-                let (store, info) = app.run(&project, run)?;
-                (format!("run {}", info.id), verify_run(store.as_ref(), &info.id, head)?)
+                let (store, info) = app.run(&project, run).map_err(|e| invalid(vec![e]))?;
+                (format!("run {}", info.id), audit(store.as_ref(), &info.id, head).map_err(invalid)?)
             }
         };
         let text = format!("{what}: {} entries verify\nhead {}\n", verified.entries, verified.head);
         Ok(Done::new(text, json!({ "ok": true, "entries": verified.entries, "head": verified.head })))
     }
+}
+
+/// A damaged store does not verify either, whatever else a damaged store means elsewhere.
+fn invalid(errors: Vec<Error>) -> Failure {
+    let exit = errors.iter().any(|e| e.code == Code::STORE_DAMAGED).then(|| exit_status(Kind::Audit, false));
+    Failure { exit, ..Failure::from(errors) }
 }

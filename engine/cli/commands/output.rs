@@ -115,7 +115,7 @@ fn copy(root: &Path, source: &Source, to: &mut dyn Write) -> Result<()> {
             .hint("the record still has its beginning and its SHA-256; the file may lie on the machine that ran the controller")
     };
     let mut f = std::fs::File::open(root.join(file)).map_err(gone)?;
-    let mut hash = runbook_core::journal::canonical::Sha256Hex::default();
+    let mut hash = runbook_core::digest::Sha256Hex::default();
     let mut buffer = vec![0; 64 << 10];
     loop {
         let n = f.read(&mut buffer).map_err(gone)?;

@@ -3,6 +3,7 @@
 pub mod cancel;
 pub mod clock;
 mod codes;
+pub mod digest;
 pub mod error;
 pub mod exec;
 pub mod inventory;

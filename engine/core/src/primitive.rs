@@ -38,7 +38,7 @@ pub struct Outcome {
     pub changed: Option<bool>,
     /// A short remark for the operator, such as why there was nothing to do.
     pub note: Option<String>,
-    /// Facts to be kept for the environment beyond this run, written together with the outcome (see [`Cx::fact`]).
+    /// Facts to be kept for the environment beyond this run, written together with the outcome; `()` removes one.
     pub facts: BTreeMap<String, Value>,
 }
 
@@ -60,7 +60,7 @@ impl Outcome {
         self
     }
 
-    /// Adds a fact to be kept for the environment.
+    /// Adds a fact to be kept for the environment; `()` removes it.
     #[must_use]
     pub fn fact(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.facts.insert(key.into(), value.into());
@@ -197,7 +197,7 @@ pub trait Facts: Send + Sync {
     /// Writes facts at once and durably (a [`Store::append`](crate::journal::Store::append) of a batch with these facts alone).
     ///
     /// For what the act itself destroys: a TTL must be on record before it is lowered, or a crash in between would lose it
-    /// for ever. Everything else goes into [`Outcome::facts`].
+    /// for ever. Everything else goes into [`Outcome::facts`]. A fact set to `()` is removed.
     ///
     /// # Errors
     /// As [`Store::append`](crate::journal::Store::append).

@@ -55,7 +55,9 @@ impl Facts for World {
         Ok(self.facts.lock().get(key).cloned())
     }
     fn put(&self, facts: BTreeMap<String, Value>) -> Result<()> {
-        self.facts.lock().extend(facts);
+        let mut all = self.facts.lock();
+        all.extend(facts);
+        all.retain(|_, v| *v != Value::Unit);
         Ok(())
     }
 }

@@ -87,7 +87,7 @@ async fn long_output_is_kept_whole_beside_the_record() {
         assert_eq!(out.matches('x').count(), 1 << 20);
         assert_eq!((field(&o, "cut"), o.note.as_deref()), (true.into(), Some(format!("stdout: 5MiB in {file}").as_str())));
         let all = vec![b'x'; 5 << 20];
-        assert_eq!(kept(&o, "stdout").get("sha256").as_str(), Some(runbook_core::journal::canonical::sha256_hex(&all).as_str()));
+        assert_eq!(kept(&o, "stdout").get("sha256").as_str(), Some(runbook_core::digest::sha256_hex(&all).as_str()));
         assert!(std::fs::read(project.path().join(file)).unwrap() == all);
         if name == "run" {
             assert_eq!(b.world.output.lock().len(), 5 << 20, "live output is whole");

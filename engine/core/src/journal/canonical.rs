@@ -9,9 +9,9 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use serde_json::Value as Json;
-use sha2::{Digest, Sha256};
 
 use super::{Body, Entry};
+use crate::digest::{hex, sha256};
 use crate::error::{Error, Result};
 
 /// How deep an entry's data may nest; JSON readers of many languages stop a little above this.
@@ -104,44 +104,6 @@ pub(crate) fn write_str(text: &str, out: &mut String) {
     out.push('"');
 }
 
-/// SHA-256 of bytes as lower-case hex.
-#[must_use]
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&sha256(bytes))
-}
-
-/// SHA-256 of bytes that come in pieces.
-#[derive(Default, Clone)]
-pub struct Sha256Hex(Sha256);
-
-impl Sha256Hex {
-    /// Takes a piece.
-    pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece);
-    }
-
-    /// The hash of all pieces as lower-case hex.
-    #[must_use]
-    pub fn finish(self) -> String {
-        hex(&self.0.finalize())
-    }
-}
-
-pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
-}
-
-/// Bytes as lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let digit = |n: u8| char::from(if n < 10 { b'0' + n } else { b'a' + n - 10 });
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for b in bytes {
-        out.push(digit(b >> 4));
-        out.push(digit(b & 15));
-    }
-    out
-}
-
 /// A body made ready to be chained: everything of an entry that does not depend on its place.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Prepared {
@@ -211,6 +173,7 @@ pub fn line(entry: &Entry) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::sha256_hex;
     use proptest::prelude::*;
     use serde_json::json;
 

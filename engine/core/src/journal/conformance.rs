@@ -331,11 +331,17 @@ fn facts(open: &Open) {
     let value = Value::Map(BTreeMap::from([("at".into(), Value::Time(now())), ("of".into(), Value::Float(0.5))]));
     store.append("r", fence, set(value.clone())).unwrap();
     assert_eq!(store.fact("production", "ttl").unwrap(), Some(value));
-    store.append("r", fence, set(Value::Unit)).unwrap();
-    assert_eq!(store.fact("production", "ttl").unwrap(), Some(Value::Unit));
     assert_eq!(store.fact("staging", "ttl").unwrap(), None);
     assert_eq!(code(store.append("r", fence + 1, set(Value::Int(5)))), Code::FENCED_OFF);
-    assert_eq!(store.fact("production", "ttl").unwrap(), Some(Value::Unit), "a fenced-off batch sets nothing");
+    assert_eq!(code(store.append("r", fence + 1, set(Value::Unit))), Code::FENCED_OFF);
+    assert!(store.fact("production", "ttl").unwrap().is_some_and(|v| v.as_map().is_some()), "a fenced-off batch sets and removes nothing");
+    let other = Batch { facts: BTreeMap::from([("other".to_string(), Value::Int(1)), ("ttl".to_string(), Value::Unit)]), ..log(0) };
+    store.append_later("r", fence, other).unwrap();
+    store.append("r", fence, set(Value::Unit)).unwrap();
+    assert_eq!(open().fact("production", "ttl").unwrap(), None, "set to nothing: removed; removed again: nothing happens");
+    assert_eq!(open().fact("production", "other").unwrap(), Some(Value::Int(1)));
+    store.append("r", fence, set(Value::Int(2))).unwrap();
+    assert_eq!(open().fact("production", "ttl").unwrap(), Some(Value::Int(2)));
 }
 
 fn odd_text(open: &Open) {

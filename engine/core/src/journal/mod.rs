@@ -21,7 +21,7 @@ pub mod verify;
 pub use canonical::line;
 pub use entry::{Body, Entry, Operator, Purpose, State, Status, UndoKind, Via};
 pub use sqlite::SqliteStore;
-pub use verify::{Verified, verify, verify_lines, verify_run};
+pub use verify::{Verified, audit, verify, verify_lines, verify_run};
 
 /// The format of journals that this version writes.
 pub const FORMAT: u32 = 1;
@@ -111,7 +111,7 @@ pub struct Message {
 pub struct Batch {
     /// The bodies, each with its time.
     pub bodies: Vec<(Timestamp, Body)>,
-    /// Facts of the environment to be set.
+    /// Facts of the environment to be set; `()` removes one.
     pub facts: BTreeMap<String, Value>,
     /// The run's new state.
     pub state: Option<State>,
@@ -233,7 +233,13 @@ pub trait Store: Send + Sync {
     /// `RB0002` when the store cannot be written.
     fn clear_messages(&self, run: &str, kind: &str, path: &str) -> Result<()>;
 
-    /// A fact of an environment.
+    /// Checks the whole store, beyond what the hash chains of its runs show.
+    ///
+    /// # Errors
+    /// `RB0004` with what is wrong.
+    fn check(&self) -> Result<()>;
+
+    /// A fact of an environment; `None` also when it was removed.
     ///
     /// # Errors
     /// `RB0002` when the store cannot be read.

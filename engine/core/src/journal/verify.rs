@@ -131,6 +131,18 @@ pub fn verify_run(store: &dyn Store, run: &str, head: Option<&str>) -> Result<Ve
     }
 }
 
+/// Verifies a run and the store that holds it: a chain may be whole in a file that has begun to rot, and the other way round.
+///
+/// # Errors
+/// All that is wrong: what [`verify_run`] finds, then what [`Store::check`] finds.
+pub fn audit(store: &dyn Store, run: &str, head: Option<&str>) -> Result<Verified, Vec<Error>> {
+    match (verify_run(store, run, head), store.check()) {
+        (Ok(verified), Ok(())) => Ok(verified),
+        (Err(e), Ok(())) | (Ok(_), Err(e)) => Err(vec![e]),
+        (Err(chain), Err(file)) => Err(vec![chain, file]),
+    }
+}
+
 /// Verifies an exported log byte by byte: each line must be exactly what [`line`] makes of its entry.
 ///
 /// # Errors

@@ -1,19 +1,15 @@
 //! Lines of a manifest in the format of `sha256sum`, so that `sha256sum -c` checks what `tar` restored.
 
-use std::fmt::Write as _;
+use runbook_core::digest::hex;
 
 /// One line with its newline. Names with a newline, carriage return or backslash are escaped as coreutils does it.
 pub fn line(hash: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut hex = String::with_capacity(64);
-    for b in hash {
-        let _ = write!(hex, "{b:02x}");
-    }
     let special = name.iter().any(|b| matches!(b, b'\n' | b'\r' | b'\\'));
     let mut out = Vec::with_capacity(name.len() + 70);
     if special {
         out.push(b'\\');
     }
-    out.extend_from_slice(hex.as_bytes());
+    out.extend_from_slice(hex(hash).as_bytes());
     out.extend_from_slice(b"  ");
     for &b in name {
         match b {

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, NS, NULL, PTR, SRV, TXT};
 use hickory_proto::rr::{Name, RData, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
+use runbook_core::digest::hex;
 use runbook_core::{Code, Error, Record, Result, Value};
 
 use super::name;
@@ -148,8 +149,7 @@ fn generic(data: &RData) -> String {
         return format!("{data}");
     }
     drop(encoder);
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    format!("\\# {} {hex}", bytes.len())
+    format!("\\# {} {}", bytes.len(), hex(&bytes))
 }
 
 /// Reads the presentation form.

@@ -12,8 +12,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::errors::{damaged, sql};
 use super::{SEQ_BITS, key, state_text};
+use crate::digest::{hex, unhex};
 use crate::error::{Code, Error, Result};
-use crate::journal::canonical::{Prepared, hex, seal};
+use crate::journal::canonical::{Prepared, seal};
 use crate::journal::{GENESIS, State};
 
 /// How many jobs `append_later` may leave before it commits them itself.
@@ -27,8 +28,8 @@ pub(super) struct Job {
     pub run: String,
     pub fence: i64,
     pub rows: Vec<Prepared>,
-    /// Facts by key, as JSON text.
-    pub facts: Vec<(String, String)>,
+    /// Facts by key, as JSON text; `None` removes one.
+    pub facts: Vec<(String, Option<String>)>,
     pub state: Option<State>,
     /// Whom to tell; nobody waits for a job that came by `append_later`.
     pub ticket: Option<u64>,
@@ -283,12 +284,16 @@ impl Writer {
             }
         }
         for (name, value) in &job.facts {
-            self.conn
-                .prepare_cached(
-                    "INSERT INTO facts (environment, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value",
-                )
-                .and_then(|mut s| s.execute([&head.environment, name, value]))
-                .map_err(fail)?;
+            const SET: &str =
+                "INSERT INTO facts (environment, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value";
+            match value {
+                Some(value) => self.conn.prepare_cached(SET).and_then(|mut s| s.execute([&head.environment, name, value])),
+                None => self
+                    .conn
+                    .prepare_cached("DELETE FROM facts WHERE environment = ?1 AND key = ?2")
+                    .and_then(|mut s| s.execute([&head.environment, name])),
+            }
+            .map_err(fail)?;
         }
         // Where the chain ends is noted apart from the entries now and then, so that a page of entries which later goes missing is
         // found out even at the end. Not with each commit: that would write one page more every time.
@@ -296,7 +301,7 @@ impl Writer {
         if job.state.is_some() || crossed {
             self.conn
                 .prepare_cached("UPDATE runs SET state = coalesce(?2, state), closed = ?3, closed_head = ?4 WHERE no = ?1")
-                .and_then(|mut s| s.execute(params![head.no, job.state.map(state_text), head.next as i64, super::unhex(&head.hash)]))
+                .and_then(|mut s| s.execute(params![head.no, job.state.map(state_text), head.next as i64, unhex(&head.hash)]))
                 .map_err(fail)?;
         }
         Ok(())

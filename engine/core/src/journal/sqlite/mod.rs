@@ -20,8 +20,9 @@ use rusqlite::{Connection, params};
 
 use self::commit::{Group, Job, Writer};
 use self::errors::sql;
-use super::canonical::{Prepared, canonical, sha256};
+use super::canonical::{Prepared, canonical};
 use super::{Acquired, Batch, Entry, Holder, Message, NewRun, Operator, RunInfo, State, Store};
+use crate::digest::sha256;
 use crate::error::{Error, Result};
 use crate::value::Value;
 
@@ -38,14 +39,6 @@ fn key(run_no: i64, seq: u64) -> i64 {
 /// The `seq` in an entry's key.
 fn seq(key: i64) -> u64 {
     key as u64 & ((1 << SEQ_BITS) - 1)
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    let nibble = |b: u8| char::from(b).to_digit(16).unwrap_or(0) as u8;
-    text.as_bytes()
-        .chunks_exact(2)
-        .map(|p| (nibble(p.first().copied().unwrap_or(0)) << 4) | nibble(p.last().copied().unwrap_or(0)))
-        .collect()
 }
 
 fn state_text(state: State) -> String {
@@ -81,24 +74,9 @@ impl SqliteStore {
         &self.path
     }
 
-    /// Has SQLite check the whole file, beyond what the hash chains of its runs show.
-    ///
-    /// # Errors
-    /// `RB0004` with what is wrong.
-    pub fn check(&self) -> Result<()> {
-        let findings: Vec<String> = self.read("checking the file", |c| {
-            let mut s = c.prepare("PRAGMA integrity_check(5)")?;
-            s.query_map([], |r| r.get(0))?.collect()
-        })?;
-        if findings == ["ok"] {
-            return Ok(());
-        }
-        Err(errors::damaged(&self.path, format!("{} is damaged: {}", self.path.display(), findings.join("; "))))
-    }
-
     fn job(&self, run: &str, fence: i64, batch: Batch) -> Result<Job> {
         let rows = batch.bodies.iter().map(|(time, body)| Prepared::new(*time, body)).collect::<Result<_>>()?;
-        let facts = batch.facts.into_iter().map(|(k, v)| Ok((k, canonical(&v.to_json())?))).collect::<Result<_>>()?;
+        let facts = batch.facts.into_iter().map(|(k, v)| fact(&v).map(|text| (k, text))).collect::<Result<_>>()?;
         Ok(Job { run: run.to_string(), fence, rows, facts, state: batch.state, ticket: None })
     }
 
@@ -144,6 +122,11 @@ impl SqliteStore {
         }
         Ok(())
     }
+}
+
+/// A fact's text; `None` when it is to be removed.
+fn fact(value: &Value) -> Result<Option<String>> {
+    if *value == Value::Unit { Ok(None) } else { canonical(&value.to_json()).map(Some) }
 }
 
 fn no_run(id: &str) -> Error {
@@ -269,6 +252,17 @@ impl Store for SqliteStore {
                 .map_err(|e| sql(&self.path, "removing messages", &e))?;
             Ok(())
         })
+    }
+
+    fn check(&self) -> Result<()> {
+        let findings: Vec<String> = self.read("checking the file", |c| {
+            let mut s = c.prepare("PRAGMA integrity_check(5)")?;
+            s.query_map([], |r| r.get(0))?.collect()
+        })?;
+        if findings == ["ok"] {
+            return Ok(());
+        }
+        Err(errors::damaged(&self.path, format!("{} is damaged: {}", self.path.display(), findings.join("; "))))
     }
 
     fn fact(&self, environment: &str, key: &str) -> Result<Option<Value>> {

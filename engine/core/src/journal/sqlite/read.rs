@@ -6,8 +6,9 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::errors::{damaged, sql};
 use super::{SqliteStore, key, no_run};
+use crate::digest::{hex, sha256};
 use crate::error::{Code, Error, Result};
-use crate::journal::canonical::{hex, seal, sha256};
+use crate::journal::canonical::seal;
 use crate::journal::{Entry, GENESIS, RunInfo};
 use crate::value::Value;
 
@@ -194,7 +195,8 @@ impl SqliteStore {
         let Some(text) = text else { return Ok(None) };
         let json = serde_json::from_str(&text)
             .map_err(|e| damaged(&self.path, format!("the fact {name} of environment {environment} cannot be read: {e}")))?;
-        Value::from_json(&json).map(Some)
+        // Older versions kept a removed fact as a recorded nothing.
+        Value::from_json(&json).map(|v| (v != Value::Unit).then_some(v))
     }
 
     fn with_reader<T>(&self, f: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {

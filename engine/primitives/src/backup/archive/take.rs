@@ -1,6 +1,7 @@
 //! Taking a snapshot: `tar` on the source host, through the controller, into the repository; proven, then renamed into place.
 
 use flate2::write::MultiGzDecoder;
+use runbook_core::digest::hex;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use sha2::{Digest, Sha256};
@@ -215,10 +216,6 @@ impl Archive {
             .host(&plan.host)
             .hint(hint_for(why))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// What tar says of files that changed or went away, a line each.

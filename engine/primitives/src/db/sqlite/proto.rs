@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use runbook_core::digest::hex;
 use runbook_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -262,16 +263,6 @@ impl Digest {
     pub fn rows(&self) -> u64 {
         self.tables.values().map(|t| t.rows).sum()
     }
-}
-
-/// Lower-case hexadecimal.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
 }
 
 /// Key and checksum of a row.

@@ -2,19 +2,18 @@
 //! platform is the controller's own, else the host's `sqlite3`.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
+use runbook_core::digest::sha256_of;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::proto::{PROTOCOL, hex};
+use super::proto::PROTOCOL;
 use crate::ssh::{self, Exec, Session};
 
 /// How the database files of a host are reached.
@@ -107,17 +106,9 @@ struct Exe {
 }
 
 fn examine(path: &Path) -> std::io::Result<Exe> {
-    let mut file = std::fs::File::open(path)?;
+    let file = std::fs::File::open(path)?;
     let meta = file.metadata()?;
-    let (mut h, mut buf) = (Sha256::new(), vec![0; 256 << 10]);
-    loop {
-        let n = file.read(&mut buf)?;
-        if n == 0 {
-            break;
-        }
-        h.update(buf.get(..n).unwrap_or_default());
-    }
-    Ok(Exe { path: path.into(), size: meta.len(), sha256: hex(&h.finalize()), inode: format!("{}:{}", meta.dev(), meta.ino()) })
+    Ok(Exe { path: path.into(), size: meta.len(), sha256: sha256_of(file)?, inode: format!("{}:{}", meta.dev(), meta.ino()) })
 }
 
 /// The examined executable; hashing it takes a moment, so it is done once.

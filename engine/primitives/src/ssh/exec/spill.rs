@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::Write as _;
 
-use runbook_core::journal::canonical::Sha256Hex;
+use runbook_core::digest::Sha256Hex;
 use runbook_core::primitive::{Cx, StreamKind};
 use runbook_core::{Error, Record, Value};
 
@@ -204,7 +204,7 @@ mod tests {
         let k = s.finish();
         assert_eq!((k.bytes, k.kept, k.lost.as_deref()), (15, 10, Some("no more than 10B are kept")));
         assert_eq!(read(&cx, &k).unwrap(), b"123456789a");
-        assert_eq!(k.sha256, runbook_core::journal::canonical::sha256_hex(b"123456789a"));
+        assert_eq!(k.sha256, runbook_core::digest::sha256_hex(b"123456789a"));
         assert_eq!(k.note(), "stderr: 15B, of which .runbook/output/test-run/act-1.stderr holds the first 10B (no more than 10B are kept)");
     }
 

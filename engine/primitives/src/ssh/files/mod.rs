@@ -7,12 +7,9 @@ mod template;
 mod transfer;
 mod write;
 
-use std::fmt::Write as _;
-
 use runbook_core::primitive::Registry;
 use runbook_core::spec::{Spec, Ty};
 use runbook_core::{Code, Error, Result};
-use sha2::{Digest as _, Sha256};
 
 use super::Done;
 use super::exec::tail;
@@ -34,18 +31,6 @@ fn file_options(spec: Spec) -> Spec {
         .option("sudo", Ty::Bool, "Do it as root, by `sudo`.")
         .returns(Ty::Bool)
         .errors(&[Code::FILE_WRITE, Code::COMMAND_BAD, Code::SUDO])
-}
-
-/// The SHA-256 of bytes in hex.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
 }
 
 /// Refuses what cannot be a path on a host.

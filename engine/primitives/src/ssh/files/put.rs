@@ -1,10 +1,11 @@
 //! Puts a file in place at one stroke: written beside it, checked, renamed.
 
+use runbook_core::digest::sha256_hex;
 use runbook_core::primitive::{Cx, Outcome};
 use runbook_core::spec::Call;
 use runbook_core::{Code, Error, Result};
 
-use super::{check_path, dashed, last_line, sha256};
+use super::{check_path, dashed, last_line};
 use crate::ssh::{Exec, connect, quote};
 
 /// Answers `same`, `mode` (only permissions or owner were changed) or `done`.
@@ -69,7 +70,7 @@ pub(super) async fn put(cx: &Cx, call: &Call, path: &str, content: Vec<u8>) -> R
     }
     let vars = [
         ("t", dashed(path)),
-        ("want", sha256(&content)),
+        ("want", sha256_hex(&content)),
         ("mode", mode),
         ("owner", call.opt_str("owner").unwrap_or("").to_string()),
         ("group", call.opt_str("group").unwrap_or("").to_string()),

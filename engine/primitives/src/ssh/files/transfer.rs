@@ -1,6 +1,7 @@
 //! `upload` and `download`: between the project and a host.
 
 use async_trait::async_trait;
+use runbook_core::digest::{hex, sha256_of};
 use runbook_core::primitive::{Cx, Outcome, Primitive};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::units::show_bytes;
@@ -8,7 +9,7 @@ use runbook_core::{Code, Error, Result};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{MISSING, check_path, dashed, file_options, hex, last_line, put};
+use super::{MISSING, check_path, dashed, file_options, last_line, put};
 use crate::ssh::{Exec, connect, quote};
 
 /// `Host.upload`.
@@ -69,16 +70,9 @@ impl Default for Download {
     }
 }
 
-async fn local_sum(path: &std::path::Path) -> Option<String> {
-    let mut file = tokio::fs::File::open(path).await.ok()?;
-    let (mut sum, mut buffer) = (Sha256::new(), vec![0u8; 128 << 10]);
-    loop {
-        let n = file.read(&mut buffer).await.ok()?;
-        match buffer.get(..n) {
-            Some([]) | None => return Some(hex(&sum.finalize())),
-            Some(piece) => sum.update(piece),
-        }
-    }
+async fn local_sum(path: std::path::PathBuf) -> Option<String> {
+    let sum = tokio::task::spawn_blocking(move || std::fs::File::open(path).and_then(sha256_of));
+    sum.await.ok()?.ok()
 }
 
 #[async_trait]
@@ -112,7 +106,7 @@ impl Primitive for Download {
         let mut words = said.split_whitespace();
         let size: u64 = words.next().and_then(|w| w.parse().ok()).unwrap_or(0);
         let want = words.next().unwrap_or("").to_string();
-        if local_sum(&target).await.as_deref() == Some(&want) {
+        if local_sum(target.clone()).await.as_deref() == Some(&want) {
             return Ok(Outcome::unchanged(false, format!("{to} is the same already")));
         }
         let local = |e: std::io::Error| {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use runbook_core::digest::{hex, sha256_of};
 use runbook_core::{Code, Error, Result};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
@@ -13,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::open::{self, beside, sql};
 use super::{digest, guard, processes, state, switch};
-use crate::db::sqlite::proto::{CopyRow, Header, Offer, Placed, Version, hex};
+use crate::db::sqlite::proto::{CopyRow, Header, Offer, Placed, Version};
 
 const CHUNK: usize = 256 << 10;
 
@@ -136,15 +137,7 @@ fn single_file(conn: &Connection, path: &Path) -> Result<()> {
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let mut f = File::open(file).map_err(failed(file, "read"))?;
-    let (mut h, mut buf) = (Sha256::new(), vec![0; CHUNK]);
-    loop {
-        let n = f.read(&mut buf).map_err(failed(file, "read"))?;
-        if n == 0 {
-            return Ok(hex(&h.finalize()));
-        }
-        h.update(buf.get(..n).unwrap_or_default());
-    }
+    File::open(file).and_then(sha256_of).map_err(failed(file, "read"))
 }
 
 /// Offers a snapshot; the bytes go to `out` after the header that `offer` writes.

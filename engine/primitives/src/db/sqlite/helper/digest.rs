@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::path::Path;
 
+use runbook_core::digest::hex;
 use runbook_core::{Result, Value};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use sha2::{Digest as _, Sha256};
 
 use super::open::{ident, sql};
-use crate::db::sqlite::proto::{Digest, RowHash, RowLine, Table, hex};
+use crate::db::sqlite::proto::{Digest, RowHash, RowLine, Table};
 
 /// The prefix of everything that the engine itself keeps in a database.
 pub const ENGINE: &str = "_runbook_";
