@@ -300,3 +300,41 @@ async fn without_a_helper_the_hosts_own_sqlite3_reads_and_marks() {
     let e = s.run("shop_new", "copy_from", vec![handle("shop_old").into()]).await.unwrap_err();
     assert_eq!(e.code, Code::DB_HELPER, "{e}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_roots_is_reached_by_sudo() {
+    if !have("sudo") || !have("sqlite3") {
+        return;
+    }
+    let Some(mut s) = Site::new("WAL") else { return };
+    // A sudo that notes what it is asked for, before the real one does it.
+    let bin = s.old.home().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("sudo"), "#!/bin/sh\necho asked >>\"$HOME/asked\"\nexec /usr/bin/sudo \"$@\"\n").unwrap();
+    std::fs::set_permissions(bin.join("sudo"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    s.old.down();
+    s.old.configure(&format!("SetEnv PATH={}:/usr/bin:/bin", bin.display()));
+    s.old.up();
+    let asked = |s: &Site| std::fs::read_to_string(s.old.home().join("asked")).unwrap_or_default().lines().count();
+    let set = |s: &mut Site, sudo: bool| {
+        let db = s.env.resources.get_mut(&Section::Databases).unwrap().get_mut("shop_old").unwrap();
+        db.settings.insert("sudo".into(), sudo.into());
+    };
+    for helper in [true, false] {
+        let mut before = asked(&s);
+        if !helper {
+            s.shared = Arc::default();
+            s.shared.get::<HelperExe>().disable();
+        }
+        for sudo in [false, true] {
+            set(&mut s, sudo);
+            s.run("shop_old", "execute", vec![format!("INSERT INTO orders (item) VALUES ('{helper} {sudo}')").into()]).await.unwrap();
+            let to = format!("copies/{helper} {sudo}.sqlite");
+            s.run("shop_old", "copy_to_file", vec![to.as_str().into()]).await.unwrap();
+            assert_eq!(orders(&s.old.home().join(to)), orders(&s.db("old")));
+            assert_eq!(asked(&s) > before, sudo, "helper: {helper}, sudo: {sudo}");
+            before = asked(&s);
+        }
+    }
+    assert_eq!(orders(&s.db("old")).len(), 4);
+}

@@ -7,6 +7,8 @@ pub mod db;
 pub mod dns;
 pub mod http;
 pub mod proxy;
+#[cfg(test)]
+mod settings;
 pub mod ssh;
 
 /// A registry with every primitive of this crate.

@@ -103,6 +103,12 @@ impl Resource {
         }
     }
 
+    /// A setting that is true or false; false when it is not set.
+    #[must_use]
+    pub fn flag(&self, key: &str) -> bool {
+        self.settings.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+
     /// A whole-number setting.
     #[must_use]
     pub fn int(&self, key: &str) -> Option<i64> {

@@ -263,6 +263,7 @@ impl Walk<'_> {
         };
         let found = match f.holds {
             Holds::Text | Holds::Duration | Holds::Host | Holds::Secret => value.as_str().map(Value::from),
+            Holds::Flag => value.as_bool().map(Value::Bool),
             Holds::Port => value.as_integer().and_then(|i| integer(i).ok()).filter(|i| (1..=65_535).contains(i)).map(Value::Int),
             Holds::Texts | Holds::Command => value.as_str().map(Value::from).or_else(|| texts(value)),
             Holds::Vars => value.as_table().and_then(|_| free(value)),

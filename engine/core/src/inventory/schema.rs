@@ -11,6 +11,8 @@ pub enum Holds {
     Text,
     /// A port number, 1 to 65535.
     Port,
+    /// `true` or `false`.
+    Flag,
     /// A duration such as `"20ms"`, kept as text.
     Duration,
     /// An array of texts; a single text is taken as an array of one.
@@ -32,6 +34,7 @@ impl Holds {
         match self {
             Holds::Text => "a text",
             Holds::Port => "a port number",
+            Holds::Flag => "true or false",
             Holds::Duration => "a duration",
             Holds::Texts => "an array of texts",
             Holds::Command => "a command (a text or an array of texts)",
@@ -83,7 +86,7 @@ const fn field(key: &'static str, holds: Holds, need: Need, doc: &'static str) -
     Field { key, holds, need, doc }
 }
 
-use Holds::{Command, Duration, Host, Port, Secret, Text, Texts, Vars};
+use Holds::{Command, Duration, Flag, Host, Port, Secret, Text, Texts, Vars};
 use Need::{Always, Optional, UnlessEmbedded};
 
 /// Every kind, by section.
@@ -132,6 +135,7 @@ pub const KINDS: &[Kind] = &[
         fields: &[
             field("host", Host, Always, "The host that it is on."),
             field("path", Text, Always, "The file, absolute or relative to the login folder."),
+            field("sudo", Flag, Optional, "`true`: it is read and written as root, by `sudo`."),
         ],
     },
     Kind {

@@ -107,8 +107,7 @@ pub fn line(db: &Db, request: Request) -> Result<Vec<u8>> {
 pub struct Ssh;
 
 fn helper_exec(db: &Db, helper: &str) -> Exec {
-    let sudo = db.settings.settings.get("sudo").and_then(runbook_core::Value::as_bool).unwrap_or(false);
-    Exec { sudo, ..Exec::new(format!("exec {} __helper sqlite", ssh::quote(helper))) }
+    Exec { sudo: db.settings.flag("sudo"), ..Exec::new(format!("exec {} __helper sqlite", ssh::quote(helper))) }
 }
 
 #[async_trait]

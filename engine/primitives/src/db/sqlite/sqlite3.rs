@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use runbook_core::digest::{hex, unhex};
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
 use serde_json::Value as Json;
@@ -58,6 +59,11 @@ fn to_json(v: &impl serde::Serialize) -> Result<Json> {
 }
 
 impl Host<'_> {
+    /// A command on the database's host, as root where its file is to be read so.
+    fn exec(&self, script: String) -> Exec {
+        Exec { sudo: self.db.settings.flag("sudo"), ..Exec::new(script) }
+    }
+
     /// Feeds `sqlite3`; gives its output, or its complaint as an error.
     async fn feed(&self, options: &str, input: String) -> Result<String> {
         let file = match path(self.db)? {
@@ -69,8 +75,7 @@ impl Host<'_> {
             "[ -f {file} ] || {{ echo 'there is no such file' >&2; exit 14; }}; exec sqlite3 -batch -bail -init /dev/null {options} {file}"
         );
         let input = format!(".timeout 30000\nPRAGMA foreign_keys = ON;\n{input}");
-        let sudo = self.db.settings.settings.get("sudo").and_then(Value::as_bool).unwrap_or(false);
-        let done = self.session.exec(self.cx, Exec { stdin: Some(input.into_bytes()), sudo, ..Exec::new(script) }).await?;
+        let done = self.session.exec(self.cx, Exec { stdin: Some(input.into_bytes()), ..self.exec(script) }).await?;
         if done.status == 0 {
             return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
         }
@@ -157,10 +162,10 @@ impl Host<'_> {
         let temp = format!("{to}.runbook-{}", self.cx.action_id);
         let vacuum = format!("VACUUM INTO {};\n", literal(&temp));
         let (temp, to) = (ssh::quote(&temp), ssh::quote(&to));
-        self.session.exec(self.cx, Exec::new(format!("mkdir -p \"$(dirname {to})\" && rm -f {temp}"))).await?;
+        self.session.exec(self.cx, self.exec(format!("mkdir -p \"$(dirname {to})\" && rm -f {temp}"))).await?;
         // Not the shell's .backup, which begins again whenever a writer comes in between.
         self.feed("", vacuum).await?;
-        let done = self.session.exec(self.cx, Exec::new(format!("chmod 600 {temp} && mv -f {temp} {to} && wc -c < {to}"))).await?;
+        let done = self.session.exec(self.cx, self.exec(format!("chmod 600 {temp} && mv -f {temp} {to} && wc -c < {to}"))).await?;
         let size = String::from_utf8_lossy(&done.stdout).trim().parse().map_err(|_| {
             Error::new(Code::DB_COPY, format!("the copy cannot be put in place: {}", String::from_utf8_lossy(&done.stderr).trim()))
         })?;
@@ -184,8 +189,8 @@ fn bindings(params: &Json) -> Result<(String, usize)> {
             Value::Int(i) => i.to_string(),
             Value::Float(f) => format!("{f:?}"),
             // By its bytes: a text may hold what the shell would take for its own commands.
-            Value::Str(s) => format!("CAST(X'{}' AS TEXT)", super::proto::hex(s.as_bytes())),
-            Value::Blob(b) => format!("X'{}'", super::proto::hex(b)),
+            Value::Str(s) => format!("CAST(X'{}' AS TEXT)", hex(s.as_bytes())),
+            Value::Blob(b) => format!("X'{}'", hex(b)),
             Value::Bytes(n) => n.to_string(),
             Value::Time(t) => literal(&runbook_core::clock::rfc3339(*t)),
             other => return Err(Error::new(Code::DB_QUERY, format!("a value of type {} cannot be a parameter", other.type_name()))),
@@ -247,10 +252,8 @@ fn word_value(word: &str) -> Option<Value> {
     if word == "NULL" {
         return Some(Value::Unit);
     }
-    if let Some(hex) = word.strip_prefix("X'").or_else(|| word.strip_prefix("x'")) {
-        let hex = hex.strip_suffix('\'')?;
-        let bytes = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(hex.get(i..i + 2)?, 16).ok());
-        return bytes.collect::<Option<Vec<u8>>>().map(Value::Blob);
+    if let Some(digits) = word.strip_prefix("X'").or_else(|| word.strip_prefix("x'")) {
+        return unhex(digits.strip_suffix('\'')?).map(Value::Blob);
     }
     word.parse().map(Value::Int).ok().or_else(|| word.parse().map(Value::Float).ok())
 }
