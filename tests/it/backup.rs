@@ -11,7 +11,9 @@ use runbook_core::primitive::{Cx, Outcome, Reconciled};
 use runbook_core::{Code, Error, Record, Result, Value};
 use runbook_testkit::{World, cx};
 
+use crate::support::lab::plan;
 use crate::support::sshd::{Sshd, environment, world};
+use crate::support::{list, options};
 
 /// A source host, the host of the repository, and what runs there.
 struct Lab {
@@ -23,14 +25,6 @@ struct Lab {
 
 fn host(name: &str) -> Value {
     Record::handle("Host", name, BTreeMap::new()).into()
-}
-
-fn list(items: &[&str]) -> Value {
-    Value::List(items.iter().map(|s| (*s).into()).collect())
-}
-
-fn options(pairs: &[(&str, Value)]) -> Value {
-    Value::Map(pairs.iter().map(|(k, v)| ((*k).to_string(), v.clone())).collect())
 }
 
 fn sh(dir: &Path, script: &str) -> String {
@@ -359,17 +353,7 @@ async fn a_file_that_changes_while_it_is_read_is_named_or_accepted() {
 fn the_embedded_lab_is_backed_up_as_real_hosts() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("shop/.runbook/lab/demo");
-    let plan = runbook_lab::Plan {
-        hosts: ["old", "new", "vault"].map(String::from).to_vec(),
-        edge_hosts: ["old", "new"].map(String::from).to_vec(),
-        zone: "example.test".into(),
-        name: "shop.example.test".into(),
-        ttl: Duration::from_secs(3),
-        order_every: Duration::from_millis(100),
-        app_host: "old".into(),
-        exe: env!("CARGO_BIN_EXE_runbook").into(),
-        env_name: "demo".into(),
-    };
+    let plan = plan(&["old", "new", "vault"], Duration::from_secs(3), Duration::from_millis(100));
     let rt = tokio::runtime::Runtime::new().unwrap();
     let tested = rt.block_on(async {
         runbook_lab::up(&dir, &plan).await?;

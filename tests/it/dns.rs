@@ -14,6 +14,8 @@ use runbook_primitives::dns::provider::{Change, Zone};
 use runbook_testkit::{World, cx};
 
 use crate::support::bind::{Bind, SECRET};
+use crate::support::lab::plan;
+use crate::support::{list, options};
 
 /// A clock that is wrong by some seconds.
 struct Wrong(i64);
@@ -29,14 +31,6 @@ struct Lab {
     zone: &'static str,
     settings: BTreeMap<String, Value>,
     clock: Arc<dyn Clock>,
-}
-
-fn list(items: &[&str]) -> Value {
-    Value::List(items.iter().map(|s| (*s).into()).collect())
-}
-
-fn options(pairs: &[(&str, Value)]) -> Value {
-    Value::Map(pairs.iter().map(|(k, v)| ((*k).to_string(), v.clone())).collect())
 }
 
 impl Lab {
@@ -362,17 +356,7 @@ async fn everybody_who_is_asked_must_answer_the_new_value() {
 fn the_embedded_lab_is_moved_as_a_real_zone() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("shop/.runbook/lab/demo");
-    let plan = runbook_lab::Plan {
-        hosts: ["old", "new"].map(String::from).to_vec(),
-        edge_hosts: ["old", "new"].map(String::from).to_vec(),
-        zone: "example.test".into(),
-        name: "shop.example.test".into(),
-        ttl: Duration::from_secs(3),
-        order_every: Duration::from_millis(100),
-        app_host: "old".into(),
-        exe: env!("CARGO_BIN_EXE_runbook").into(),
-        env_name: "demo".into(),
-    };
+    let plan = plan(&["old", "new"], Duration::from_secs(3), Duration::from_millis(100));
     let rt = tokio::runtime::Runtime::new().unwrap();
     let moved = rt.block_on(async {
         runbook_lab::up(&dir, &plan).await?;

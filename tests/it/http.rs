@@ -13,8 +13,7 @@ use crate::support::tls::{Ca, Certificate};
 async fn ask(url: &str, options: &[(&str, Value)], files: &[(&str, &str)]) -> Result<Outcome> {
     let registry = runbook_primitives::registry();
     let (spec, make) = &registry.pure[&(None, "http")];
-    let options = Value::Map(options.iter().map(|(k, v)| ((*k).to_string(), v.clone())).collect());
-    let handle = make(&Environment::default(), &spec.bind(None, vec![url.into(), options])?)?;
+    let handle = make(&Environment::default(), &spec.bind(None, vec![url.into(), crate::support::options(options)])?)?;
     let p = &registry.primitives[&(Some("Http"), "expect_status")];
     let call = p.spec().bind(handle.as_record().cloned(), vec![Value::Int(200)])?;
     let world = world();

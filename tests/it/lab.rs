@@ -4,6 +4,8 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use runbook_lab::{Plan, Status};
@@ -11,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::support::have;
+use crate::support::{self, have};
 
 struct Lab {
     rt: Runtime,
@@ -21,17 +23,7 @@ struct Lab {
 }
 
 fn plan(ttl_s: u64, every_ms: u64) -> Plan {
-    Plan {
-        hosts: ["old", "new", "vault"].map(String::from).to_vec(),
-        edge_hosts: ["old", "new"].map(String::from).to_vec(),
-        zone: "example.test".into(),
-        name: "shop.example.test".into(),
-        ttl: Duration::from_secs(ttl_s),
-        order_every: Duration::from_millis(every_ms),
-        app_host: "old".into(),
-        exe: env!("CARGO_BIN_EXE_runbook").into(),
-        env_name: "demo".into(),
-    }
+    support::lab::plan(&["old", "new", "vault"], Duration::from_secs(ttl_s), Duration::from_millis(every_ms))
 }
 
 impl Lab {
@@ -59,6 +51,15 @@ impl Lab {
             assert!(Instant::now() < end, "{what} did not come true: {s:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// The most memory that the daemon has ever had, in KiB.
+    fn peak_memory(&self) -> u64 {
+        let pid = std::fs::read_to_string(self.dir.join("lab.pid")).unwrap();
+        let pid = pid.split(|c: char| !c.is_ascii_digit()).find(|w| !w.is_empty()).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+        line.trim_end_matches("kB").trim().parse().unwrap()
     }
 
     fn address(&self, host: &str) -> String {
@@ -287,26 +288,44 @@ fn a_stuck_command_holds_up_no_other_channel_of_its_connection() {
     wait_for("the connection", Duration::from_secs(5), || control.exists());
     let mut stuck = lab.ssh_to("old", &["-o", &path]).arg("exec sleep 30").stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = stuck.stdin.take().unwrap();
+    let before = lab.peak_memory();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
     let writer = std::thread::spawn(move || {
         let chunk = vec![7u8; 1 << 20];
-        let mut sent = 0;
         // Ends with an error when the client is killed.
-        while sent < 64 && stdin.write_all(&chunk).is_ok() {
-            sent += 1;
+        while stdin.write_all(&chunk).is_ok() {
+            count.fetch_add(1, Ordering::SeqCst);
         }
-        sent
     });
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for("input far ahead of the command", Duration::from_secs(30), || sent.load(Ordering::SeqCst) >= 40);
     for i in 0..10 {
         let out = lab.ssh_to("old", &["-o", &path]).arg(format!("echo {i}")).stdin(Stdio::null()).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout), format!("{i}\n"));
     }
     assert!(stuck.try_wait().unwrap().is_none(), "it is still stuck");
+    let grown = lab.peak_memory() - before;
+    assert!(grown < 20 << 10, "the lab took {grown} KiB more for {} MiB of input", sent.load(Ordering::SeqCst));
     for child in [&mut stuck, &mut master] {
         child.kill().unwrap();
         child.wait().unwrap();
     }
     writer.join().unwrap();
+}
+
+#[test]
+fn a_slow_command_gets_all_of_its_input_in_order() {
+    if !have("ssh") {
+        return;
+    }
+    let lab = Lab::up(&plan(60, 1000));
+    let input: Vec<u8> = (0..6_000_000u32).flat_map(u32::to_le_bytes).collect();
+    let mut c = lab.ssh_to("old", &[]).arg("sleep 1; sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = c.stdin.take().unwrap();
+    stdin.write_all(&input).unwrap();
+    drop(stdin);
+    let out = String::from_utf8(c.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(out.split_whitespace().next(), Some(runbook_core::digest::sha256_hex(&input).as_str()));
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! What the end-to-end tests share.
 
+use runbook_core::Value;
+
 #[allow(dead_code)]
 pub mod bind;
 pub mod desk;
+pub mod lab;
 pub mod project;
 pub mod screen;
 #[allow(dead_code)]
@@ -19,4 +22,14 @@ pub fn have(tool: &str) -> bool {
     assert!(std::env::var_os("CI").is_none(), "{tool} is not installed, and CI is set: tests/run installs it");
     eprintln!("skipped: {tool} is not installed (tests/run installs it)");
     false
+}
+
+/// A script's array of texts.
+pub fn list(items: &[&str]) -> Value {
+    Value::List(items.iter().map(|s| (*s).into()).collect())
+}
+
+/// A script's options map.
+pub fn options(pairs: &[(&str, Value)]) -> Value {
+    Value::Map(pairs.iter().map(|(k, v)| ((*k).to_string(), v.clone())).collect())
 }

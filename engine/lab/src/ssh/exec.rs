@@ -3,22 +3,19 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use russh::server::{Handle, Msg};
 use russh::{ChannelId, ChannelWriteHalf, Sig};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::watch;
 
 use super::Host;
+use super::input::Input;
 use super::pty::Pty;
 use crate::process::{MARK, ROLE, Role};
-
-/// Input that a command has not taken yet, above which its sender is slowed down.
-const HIGH_WATER: usize = 4 << 20;
 
 /// What to run.
 pub(super) struct Command {
@@ -31,17 +28,9 @@ pub(super) struct Command {
     pub host: Arc<Host>,
 }
 
-/// Input on its way to the command.
-#[derive(Default)]
-struct Queue {
-    waiting: AtomicUsize,
-    taken: Notify,
-}
-
 /// A command of an open channel. Dropping it closes the command's pipes and lets it run on, as sshd does.
 pub(super) struct Running {
-    input: Option<mpsc::UnboundedSender<Bytes>>,
-    queue: Arc<Queue>,
+    input: Input,
     pid: Option<Pid>,
     pty: Option<Pty>,
     /// Dropped with this: tells the tasks that nobody listens any more.
@@ -49,18 +38,12 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Queues input. The client's window is opened again by the library whatever we do, and blocking here would stop
-    /// the connection's other channels and this one's output; so a sender that is far ahead is slowed down, not stopped.
     pub async fn input(&self, data: &[u8]) {
-        let Some(input) = &self.input else { return };
-        self.queue.waiting.fetch_add(data.len(), Ordering::AcqRel);
-        if input.send(Bytes::copy_from_slice(data)).is_ok() && self.queue.waiting.load(Ordering::Acquire) > HIGH_WATER {
-            let _ = tokio::time::timeout(Duration::from_millis(4), self.queue.taken.notified()).await;
-        }
+        self.input.put(data).await;
     }
 
-    pub fn end_input(&mut self) {
-        self.input = None;
+    pub fn end_input(&self) {
+        self.input.end();
     }
 
     pub fn signal(&self, signal: &Sig) {
@@ -127,8 +110,7 @@ fn prepare(c: &Command) -> tokio::process::Command {
 /// Starts a command and the tasks that carry its streams.
 pub(super) fn start(mut command: Command, out: ChannelWriteHalf<Msg>, handle: Handle, id: ChannelId) -> std::io::Result<Running> {
     let mut cmd = prepare(&command);
-    let (input, queued) = mpsc::unbounded_channel();
-    let queue = Arc::new(Queue::default());
+    let input = Input::new(command.host.lab.clone());
     let (open, closed) = watch::channel(());
     let out = Arc::new(out);
     let pty = command.pty.take();
@@ -138,13 +120,13 @@ pub(super) fn start(mut command: Command, out: ChannelWriteHalf<Msg>, handle: Ha
         cmd.env("TERM", p.term()).stdin(p.terminal()?).stdout(p.terminal()?).stderr(p.terminal()?);
         child = cmd.spawn()?;
         let (reader, writer) = p.streams()?;
-        tokio::spawn(feed(writer, queued, queue.clone(), closed.clone()));
+        tokio::spawn(feed(writer, input.clone(), closed.clone()));
         copies.push(tokio::spawn(carry(reader, out.clone(), None, closed.clone())));
     } else {
         cmd.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         child = cmd.spawn()?;
         if let Some(stdin) = child.stdin.take() {
-            tokio::spawn(feed(stdin, queued, queue.clone(), closed.clone()));
+            tokio::spawn(feed(stdin, input.clone(), closed.clone()));
         }
         if let Some(stdout) = child.stdout.take() {
             copies.push(tokio::spawn(carry(stdout, out.clone(), None, closed.clone())));
@@ -168,7 +150,7 @@ pub(super) fn start(mut command: Command, out: ChannelWriteHalf<Msg>, handle: Ha
         let _ = out.eof().await;
         let _ = handle.close(id).await;
     });
-    Ok(Running { input: Some(input), queue, pid, pty, _open: open })
+    Ok(Running { input, pid, pty, _open: open })
 }
 
 async fn report(handle: &Handle, id: ChannelId, status: std::io::Result<ExitStatus>) {
@@ -207,17 +189,12 @@ async fn gone(mut closed: watch::Receiver<()>) {
     while closed.changed().await.is_ok() {}
 }
 
-async fn feed(mut to: impl AsyncWrite + Unpin, mut from: mpsc::UnboundedReceiver<Bytes>, queue: Arc<Queue>, closed: watch::Receiver<()>) {
+async fn feed(mut to: impl AsyncWrite + Unpin, input: Input, closed: watch::Receiver<()>) {
     let work = async {
-        while let Some(data) = from.recv().await {
+        while let Ok(Some(data)) = input.take().await {
             if to.write_all(&data).await.is_err() {
-                // The command takes no more input. What comes is dropped.
-                from.close();
-                queue.taken.notify_one();
-                return;
+                break;
             }
-            queue.waiting.fetch_sub(data.len(), Ordering::AcqRel);
-            queue.taken.notify_one();
         }
         let _ = to.shutdown().await;
     };
@@ -225,8 +202,12 @@ async fn feed(mut to: impl AsyncWrite + Unpin, mut from: mpsc::UnboundedReceiver
     tokio::pin!(work);
     tokio::select! {
         () = &mut work => {}
-        () = gone(closed) => { let _ = tokio::time::timeout(Duration::from_secs(10), work).await; }
+        () = gone(closed) => {
+            input.end();
+            let _ = tokio::time::timeout(Duration::from_secs(10), work).await;
+        }
     }
+    input.refuse();
 }
 
 async fn carry(mut from: impl AsyncRead + Unpin, out: Arc<ChannelWriteHalf<Msg>>, ext: Option<u32>, closed: watch::Receiver<()>) {

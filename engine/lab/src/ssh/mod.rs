@@ -4,6 +4,7 @@
 //! processes outlive the channel and the connection, and a channel stays open while something holds its output.
 
 mod exec;
+mod input;
 mod pty;
 
 use std::collections::HashMap;
@@ -215,7 +216,7 @@ impl Handler for Connection {
     }
 
     async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
-        if let Some(State::Running(r)) = self.channels.get_mut(&id) {
+        if let Some(State::Running(r)) = self.channels.get(&id) {
             r.end_input();
         }
         Ok(())

@@ -10,24 +10,31 @@ use super::provider::{Change, Zone};
 use super::record::{RrSet, from_script, parse_type, record_value};
 use super::{ttl_of, ttl_seconds};
 
+/// A method of a zone whose first argument is a name in it.
+fn of_one_name(method: &'static str, effect: Effect, doc: &'static str) -> Spec {
+    Spec::method("Zone", method, effect, doc).arg("name", Ty::Str, "The name: `shop`, `@` for the zone itself, or a full name.").errors(&[
+        Code::DNS_QUERY,
+        Code::DNS_REFUSED,
+        Code::DNS_TSIG,
+        Code::DNS_RECORD,
+    ])
+}
+
 /// Reads a record.
 pub struct Read(Spec);
 
 impl Default for Read {
     fn default() -> Self {
         Read(
-            Spec::method(
-                "Zone",
+            of_one_name(
                 "read",
                 Effect::Read,
                 "Reads the records of one name and type at the primary name server, past every cache.\n\nWithout `type` it \
                  takes the first of A, AAAA and CNAME that exists. Where there is none, `exists` is false and `values` is empty.",
             )
-            .arg("name", Ty::Str, "The name: `shop`, `@` for the zone itself, or a full name.")
             .option("type", Ty::Str, "The type of record: `A`, `AAAA`, `CNAME`, `MX`, `TXT`, …; any address by default.")
             .returns(Ty::Record("DnsRecord"))
-            .example(r#"let before = zone("example.com").read("shop"); log(`shop is at ${before.values[0]}`);"#)
-            .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]),
+            .example(r#"let before = zone("example.com").read("shop"); log(`shop is at ${before.values[0]}`);"#),
         )
     }
 }
@@ -59,15 +66,13 @@ pub struct Set(Spec);
 
 impl Default for Set {
     fn default() -> Self {
-        Set(Spec::method(
-            "Zone",
+        Set(of_one_name(
             "set",
             Effect::Converge,
             "Makes the records of one name and type exactly these, in one atomic change.\n\nThe change carries the values that were \
              read, so that a change by somebody else in between is not overwritten. For the address that users follow take `point`, \
              which also guards the TTL.",
         )
-        .arg("name", Ty::Str, "The name: `shop`, `@` for the zone itself, or a full name.")
         .arg("type", Ty::Str, "The type of record: `A`, `AAAA`, `CNAME`, `MX`, `TXT`, …")
         .arg(
             "values",
@@ -76,8 +81,7 @@ impl Default for Set {
         )
         .option("ttl", Ty::Duration, "Time to live; as it was, or 1h for a new record.")
         .returns(Ty::Record("DnsRecord"))
-        .example(r#"zone("example.com").set("@", "TXT", "v=spf1 mx -all", #{ ttl: "1h" });"#)
-        .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]))
+        .example(r#"zone("example.com").set("@", "TXT", "v=spf1 mx -all", #{ ttl: "1h" });"#))
     }
 }
 
@@ -117,11 +121,9 @@ pub struct Delete(Spec);
 impl Default for Delete {
     fn default() -> Self {
         Delete(
-            Spec::method("Zone", "delete", Effect::Converge, "Removes all records of one name and type.")
-                .arg("name", Ty::Str, "The name: `shop`, or a full name.")
+            of_one_name("delete", Effect::Converge, "Removes all records of one name and type.")
                 .arg("type", Ty::Str, "The type of record: `A`, `AAAA`, `CNAME`, `MX`, `TXT`, …")
-                .example(r#"zone("example.com").delete("old-shop", "A");"#)
-                .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]),
+                .example(r#"zone("example.com").delete("old-shop", "A");"#),
         )
     }
 }
