@@ -3,6 +3,7 @@
 use clap::Args;
 use runbook_core::inventory::Environment;
 use runbook_core::{Code, Error};
+use runbook_script::drive::{Controller, Ended};
 
 use super::lab;
 use crate::app::{App, Done};
@@ -39,24 +40,38 @@ pub struct Resume {
 
 impl Resume {
     pub fn run(self, app: &App) -> Result<Done, Failure> {
-        let project = app.project()?;
-        let (store, info) = app.run(&project, self.run.as_deref())?;
-        let env = kept_environment(&store, &info.id)?;
-        confirm(&app.term, &env, self.confirm.as_deref())?;
-        let runtime = app.runtime()?;
-        lab_again(app, &project, &env, &runtime)?;
         let wishes =
             Wishes { yes: self.yes, step: self.step, doubt: self.answer.map(Into::into), take_over: self.take_over, ..Wishes::default() };
-        let session = Session::new(app, &project, store, &env, &info.id, runtime, &wishes)?;
-        session.work(app, &project, |c| c.resume(&info.id, self.edited)).map(|ended| done(&ended))
+        again(app, self.run.as_deref(), self.confirm.as_deref(), &wishes, |c, id| c.resume(id, self.edited))
     }
+}
+
+/// Takes a run up again: finds it and its environment, has that confirmed, brings its lab up, and does the work on it.
+///
+/// # Errors
+/// `RB0008`, `RB0900` and its like; what the work gives.
+pub fn again(
+    app: &App,
+    run: Option<&str>,
+    confirmed: Option<&str>,
+    wishes: &Wishes,
+    work: impl FnOnce(&Controller, &str) -> Result<Ended, Error>,
+) -> Result<Done, Failure> {
+    let project = app.project()?;
+    let (store, info) = app.run(&project, run)?;
+    let env = kept_environment(&store, &info.id)?;
+    confirm(&app.term, &env, confirmed)?;
+    let runtime = app.runtime()?;
+    lab_again(app, &project, &env, &runtime)?;
+    let session = Session::new(app, &project, store, &env, &info.id, runtime, wishes)?;
+    session.work(app, &project, |c| work(c, &info.id)).map(|ended| done(&ended))
 }
 
 /// Starts the lab of an embedded environment that is not up any more. Its addresses must be those that the run began with.
 ///
 /// # Errors
 /// `RB0900` when it cannot be started.
-pub fn lab_again(app: &App, project: &Project, env: &Environment, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
+fn lab_again(app: &App, project: &Project, env: &Environment, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     if !env.embedded || runtime.block_on(runbook_lab::peek(&project.lab(&env.name))).is_ok_and(|s| s.up) {
         return Ok(());
     }

@@ -2,11 +2,11 @@
 
 use clap::Args;
 
-use super::resume::lab_again;
+use super::resume::again;
 use crate::app::{App, Done};
-use crate::ask::{Answer, confirm};
+use crate::ask::Answer;
 use crate::command_error::Failure;
-use crate::session::{Session, Wishes, done, kept_environment};
+use crate::session::Wishes;
 
 /// Takes a run back: the undo blocks of its steps, the last one first
 #[derive(Debug, Args)]
@@ -27,14 +27,7 @@ pub struct Rollback {
 
 impl Rollback {
     pub fn run(self, app: &App) -> Result<Done, Failure> {
-        let project = app.project()?;
-        let (store, info) = app.run(&project, self.run.as_deref())?;
-        let env = kept_environment(&store, &info.id)?;
-        confirm(&app.term, &env, self.confirm.as_deref())?;
-        let runtime = app.runtime()?;
-        lab_again(app, &project, &env, &runtime)?;
         let wishes = Wishes { doubt: self.answer.map(Into::into), take_over: self.take_over, failures: true, ..Wishes::default() };
-        let session = Session::new(app, &project, store, &env, &info.id, runtime, &wishes)?;
-        session.work(app, &project, |c| c.rollback(&info.id)).map(|ended| done(&ended))
+        again(app, self.run.as_deref(), self.confirm.as_deref(), &wishes, |c, id| c.rollback(id))
     }
 }
