@@ -38,7 +38,7 @@ async fn a_certificate_of_a_named_authority_is_trusted_by_name_by_address_and_wi
     let ca_file = ("ca_file", Value::from("tls/ca.pem"));
     for tls in ["-tls1_2", "-tls1_3"] {
         let s = ca.serve(&Certificate::default(), tls);
-        ask(&format!("https://127.0.0.1:{}/", s.port), &[ca_file.clone()], &files).await.unwrap();
+        ask(&format!("https://127.0.0.1:{}/", s.port), std::slice::from_ref(&ca_file), &files).await.unwrap();
         let to = Value::from(format!("127.0.0.1:{}", s.port));
         let out = ask("https://shop.example.test/", &[ca_file.clone(), ("resolve", to)], &files).await.unwrap();
         let body = out.value.as_record().unwrap().str("body").to_string();
@@ -65,7 +65,7 @@ async fn certificates_that_do_not_hold_are_refused_each_with_its_reason() {
         assert!(e.message.ends_with("its certificate is signed by an authority that is not trusted here"), "{e}");
         assert!(hint.contains("ca_file") && hint.contains("intermediate"), "{hint}");
     }
-    ask(&url, &[insecure.clone()], &files).await.unwrap();
+    ask(&url, std::slice::from_ref(&insecure), &files).await.unwrap();
 
     let to = ("resolve", Value::from(format!("127.0.0.1:{}", s.port)));
     let (e, hint) = refused("https://www.example.test/", &[trust("ca.pem"), to.clone()], &files).await;
@@ -80,7 +80,7 @@ async fn certificates_that_do_not_hold_are_refused_each_with_its_reason() {
     let (e, hint) = refused(&url, &[trust("ca.pem")], &files).await;
     assert!(e.message.ends_with("its certificate expired at 2021-03-04T05:06:07Z"), "{e}");
     assert!(hint.contains("renew"), "{hint}");
-    ask(&url, &[insecure.clone()], &files).await.unwrap();
+    ask(&url, std::slice::from_ref(&insecure), &files).await.unwrap();
 
     let s = ca.serve(&Certificate { from: "480304050607Z", ..Certificate::default() }, "");
     let (e, hint) = refused(&format!("https://127.0.0.1:{}/", s.port), &[trust("ca.pem")], &files).await;
