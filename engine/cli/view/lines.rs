@@ -41,6 +41,14 @@ fn detail(tag: &'static str, text: impl Into<String>) -> Line {
     Line { detail: true, ..line(tag, text) }
 }
 
+/// Names for people; of many the first ones and the last.
+pub fn some(names: &[String]) -> String {
+    match names {
+        [first @ .., last] if names.len() > 8 => format!("{}, … {last}", first.iter().take(4).cloned().collect::<Vec<_>>().join(", ")),
+        all => all.join(", "),
+    }
+}
+
 fn why(e: Option<&Error>) -> String {
     e.map(|e| format!(": {}", e.message)).unwrap_or_default()
 }
@@ -135,6 +143,21 @@ pub fn describe(body: &Body) -> Line {
         Body::TimerFired { .. } => detail("sleep end", ""),
         Body::DoubtAsked { path, known, .. } => line("in doubt", format!("{}: {known}", readable(path))),
         Body::DoubtAnswered { answer, by, .. } => line("answer", format!("{answer} by {by}")),
+        Body::BranchesStarted { word, names, .. } => {
+            line(if word == "each" { "each" } else { "parallel" }, format!("{} ({})", some(names), names.len()))
+        }
+        Body::BranchStarted { path } => detail("begin", readable(path)),
+        Body::BranchEnded { path, status, ms, error } => match status {
+            Status::Failed => line("failed", format!("{}  {}{}", readable(path), span(*ms), why(error.as_ref()))),
+            Status::Ok | Status::Skipped => line("done", format!("{}  {}", readable(path), span(*ms))),
+        },
+        Body::BranchesEnded { failed, not_begun, ms, .. } if failed.is_empty() && not_begun.is_empty() => {
+            detail("all done", format!("after {}", span(*ms)))
+        }
+        Body::BranchesEnded { failed, not_begun, .. } => {
+            let rest = if not_begun.is_empty() { String::new() } else { format!("; not begun: {}", not_begun.join(", ")) };
+            line("all ended", format!("failed: {}{rest}", failed.join(", ")))
+        }
         Body::Log { level, message, .. } => line(if level == "warn" { "warning" } else { "log" }, message),
         Body::RollbackStarted { reason } => line("rollback", reason),
         Body::UndoStarted { path, .. } => line("undo", readable(path)),

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use runbook_core::Error;
+use runbook_core::exec::escape;
 use runbook_core::journal::{Body, Operator, Purpose, State, Status, UndoKind};
 use serde_json::{Value as Json, json};
 
@@ -20,6 +21,8 @@ pub enum Kind {
     Gate,
     Undo,
     NoReturn,
+    /// A branch of `each` or `parallel`.
+    Branch,
 }
 
 /// How a node stands.
@@ -104,7 +107,13 @@ pub struct Tree {
     pub doubt: Option<(String, String)>,
     /// The calls that have begun and not ended by their path, and whether each must not happen twice.
     calls: HashMap<String, (String, bool)>,
+    calls: HashMap<String, String>,
+    /// Branches show what is in them, however many there are.
+    pub unfolded: bool,
 }
+
+/// Up to how many branches beside each other show their steps.
+const UNFOLDED: usize = 8;
 
 /// The last name of a path, as it was written.
 pub fn name_of(path: &str) -> String {
@@ -301,7 +310,24 @@ impl Tree {
                 }
             }
             Body::UndoEnded { path, status, ms, error, .. } => self.ended((path, Kind::Undo), time, (*status, *ms), error.as_ref(), None),
-            Body::RunStarted { .. } | Body::Output { .. } | Body::RetryScheduled { .. } | Body::Log { .. } => {}
+            Body::BranchStarted { path } => {
+                if let Some(n) = self.node(path, Kind::Branch, time) {
+                    (n.mark, n.began, n.ms, n.error, n.note) = (Mark::Running, time, None, None, None);
+                }
+            }
+            Body::BranchEnded { path, status, ms, error } => self.ended((path, Kind::Branch), time, (*status, *ms), error.as_ref(), None),
+            Body::BranchesEnded { path, not_begun, .. } => {
+                for name in not_begun {
+                    if let Some(n) = self.node(&format!("{path}/{}", escape(name)), Kind::Branch, time) {
+                        (n.mark, n.note) = (Mark::Skipped, Some("not begun".into()));
+                    }
+                }
+            }
+            Body::RunStarted { .. }
+            | Body::BranchesStarted { .. }
+            | Body::Output { .. }
+            | Body::RetryScheduled { .. }
+            | Body::Log { .. } => {}
         }
     }
 
@@ -320,9 +346,17 @@ impl Tree {
     }
 
     fn children(&self, out: &mut String, width: usize, paint: &Paint<'_>, parent: Option<usize>, depth: usize) {
+        // Of many branches, those that went well are a line each.
+        let branches = self.nodes.iter().filter(|n| n.parent == parent && n.kind == Kind::Branch).count();
+        let folds = !self.unfolded && branches > UNFOLDED;
         for (i, n) in self.nodes.iter().enumerate().filter(|(_, n)| n.parent == parent) {
-            out.push_str(&row(n, depth, width, paint));
-            self.children(out, width, paint, Some(i), depth + 1);
+            // What failed in a branch is told where it failed.
+            let told = n.kind == Kind::Branch && self.nodes.iter().any(|c| c.parent == Some(i) && c.mark == Mark::Failed);
+            let line = if told { row(&Node { error: None, ..n.clone() }, depth, width, paint) } else { row(n, depth, width, paint) };
+            out.push_str(&line);
+            if !(folds && n.kind == Kind::Branch && matches!(n.mark, Mark::Done | Mark::Skipped)) {
+                self.children(out, width, paint, Some(i), depth + 1);
+            }
         }
     }
 
@@ -338,6 +372,7 @@ impl Tree {
                     Kind::Gate => "gate",
                     Kind::Undo => "undo",
                     Kind::NoReturn => "point_of_no_return",
+                    Kind::Branch => "branch",
                 },
                 "state": n.mark.name(),
                 "attempt": n.attempt,
@@ -391,7 +426,7 @@ pub fn row(n: &Node, depth: usize, width: usize, paint: &Paint<'_>) -> String {
 pub fn label(n: &Node) -> String {
     let name = printable(&n.name);
     match n.kind {
-        Kind::Phase | Kind::Step | Kind::Gate => name,
+        Kind::Phase | Kind::Step | Kind::Gate | Kind::Branch => name,
         Kind::Window => format!("{name} (users are cut off)"),
         Kind::Undo => format!("take back: {}", printable(&readable(&n.path))),
         Kind::NoReturn => format!("point of no return: {name}"),

@@ -93,6 +93,21 @@ pub struct Error {
     /// The innermost paths of the run at which it arose.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub at: Vec<String>,
+    /// Of branches: each that failed, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
+    /// Of branches: those that did not begin, since too many had failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_begun: Vec<String>,
+}
+
+/// The failure of one branch.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct Failure {
+    /// The branch's name: that of its host.
+    pub name: String,
+    /// What went wrong there.
+    pub error: Error,
 }
 
 impl Error {
@@ -108,6 +123,8 @@ impl Error {
             details: BTreeMap::new(),
             location: None,
             at: vec![],
+            failures: vec![],
+            not_begun: vec![],
         }
     }
 

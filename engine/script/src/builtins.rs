@@ -50,7 +50,7 @@ pub fn register(e: &mut Engine, host: &Arc<Host>) {
     for (word, level) in [("log", "info"), ("warn", "warn")] {
         let h = host.clone();
         e.register_raw_fn(word, [ANY()], move |ctx, args| {
-            let text = args.first().map(|a| a.to_string()).unwrap_or_default();
+            let text = args.first().map(|a| text(&ctx, a)).unwrap_or_default();
             let done = run_of(&h).and_then(|run| run.log(&*frame_of(ctx.tag())?, level, &text));
             done.map_err(|e| located(&ctx, e))
         });
@@ -76,6 +76,11 @@ pub fn register(e: &mut Engine, host: &Arc<Host>) {
             run.notice(text);
         }
     });
+}
+
+/// A value as the language shows it.
+fn text(ctx: &NativeCallContext<'_>, d: &Dynamic) -> String {
+    ctx.call_native_fn::<ImmutableString>("to_string", (d.clone(),)).map_or_else(|_| d.to_string(), |s| s.to_string())
 }
 
 fn bad_sleep(ctx: &NativeCallContext<'_>) -> Res<()> {

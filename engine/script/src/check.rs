@@ -11,8 +11,9 @@ use runbook_core::error::Location;
 use runbook_core::inventory::{Environment, Section};
 use runbook_core::primitive::Registry;
 use runbook_core::suggest::closest;
-use runbook_core::{Code, Effect, Error};
+use runbook_core::{Code, Effect, Error, Value};
 
+use crate::convert::to_value;
 use crate::modules::{Sources, compile, locate};
 
 /// What a check found and went through.
@@ -112,14 +113,14 @@ impl Walker<'_> {
             }
         }
         ast.walk(&mut |nodes| {
-            self.node(path, nodes, &own, &imports);
+            self.node(path, nodes, &own, &imports, &ast);
             true
         });
         self.names(path, ast.statements(), &mut HashSet::new());
         Some(ast)
     }
 
-    fn node(&mut self, file: &str, nodes: &[ASTNode<'_>], own: &Known, imports: &BTreeMap<String, String>) {
+    fn node(&mut self, file: &str, nodes: &[ASTNode<'_>], own: &Known, imports: &BTreeMap<String, String>, ast: &AST) {
         match nodes.last() {
             Some(ASTNode::Expr(Expr::FnCall(x, pos)) | ASTNode::Stmt(Stmt::FnCall(x, pos))) => {
                 if x.is_operator_call() {
@@ -133,16 +134,25 @@ impl Walker<'_> {
                     return;
                 }
                 self.function(file, &x.name, x.args.len(), false, own, *pos);
-                self.inventory(file, &x.name, x.args.first(), *pos);
+                self.inventory(file, &x.name, &x.args, *pos);
             }
-            Some(ASTNode::Expr(Expr::MethodCall(x, pos))) => self.function(file, &x.name, x.args.len(), true, own, *pos),
+            Some(ASTNode::Expr(Expr::MethodCall(x, pos))) => {
+                self.function(file, &x.name, x.args.len(), true, own, *pos);
+                if x.name == "each"
+                    && let Some(closure) = x.args.last()
+                {
+                    let receiver = nodes.iter().rev().nth(1).and_then(receiver);
+                    let window = nodes.iter().any(|n| matches!(n, ASTNode::Expr(Expr::Custom(c, _)) if word(c) == "downtime"));
+                    self.closure(file, ast, closure, receiver, window, *pos);
+                }
+            }
             // `throw` is a `return` with this flag; it ends the step as a failure, which is recorded.
             Some(ASTNode::Stmt(Stmt::Return(_, flags, pos))) if !flags.intersects(rhai::ASTFlags::BREAK) => {
                 self.escape(file, nodes, "return", false, *pos)
             }
             Some(ASTNode::Stmt(Stmt::BreakLoop(_, _, pos))) => self.escape(file, nodes, "break or continue", true, *pos),
             Some(ASTNode::Stmt(Stmt::Assignment(x))) => self.assignment(file, nodes, &x.1.lhs),
-            Some(ASTNode::Expr(Expr::Custom(x, pos))) => self.reversible(file, nodes, x, *pos),
+            Some(ASTNode::Expr(Expr::Custom(x, pos))) => self.reversible(file, false, nodes, x, *pos),
             _ => {}
         }
     }
@@ -196,9 +206,18 @@ impl Walker<'_> {
     }
 
     /// Literal names must be in the inventory.
-    fn inventory(&mut self, file: &str, function: &str, arg: Option<&Expr>, pos: Position) {
+    fn inventory(&mut self, file: &str, function: &str, args: &[Expr], pos: Position) {
         let Some(env) = self.env else { return };
-        let Some(name) = arg.and_then(literal) else { return };
+        // What needs nothing but the inventory and is written out can be evaluated: `hosts("web")`.
+        if Section::ALL.into_iter().all(|s| s.word() != function)
+            && let Some((spec, f)) = self.registry.pure.get(&(None, function_name(self.registry, function)))
+            && let Some(values) = args.iter().map(constant).collect::<Option<Vec<Value>>>()
+            && let Err(e) = spec.bind(None, values).and_then(|call| f(env, &call))
+            && e.code == Code::UNKNOWN_NAME
+        {
+            return self.found(file, pos, e);
+        }
+        let Some(name) = args.first().and_then(literal) else { return };
         if let Some(section) = Section::ALL.into_iter().find(|s| s.word() == function) {
             if let Err(e) = env.resource(section, name) {
                 self.found(file, pos, e);
@@ -234,18 +253,7 @@ impl Walker<'_> {
         let Some((name, pos)) = root_variable(target) else { return };
         let Some(at) = nodes.iter().position(|n| matches!(n, ASTNode::Expr(Expr::Custom(x, _)) if word(x) == "parallel")) else { return };
         // Declared inside the branch: it is the branch's own.
-        let inside = nodes.get(at + 1..).unwrap_or_default();
-        let declared = inside.iter().any(|n| match n {
-            ASTNode::Expr(Expr::Stmt(b)) => declares(b.statements(), name),
-            ASTNode::Stmt(Stmt::Block(b)) => declares(b.statements(), name),
-            ASTNode::Stmt(Stmt::For(x, _)) => {
-                x.0.as_str() == name || x.1.as_ref().is_some_and(|c| c.as_str() == name) || declares(x.2.body.statements(), name)
-            }
-            ASTNode::Stmt(Stmt::If(x, _) | Stmt::While(x, _) | Stmt::Do(x, ..) | Stmt::TryCatch(x, _)) => {
-                declares(x.body.statements(), name) || declares(x.branch.statements(), name)
-            }
-            _ => false,
-        });
+        let declared = declared(nodes.get(at + 1..).unwrap_or_default(), name);
         if !declared {
             let e = Error::new(Code::BAD_WORD, format!("a parallel branch cannot assign to the outer variable \"{name}\""))
                 .hint("let the branch's block have the value: parallel gives a map from branch to value");
@@ -253,13 +261,77 @@ impl Walker<'_> {
         }
     }
 
+    /// The closure of an `each` runs as branches do; `receiver` is the variable that holds the list.
+    fn closure(&mut self, file: &str, ast: &AST, closure: &Expr, receiver: Option<&str>, window: bool, pos: Position) {
+        let Some((name, captured)) = anonymous(closure) else { return };
+        if receiver.is_some_and(|r| captured.iter().any(|c| c == r)) {
+            let e = Error::new(Code::BAD_WORD, "the closure of each uses the list that it goes through")
+                .hint("use a copy in the closure: let copy = list; before it");
+            self.found(file, pos, e);
+        }
+        let body = ast.clone_functions_only_filtered(|_, _, _, n, _| n == name);
+        // What the closure declares at its top is not among the nodes around an assignment.
+        let mut own: HashSet<String> = HashSet::new();
+        body.walk(&mut |nodes| {
+            match nodes {
+                [ASTNode::Stmt(Stmt::Var(x, ..))] => {
+                    own.insert(x.0.as_str().to_string());
+                }
+                _ => match nodes.last() {
+                    Some(ASTNode::Stmt(Stmt::Assignment(x))) => {
+                        if let Some((name, pos)) = root_variable(&x.1.lhs)
+                            && captured.iter().any(|c| c == name)
+                            && !own.contains(name)
+                            && !declared(nodes, name)
+                        {
+                            let e = Error::new(Code::BAD_WORD, format!("a branch of each cannot assign to the outer variable \"{name}\""))
+                                .hint("let the closure have the value: each gives the values by name");
+                            self.found(file, pos, e);
+                        }
+                    }
+                    // A closure in it that captures the same variables.
+                    Some(ASTNode::Expr(e @ Expr::FnCall(..))) => {
+                        if let Some((name, inner)) = anonymous(e) {
+                            let outer: Vec<String> = inner.into_iter().filter(|n| captured.contains(n) && !own.contains(n)).collect();
+                            self.inner_closure(file, ast, &name, &outer);
+                        }
+                    }
+                    Some(ASTNode::Expr(Expr::Custom(x, pos))) if window => self.reversible(file, true, nodes, x, *pos),
+                    _ => {}
+                },
+            }
+            true
+        });
+    }
+
+    fn inner_closure(&mut self, file: &str, ast: &AST, name: &str, captured: &[String]) {
+        let body = ast.clone_functions_only_filtered(|_, _, _, n, _| n == name);
+        let mut own: HashSet<String> = HashSet::new();
+        body.walk(&mut |nodes| {
+            if let [ASTNode::Stmt(Stmt::Var(x, ..))] = nodes {
+                own.insert(x.0.as_str().to_string());
+            }
+            if let Some(ASTNode::Stmt(Stmt::Assignment(x))) = nodes.last()
+                && let Some((name, pos)) = root_variable(&x.1.lhs)
+                && captured.iter().any(|c| c == name)
+                && !own.contains(name)
+                && !declared(nodes, name)
+            {
+                let e = Error::new(Code::BAD_WORD, format!("a branch of each cannot assign to the outer variable \"{name}\""))
+                    .hint("let the closure have the value: each gives the values by name");
+                self.found(file, pos, e);
+            }
+            true
+        });
+    }
+
     /// Inside a window a step that changes something must say how it is taken back.
-    fn reversible(&mut self, file: &str, nodes: &[ASTNode<'_>], x: &CustomExpr, pos: Position) {
+    fn reversible(&mut self, file: &str, window: bool, nodes: &[ASTNode<'_>], x: &CustomExpr, pos: Position) {
         if word(x) != "step" || x.tokens.iter().any(|t| t == "undo" || t == "irreversible") {
             return;
         }
         let outer = &nodes[..nodes.len().saturating_sub(1)];
-        if !outer.iter().any(|n| matches!(n, ASTNode::Expr(Expr::Custom(c, _)) if word(c) == "downtime")) {
+        if !window && !outer.iter().any(|n| matches!(n, ASTNode::Expr(Expr::Custom(c, _)) if word(c) == "downtime")) {
             return;
         }
         let mut changes: Option<String> = None;
@@ -318,12 +390,64 @@ fn literal(e: &Expr) -> Option<&str> {
     if let Expr::StringConstant(s, _) = e { Some(s.as_str()) } else { None }
 }
 
+/// A value that is written out: text, or a list of texts.
+fn constant(e: &Expr) -> Option<Value> {
+    match e {
+        Expr::StringConstant(s, _) => Some(Value::from(s.as_str())),
+        Expr::Array(items, _) => items.iter().map(constant).collect::<Option<Vec<Value>>>().map(Value::List),
+        Expr::DynamicConstant(d, _) => to_value((**d).clone()).ok(),
+        _ => None,
+    }
+}
+
+/// The registry's own text for a function's name.
+fn function_name(registry: &Registry, name: &str) -> &'static str {
+    registry.pure.keys().find(|(on, n)| on.is_none() && *n == name).map_or("", |(_, n)| *n)
+}
+
 fn word(x: &CustomExpr) -> &str {
     x.tokens.first().map_or("", |t| t.as_str())
 }
 
 fn declares(statements: &[Stmt], name: &str) -> bool {
     statements.iter().any(|s| matches!(s, Stmt::Var(x, ..) if x.0.as_str() == name))
+}
+
+/// Whether one of these nodes declares a variable.
+fn declared(inside: &[ASTNode<'_>], name: &str) -> bool {
+    inside.iter().any(|n| match n {
+        ASTNode::Expr(Expr::Stmt(b)) => declares(b.statements(), name),
+        ASTNode::Stmt(Stmt::Block(b)) => declares(b.statements(), name),
+        ASTNode::Stmt(Stmt::For(x, _)) => {
+            x.0.as_str() == name || x.1.as_ref().is_some_and(|c| c.as_str() == name) || declares(x.2.body.statements(), name)
+        }
+        ASTNode::Stmt(Stmt::If(x, _) | Stmt::While(x, _) | Stmt::Do(x, ..) | Stmt::TryCatch(x, _)) => {
+            declares(x.body.statements(), name) || declares(x.branch.statements(), name)
+        }
+        _ => false,
+    })
+}
+
+/// The variable that a method is called on: `list` in `list.each(…)`.
+fn receiver<'a>(node: &ASTNode<'a>) -> Option<&'a str> {
+    let ASTNode::Expr(Expr::Dot(x, ..)) = node else { return None };
+    if let Expr::Variable(v, ..) = &x.lhs { Some(v.1.as_str()) } else { None }
+}
+
+/// A closure as an argument: the name of its function and the variables that it captures.
+fn anonymous(e: &Expr) -> Option<(String, Vec<String>)> {
+    let name = |e: &Expr| match e {
+        Expr::DynamicConstant(d, _) => d.read_lock::<rhai::FnPtr>().map(|f| f.fn_name().to_string()),
+        _ => None,
+    };
+    match e {
+        Expr::FnCall(x, _) if x.name == "curry" => {
+            let (f, captured) = x.args.split_first()?;
+            Some((name(f)?, captured.iter().filter_map(root_variable).map(|(n, _)| n.to_string()).collect()))
+        }
+        Expr::Stmt(b) => b.statements().iter().find_map(|s| if let Stmt::Expr(e) = s { anonymous(e) } else { None }),
+        e => Some((name(e)?, vec![])),
+    }
 }
 
 fn root_variable(e: &Expr) -> Option<(&str, Position)> {

@@ -5,6 +5,8 @@ use runbook_core::secret::Secret;
 use runbook_core::units::{show_bytes, show_duration};
 use runbook_core::{Code, Error, Record, Result, Value};
 
+use crate::words::results::Results;
+
 /// A span of time as scripts hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub std::time::Duration);
@@ -106,6 +108,9 @@ pub fn to_value(d: Dynamic) -> Result<Value> {
     }
     if let Some(r) = d.read_lock::<Record>() {
         return Ok(Value::Record(Box::new(r.clone())));
+    }
+    if let Some(r) = d.read_lock::<Results>() {
+        return to_value(r.map().into());
     }
     let what = if d.is::<FnPtr>() { "a function".to_string() } else { format!("a value of type {}", d.type_name()) };
     Err(Error::new(Code::NOT_A_RUNBOOK_VALUE, format!("{what} cannot be given to a primitive"))

@@ -35,6 +35,15 @@ pub fn raise(e: Error, pos: Position) -> Box<EvalAltResult> {
     if !e.kind.catchable() {
         return Box::new(EvalAltResult::ErrorTerminated(Dynamic::from(e), pos));
     }
+    let mut m = shown(&e);
+    // The whole error rides along, so that a rethrown map loses nothing.
+    m.insert("error".into(), Dynamic::from(e));
+    Box::new(EvalAltResult::ErrorRuntime(m.into(), pos))
+}
+
+/// What a script sees of an error. Of branches also `failures`, a map from name to error, and `not_begun`, an array of names.
+#[must_use]
+pub fn shown(e: &Error) -> Map {
     let mut m = Map::new();
     m.insert("code".into(), e.code.to_string().into());
     m.insert("message".into(), e.message.clone().into());
@@ -43,9 +52,12 @@ pub fn raise(e: Error, pos: Position) -> Box<EvalAltResult> {
     m.insert("retryable".into(), e.retryable.into());
     let details: Map = e.details.iter().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect();
     m.insert("details".into(), details.into());
-    // The whole error rides along, so that a rethrown map loses nothing.
-    m.insert("error".into(), Dynamic::from(e));
-    Box::new(EvalAltResult::ErrorRuntime(m.into(), pos))
+    if !e.failures.is_empty() || !e.not_begun.is_empty() {
+        let failures: Map = e.failures.iter().map(|f| (f.name.as_str().into(), shown(&f.error).into())).collect();
+        m.insert("failures".into(), failures.into());
+        m.insert("not_begun".into(), e.not_begun.iter().map(|n| Dynamic::from(n.clone())).collect::<rhai::Array>().into());
+    }
+    m
 }
 
 fn place(source: Option<&str>, pos: Position) -> Option<Location> {
@@ -87,6 +99,16 @@ fn convert(e: &EvalAltResult, source: Option<&str>) -> Error {
         E::ErrorFunctionNotFound(sig, _) => unknown_function(sig, here),
         E::ErrorModuleNotFound(path, _) => script(Code::BAD_IMPORT, format!("there is no module \"{path}\"")),
         E::ErrorPropertyNotFound(name, _) => script(Code::UNKNOWN_PROPERTY, format!("there is no property \"{name}\"")),
+        E::ErrorDataRace(what, _) if what.ends_with("'each'") => {
+            script(Code::BAD_WORD, "the closure of each uses the list that it goes through".into())
+                .hint("use a copy in the closure: let copy = list; before it")
+        }
+        E::ErrorAssignmentToConstant(name, _) => script(Code::BAD_WORD, format!("\"{name}\" cannot be assigned to here"))
+            .hint("it is a constant, or a variable outside of a branch: let the branch have a value instead"),
+        E::ErrorNonPureMethodCallOnConstant(name, _) => {
+            script(Code::BAD_WORD, format!("\"{}\" would change a value that cannot be changed here", name.trim_start_matches("set$")))
+                .hint("it belongs to a constant, or to a variable outside of a branch: let the branch have a value instead")
+        }
         E::ErrorTooManyOperations(_) => {
             script(Code::LIMIT, "the script has evaluated too many operations: is there an endless loop?".into())
                 .hint("to wait for something use wait_until or sleep, which cost nothing while they wait")

@@ -1,6 +1,6 @@
 //! The variables of a place: remembered, given to a block that is evaluated later or elsewhere, brought back.
 
-use rhai::{Dynamic, EvalContext, Scope};
+use rhai::{Dynamic, EvalContext, FnPtr, Scope};
 
 /// The variables of a scope as they were at one moment.
 pub struct Variables(Vec<Variable>);
@@ -37,13 +37,25 @@ impl Variables {
         scope
     }
 
+    /// A scope of its own with these values, none of which can be changed.
+    #[must_use]
+    pub fn sealed(&self) -> Scope<'static> {
+        let mut scope = Scope::new();
+        for v in &self.0 {
+            scope.push_constant_dynamic(v.name.clone(), seal(&v.value));
+        }
+        scope
+    }
+
     /// Takes back every assignment since, also to variables that closures share.
     pub fn restore(&self, ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>) {
         let scope = ctx.scope_mut();
         scope.rewind(0);
         for v in &self.0 {
             let mut raw = v.raw.clone();
-            if raw.is_shared() {
+            if v.constant {
+                // Nothing can have assigned to it, and writing would take its seal off.
+            } else if raw.is_shared() {
                 if let Some(mut cell) = raw.write_lock::<Dynamic>() {
                     *cell = v.value.clone();
                 }
@@ -53,6 +65,18 @@ impl Variables {
             push(scope, v, raw);
         }
     }
+}
+
+/// A copy of a value that is shared with nobody and refuses every change. (A shared cell keeps the seal where a plain value would lose it:
+/// as an argument of a function.)
+#[must_use]
+pub fn seal(value: &Dynamic) -> Dynamic {
+    let mut copy = value.flatten_clone();
+    if let Some(mut f) = copy.write_lock::<FnPtr>() {
+        let inner: Vec<Dynamic> = f.curry().iter().map(seal).collect();
+        f.set_curry(inner);
+    }
+    copy.into_read_only().into_shared()
 }
 
 fn push(scope: &mut Scope<'_>, v: &Variable, value: Dynamic) {

@@ -1,11 +1,11 @@
-//! Phases, gates, downtime windows, the point of no return, log lines, parallel branches.
+//! Phases, gates, downtime windows, the point of no return, log lines.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::frame::{Frame, Window, escape};
+use super::frame::{Frame, Window};
 use super::history::since;
 use super::run::{Fault, GateAnswer, Run};
 use crate::error::{Code, Error, Kind, Result};
@@ -200,37 +200,5 @@ impl Run {
         }
         self.frontier()?;
         self.append_later(Body::Log { path, level: level.into(), message: self.parts.redactor.text(message) })
-    }
-
-    /// Makes the frames of parallel branches: each has a path of its own, so that their order does not matter to replay.
-    ///
-    /// # Errors
-    /// `RB0019` when two branches have the same name.
-    pub fn branches(&self, parent: &Frame, names: &[String]) -> Result<Vec<Arc<Frame>>> {
-        let all = Arc::new(parent.below(parent.ordinal()));
-        names.iter().map(|n| Ok(Arc::new(all.below(all.named(n)?)))).collect()
-    }
-
-    /// Puts the failures of branches together: a reason to stop goes first, one failure stays itself, several become `RB0022`.
-    #[must_use]
-    pub fn join(&self, failed: Vec<(String, Error)>) -> Option<Error> {
-        if let Some((_, stop)) = failed.iter().find(|(_, e)| !e.kind.catchable()) {
-            return Some(stop.clone());
-        }
-        let mut all = failed.into_iter();
-        let (name, first) = all.next()?;
-        let mut rest: Vec<(String, Error)> = all.collect();
-        if rest.is_empty() {
-            return Some(first);
-        }
-        rest.insert(0, (name, first));
-        let names: Vec<String> = rest.iter().map(|(n, e)| format!("{}: {}", escape(n), e.message)).collect();
-        let mut error = Error::new(Code::PARALLEL_FAILED, format!("{} branches failed: {}", rest.len(), names.join("; ")));
-        error.retryable = rest.iter().all(|(_, e)| e.retryable);
-        for (n, e) in rest {
-            error.details.insert(n, e.to_string());
-            error.at.extend(e.at);
-        }
-        Some(error)
     }
 }

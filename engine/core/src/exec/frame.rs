@@ -62,6 +62,12 @@ pub fn escape(name: &str) -> String {
     out
 }
 
+/// Takes back [`escape`].
+#[must_use]
+pub fn unescape(name: &str) -> String {
+    name.replace("%2F", "/").replace("%40", "@").replace("%23", "#").replace("%25", "%")
+}
+
 /// Takes the attempts out of a path: what is the same place in all attempts.
 pub(super) fn without_attempts(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').map(|p| p.rsplit_once('@').map_or(p, |(name, _)| name)).collect();

@@ -6,7 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value as Json;
 
-use super::frame::without_attempts;
+use super::branches::BranchesRecord;
+use super::frame::{unescape, without_attempts};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Body, Entry, State, Status, Store};
 
@@ -62,6 +63,8 @@ pub struct History {
     pub(super) phases: HashMap<String, (Timestamp, bool)>,
     pub(super) gates: HashMap<String, Option<bool>>,
     pub(super) windows: HashMap<String, WindowRecord>,
+    /// Branches by the path of their `each` or `parallel`.
+    pub(super) branches: HashMap<String, BranchesRecord>,
     pub(super) timers: HashMap<String, (Timestamp, bool)>,
     pub(super) doubts: HashMap<String, String>,
     pub(super) undone: HashMap<String, StepRecord>,
@@ -119,6 +122,12 @@ impl History {
     #[must_use]
     pub fn state(&self) -> Option<State> {
         self.state
+    }
+
+    /// Whether anything is recorded below a path.
+    pub(super) fn knows_below(&self, path: &str) -> bool {
+        let below = |p: &String| p.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        self.len > 0 && (self.outcomes.keys().any(below) || self.intents.keys().any(below) || self.steps.keys().any(below))
     }
 
     fn add(&mut self, entry: &Entry, body: Body) -> Result<()> {
@@ -215,12 +224,28 @@ impl History {
                     u.ended.insert(attempt);
                 }
             }
+            Body::BranchesStarted { path, .. } => {
+                self.branches.entry(path).or_default();
+            }
+            Body::BranchStarted { path } => self.branch(&path, None),
+            Body::BranchEnded { path, status, .. } => self.branch(&path, Some(status)),
+            Body::BranchesEnded { path, failed, not_begun, .. } => {
+                self.branches.entry(path).or_default().ended = Some((failed, not_begun));
+            }
             Body::Log { path, .. } => {
                 self.logged.insert(path);
             }
             Body::Output { .. } | Body::RetryScheduled { .. } | Body::DoubtAsked { .. } => {}
         }
         Ok(())
+    }
+}
+
+impl History {
+    fn branch(&mut self, path: &str, ended: Option<Status>) {
+        if let Some((all, name)) = path.rsplit_once('/') {
+            self.branches.entry(all.to_string()).or_default().begun.insert(unescape(name), ended);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! the place it is at; these answer from the [`History`] while it lasts and act when it ends. Nothing here knows the language.
 
 mod act;
+mod branches;
 mod control;
 mod frame;
 mod history;
@@ -13,6 +14,7 @@ mod step;
 mod undo;
 mod wait;
 
+pub use branches::{Branch, BranchPlan, Branched};
 pub use frame::{Frame, Window, escape};
 pub use history::History;
 pub use lease::{LEASE, Lease, Liveness};

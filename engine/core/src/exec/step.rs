@@ -136,9 +136,9 @@ impl Run {
                 continue;
             }
             if !live {
-                // The failure at which the last controller stopped gets one more series of attempts; a failure that the script had
-                // handled then is not touched.
-                if self.parts.history.stopped_at.contains(&path) {
+                // The failure at which the last controller stopped, in this step or in one inside of it, gets one more series of
+                // attempts; a failure that the script had handled then is not touched.
+                if self.stopped_within(&path) {
                     attempt += 1;
                     series = attempt;
                     continue;

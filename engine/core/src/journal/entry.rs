@@ -354,6 +354,43 @@ pub enum Body {
         /// Who.
         by: String,
     },
+    /// Written when an `each` or a `parallel` begins for the first time. Read by replay and views.
+    BranchesStarted {
+        /// Its path.
+        path: String,
+        /// `each` or `parallel`.
+        word: String,
+        /// The branches' names in order: those of their hosts.
+        names: Vec<String>,
+    },
+    /// Written when a branch begins, and again when a failed one is tried again. Read by replay (which had begun) and views.
+    BranchStarted {
+        /// Its path.
+        path: String,
+    },
+    /// Written when a branch ends. Read by replay (how many failed) and views.
+    BranchEnded {
+        /// Its path.
+        path: String,
+        /// How.
+        status: Status,
+        /// How long.
+        ms: u64,
+        /// What went wrong.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<Error>,
+    },
+    /// Written when all branches that had begun have ended. Read by replay, which begins those that were left out only where the run stopped.
+    BranchesEnded {
+        /// Its path.
+        path: String,
+        /// The names of those that failed.
+        failed: Vec<String>,
+        /// The names of those that did not begin.
+        not_begun: Vec<String>,
+        /// How long.
+        ms: u64,
+    },
     /// Written by the script's `log` and by primitives. Read by views.
     Log {
         /// Where.

@@ -93,6 +93,7 @@ fn type_text(m: &Member) -> String {
         ty = ty.replace(rust, word);
     }
     let inner = ty.strip_prefix("Option<").and_then(|t| t.strip_suffix('>')).unwrap_or(&ty).to_string();
+    let inner = inner.replace("Vec<Failure>", "list of [Failure](#failure)");
     let known = ["Status", "Via", "UndoKind", "Purpose", "Operator", "State", "Error", "Kind", "Location"];
     let shown = if known.contains(&inner.as_str()) { format!("[{inner}](#{})", inner.to_lowercase()) } else { inner };
     if m.optional { format!("{shown}, optional") } else { shown }
@@ -123,7 +124,7 @@ fn reference() -> String {
             let _ = writeln!(out, "- `{}`: {}", v.name, v.doc);
         }
     }
-    for (source, name) in [(entry, "Operator"), (error, "Error"), (error, "Location")] {
+    for (source, name) in [(entry, "Operator"), (error, "Error"), (error, "Failure"), (error, "Location")] {
         let ty = parse(source, name);
         let _ = write!(out, "\n### {name}\n\n{}\n\n", ty.doc);
         fields(&mut out, &ty.members);
@@ -248,6 +249,22 @@ fn every_kind() -> Vec<Json> {
     ]
 }
 
+/// The kinds that came with branches, and the fields of errors.
+fn branches() -> Vec<Json> {
+    let error = json!({ "code": "RB0310", "kind": "failed", "message": "the command \"false\" ended with status 1", "host": "web2", "retryable": true });
+    let all = json!({
+        "code": "RB0022", "kind": "failed", "message": "1 of 3 failed: web2: the command \"false\" ended with status 1; not begun: web3",
+        "retryable": true, "at": ["#0/web2/#0", "#0"], "failures": [{ "name": "web2", "error": error }], "not_begun": ["web3"]
+    });
+    vec![
+        json!({ "kind": "branches_started", "data": { "path": "#0", "word": "each", "names": ["web1", "web2", "web3"] } }),
+        json!({ "kind": "branch_started", "data": { "path": "#0/web2" } }),
+        json!({ "kind": "branch_ended", "data": { "path": "#0/web2", "status": "failed", "ms": 12, "error": error } }),
+        json!({ "kind": "branches_ended", "data": { "path": "#0", "failed": ["web2"], "not_begun": ["web3"], "ms": 13 } }),
+        json!({ "kind": "session_ended", "data": { "state": "failed", "at": ["#0/web2/#0", "#0"], "error": all } }),
+    ]
+}
+
 /// A log of these bodies as `audit export` writes it.
 fn export(bodies: &[Json]) -> Vec<u8> {
     let store = MemoryStore::default();
@@ -261,12 +278,14 @@ fn export(bodies: &[Json]) -> Vec<u8> {
 
 #[test]
 fn the_kept_journal_of_every_kind_is_there() {
-    let path = root().join("tests/journals/1-every-kind.jsonl");
-    // Made once. It is not made again when entries change: an old journal stays what it was.
-    if !path.exists() && std::env::var_os("RUNBOOK_UPDATE_DOCS").is_some() {
-        std::fs::write(&path, export(&every_kind())).unwrap();
+    for (name, bodies) in [("1-every-kind.jsonl", every_kind()), ("1-branches.jsonl", branches())] {
+        let path = root().join("tests/journals").join(name);
+        // Made once. It is not made again when entries change: an old journal stays what it was.
+        if !path.exists() && std::env::var_os("RUNBOOK_UPDATE_DOCS").is_some() {
+            std::fs::write(&path, export(&bodies)).unwrap();
+        }
+        assert!(path.exists(), "{name}");
     }
-    assert!(path.exists());
 }
 
 /// Runs Python with the verifying script as the module `verify_audit`; `None` without Python.

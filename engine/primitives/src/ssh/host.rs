@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use runbook_core::inventory::{Environment, Section};
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
+use runbook_core::suggest::closest;
 use runbook_core::units::show_duration;
 use runbook_core::{Code, Error, Record, Result, Value};
 use tokio::time::Instant;
@@ -31,6 +32,21 @@ pub(super) fn register(r: &mut Registry) {
             .example(r#"let old = host("old");"#)
             .errors(&[Code::UNKNOWN_NAME]),
         host,
+    );
+    r.add_pure(
+        Spec::function(
+            "hosts",
+            Effect::Pure,
+            "Gives the hosts of a role, of a pattern of names, or of a list of names, as an array. Nothing is contacted.\n\n\
+             A text without `*` and `?` is a role: all hosts whose `roles` have it. A text with them is a pattern of names: `hosts(\"*\")` are all. \
+             Roles and patterns give the hosts in order of their names, numbers in them by their value (`web2` before `web10`). A list gives them in \
+             its own order, each once; patterns may stand in it.",
+        )
+        .arg("which", Ty::OneOf(vec![Ty::Str, Ty::List(Box::new(Ty::Str))]), "A role, a pattern, or names.")
+        .returns(Ty::List(Box::new(Ty::Record("Host"))))
+        .example(r#"hosts("web").each(#{ serial: "25%" }, |h| { step "Restart" { h.service("shop").restart(); } });"#)
+        .errors(&[Code::UNKNOWN_NAME]),
+        hosts,
     );
     r.add_pure(
         Spec::method(
@@ -72,6 +88,93 @@ pub(super) fn handle(env: &Environment, name: &str) -> Result<Record> {
 
 fn host(env: &Environment, call: &Call) -> Result<Value> {
     handle(env, call.str(0)).map(Value::from)
+}
+
+fn hosts(env: &Environment, call: &Call) -> Result<Value> {
+    let mut names: Vec<String> = Vec::new();
+    match call.arg(0) {
+        Value::List(l) => {
+            for name in l.iter().filter_map(Value::as_str) {
+                let found = if is_pattern(name) { matching(env, name)? } else { vec![env.resource(Section::Hosts, name)?.name.clone()] };
+                names.extend(found);
+            }
+            let mut seen = std::collections::BTreeSet::new();
+            names.retain(|n| seen.insert(n.clone()));
+        }
+        which => {
+            let which = which.as_str().unwrap_or("");
+            names = if is_pattern(which) { matching(env, which)? } else { with_role(env, which)? };
+        }
+    }
+    Ok(names.iter().map(|n| handle(env, n).map(Value::from)).collect::<Result<Vec<Value>>>()?.into())
+}
+
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?'])
+}
+
+/// The names of the environment's hosts, in natural order.
+fn all_names(env: &Environment) -> Vec<&str> {
+    let mut names: Vec<&str> = env.resources.get(&Section::Hosts).into_iter().flatten().map(|(n, _)| n.as_str()).collect();
+    names.sort_by(|a, b| natural(a).cmp(&natural(b)));
+    names
+}
+
+fn matching(env: &Environment, pattern: &str) -> Result<Vec<String>> {
+    let found: Vec<String> = all_names(env).into_iter().filter(|n| fits(pattern.as_bytes(), n.as_bytes())).map(str::to_string).collect();
+    if found.is_empty() {
+        let known = all_names(env).join(", ");
+        return Err(Error::new(Code::UNKNOWN_NAME, format!("no host of environment \"{}\" is called like \"{pattern}\"", env.name))
+            .hint(if known.is_empty() { "no host is declared".to_string() } else { format!("there are: {known}") }));
+    }
+    Ok(found)
+}
+
+fn with_role(env: &Environment, role: &str) -> Result<Vec<String>> {
+    let declared = env.resources.get(&Section::Hosts);
+    let of = |name: &str| declared.and_then(|h| h.get(name)).map(|r| r.list("roles")).unwrap_or_default();
+    let found: Vec<String> = all_names(env).into_iter().filter(|n| of(n).iter().any(|r| r == role)).map(str::to_string).collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let roles: std::collections::BTreeSet<String> = all_names(env).into_iter().flat_map(of).collect();
+    let e = Error::new(Code::UNKNOWN_NAME, format!("no host of environment \"{}\" has the role \"{role}\"", env.name));
+    Err(if all_names(env).contains(&role) {
+        e.hint(format!("\"{role}\" is a host: write host(\"{role}\") or hosts([\"{role}\"])"))
+    } else if let Some(c) = closest(role, roles.iter().map(String::as_str)) {
+        e.hint(format!("did you mean \"{c}\"?"))
+    } else if roles.is_empty() {
+        e.hint(format!("no host has roles: add roles = [\"{role}\"] to hosts in runbook.toml"))
+    } else {
+        e.hint(format!("there are the roles {}", roles.into_iter().collect::<Vec<_>>().join(", ")))
+    })
+}
+
+/// Whether a name fits a pattern in which `*` is any text and `?` any one character.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.split_first(), name.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), Some((_, tail))) => fits(rest, name) || fits(pattern, tail),
+        (Some((b'*', rest)), None) => fits(rest, name),
+        (Some((b'?', rest)), Some((_, tail))) => fits(rest, tail),
+        (Some((p, rest)), Some((c, tail))) => p == c && fits(rest, tail),
+        _ => false,
+    }
+}
+
+/// A name as parts that compare as people count: text, and numbers by their value.
+fn natural(name: &str) -> Vec<(String, u64)> {
+    let mut parts = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (text, tail) = rest.split_at(digits);
+        let end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let (number, tail) = tail.split_at(end);
+        parts.push((text.to_string(), number.parse().unwrap_or(u64::MAX)));
+        rest = tail;
+    }
+    parts
 }
 
 fn url(env: &Environment, call: &Call) -> Result<Value> {
@@ -179,6 +282,60 @@ mod tests {
         assert_eq!(of(&[("ssh", "root@192.0.2.1:2222")]), "192.0.2.1");
         assert_eq!(of(&[("ssh", "shop-alias"), ("address", "192.0.2.9")]), "192.0.2.9");
         assert_eq!(of(&[("ssh", "shop-alias")]), "shop-alias");
+    }
+
+    fn fleet() -> Environment {
+        let mut env = Environment { name: "production".into(), ..Environment::default() };
+        let all = env.resources.entry(Section::Hosts).or_default();
+        for (name, roles) in [("web1", "web"), ("web10", "web"), ("web2", "web"), ("db1", "db"), ("edge", "")] {
+            let mut settings = BTreeMap::from([("ssh".to_string(), Value::from(format!("root@{name}.example.com")))]);
+            if !roles.is_empty() {
+                settings.insert("roles".into(), Value::List(vec!["linux".into(), roles.into()]));
+            }
+            all.insert(name.into(), Resource { name: name.into(), kind: "ssh".into(), settings });
+        }
+        env
+    }
+
+    fn names_of(which: impl Into<Value>) -> Result<Vec<String>> {
+        let found = hosts(&fleet(), &Call { args: vec![which.into()], ..Call::default() })?;
+        Ok(found.as_list().unwrap().iter().map(|h| h.as_record().unwrap().name.clone().unwrap()).collect())
+    }
+
+    #[test]
+    fn hosts_by_role_pattern_and_list() {
+        assert_eq!(names_of("web").unwrap(), ["web1", "web2", "web10"]);
+        assert_eq!(names_of("linux").unwrap(), ["db1", "web1", "web2", "web10"]);
+        assert_eq!(names_of("*").unwrap(), ["db1", "edge", "web1", "web2", "web10"]);
+        assert_eq!(names_of("web?").unwrap(), ["web1", "web2"]);
+        assert_eq!(names_of("*e*1*").unwrap(), ["web1", "web10"]);
+        assert_eq!(names_of(vec!["web10".into(), "web*".into(), "edge".into()]).unwrap(), ["web10", "web1", "web2", "edge"]);
+        assert!(names_of(Vec::<Value>::new()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_role_or_name_that_is_not_there_says_what_is() {
+        for (which, message, hint) in [
+            (Value::from("webb"), "no host of environment \"production\" has the role \"webb\"", "did you mean \"web\"?"),
+            (
+                Value::from("web2"),
+                "no host of environment \"production\" has the role \"web2\"",
+                "\"web2\" is a host: write host(\"web2\") or hosts([\"web2\"])",
+            ),
+            (Value::from("mail"), "no host of environment \"production\" has the role \"mail\"", "there are the roles db, linux, web"),
+            (
+                Value::from("mail*"),
+                "no host of environment \"production\" is called like \"mail*\"",
+                "there are: db1, edge, web1, web2, web10",
+            ),
+            (vec!["web1".into(), "web3".into()].into(), "environment \"production\" has no host \"web3\"", "did you mean \"web1\"?"),
+        ] {
+            let e = names_of(which).unwrap_err();
+            assert_eq!((e.code, e.message.as_str()), (Code::UNKNOWN_NAME, message));
+            if !message.contains("web3") {
+                assert_eq!(e.hint.as_deref(), Some(hint));
+            }
+        }
     }
 
     #[test]

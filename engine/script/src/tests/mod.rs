@@ -2,5 +2,6 @@
 
 mod check;
 mod crash;
+mod each;
 mod flow;
 mod world;

@@ -34,6 +34,10 @@ pub struct Far {
     pub reads: BTreeMap<String, u32>,
     /// Actions that the far side cannot tell about.
     pub unknowable: bool,
+    /// How many naps there are now, and how many there were at the same time.
+    pub naps: (u32, u32),
+    /// The order in which `once` actions were done.
+    pub order: Vec<String>,
 }
 
 /// The far side, shared with the primitives.
@@ -101,6 +105,7 @@ pub fn registry(world: &World) -> Registry {
                 return Err(e);
             }
             *far.count.entry(name.clone()).or_default() += 1;
+            far.order.push(name.clone());
             far.done.insert(cx.action_id.0.clone(), name.clone());
             Ok(Outcome::changed(format!("did {name}")))
         },
@@ -121,6 +126,10 @@ pub fn registry(world: &World) -> Registry {
             Ok(Outcome::changed(()))
         },
     });
+    r.add(Nap {
+        spec: Spec::method("Box", "nap", Effect::Read, "Takes its time.").arg("how_long", Ty::Duration, "How long."),
+        world: world.clone(),
+    });
     r.add(Prim {
         spec: Spec::method("Box", "look", Effect::Read, "Looks.").arg("key", Ty::Str, "Key.").returns(Ty::Str),
         world: world.clone(),
@@ -132,6 +141,29 @@ pub fn registry(world: &World) -> Registry {
         },
     });
     r
+}
+
+/// `Box.nap(how_long)`: takes its time, and tells how many did so at once.
+struct Nap {
+    spec: Spec,
+    world: World,
+}
+
+#[async_trait::async_trait]
+impl Primitive for Nap {
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+    async fn act(&self, _: &Cx, call: &Call) -> Result<Outcome> {
+        {
+            let mut far = self.world.lock();
+            far.naps.0 += 1;
+            far.naps.1 = far.naps.1.max(far.naps.0);
+        }
+        tokio::time::sleep(call.duration(0).unwrap_or_default()).await;
+        self.world.lock().naps.0 -= 1;
+        Ok(().into())
+    }
 }
 
 /// Files in memory.

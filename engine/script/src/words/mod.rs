@@ -2,8 +2,11 @@
 //!
 //! Custom syntax with blocks, not closures: a block sees the variables around it as they are, and its errors point at their place.
 
+mod each;
 mod group;
 pub(crate) mod parallel;
+mod plan;
+pub(crate) mod results;
 mod step;
 mod wait;
 
@@ -64,9 +67,22 @@ pub const WORDS: &[Word] = &[
     },
     Word {
         name: "parallel",
-        syntax: "parallel { branch NAME { … } branch NAME { … } }   or   parallel { for X in LIST { … } }",
+        syntax: "parallel [#{ at_once, max_fail, serial }] { branch NAME { … } branch NAME { … } }   or   parallel [#{ … }] { for X in LIST { … } }",
         doc: "Runs branches at the same time and waits for all of them. Its value is a map from branch name (or the item as text) to the branch's \
-              value. A branch cannot assign to variables outside of it. When branches fail, the others still end; the error names each.",
+              value. A branch cannot change variables outside of it. When branches fail, the others still end; the error names each. The options \
+              are those of `each`.",
+    },
+    Word {
+        name: "each",
+        syntax: "LIST.each([#{ at_once, max_fail, serial, tolerate },] |item| { … })",
+        doc: "Does the same for every item of a list, such as `hosts(\"web\")`: each in a branch of its own that is called like the item, all at the \
+              same time. `at_once` says how many run at the same time at most. `serial` makes batches of which one ends before the next begins: \
+              a number, a share (`\"25%\"`), or a list such as `[1, 5, \"50%\"]` whose last part is repeated. `max_fail` says how many may fail, \
+              as a number or a share of all, before no further one begins; without it all begin, but with `serial` the first failure is enough. \
+              What has begun always ends. The closure sees the variables around it and cannot change them.\n\n\
+              Its value is a Results. When an item fails, `each` fails with RB0022, which names every one that failed (`e.failures`, a map of \
+              errors) and every one that was not begun (`e.not_begun`); on resume only these act again. With `tolerate: true` it gives the \
+              Results all the same, and the script decides.",
     },
     Word {
         name: "wait_until",
@@ -81,6 +97,7 @@ pub fn register(e: &mut Engine, host: &Arc<Host>) {
     group::register(e, host);
     step::register(e, host);
     parallel::register(e, host);
+    each::register(e, host);
     wait::register(e, host);
 }
 

@@ -1,33 +1,37 @@
 //! `parallel { branch NAME { … } … }` and `parallel { for X in LIST { … } }`: branches on threads of their own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use rhai::{Caches, Dynamic, Engine, EvalContext, Expr, Expression, FlowControl, Ident, Map, Stmt};
-use runbook_core::exec::{Frame, Run};
+use runbook_core::exec::{Branch, BranchPlan, Branched, Frame, Run};
 use runbook_core::{Code, Error};
 
-use super::{Res, end, fail, here, next, text};
+use super::{Res, end, fail, here, next, options, plan, text};
 use crate::convert::to_value;
 use crate::engine::Host;
 use crate::fault::{raise, to_error};
-use crate::vars::Variables;
+use crate::vars::{Variables, seal};
 
 /// How many branches run at the same time; the rest wait for a place.
-pub const MAX_BRANCHES: usize = 64;
-/// The stack of a branch's thread.
-const STACK: usize = 32 << 20;
+pub const MAX_BRANCHES: usize = 256;
+/// The stack of a branch's thread: reserved, and touched only as far as it is needed.
+pub const STACK: usize = 32 << 20;
 
 /// Adds it to the engine.
 pub fn register(e: &mut Engine, host: &Arc<Host>) {
     let h = host.clone();
     e.register_custom_syntax_with_state_raw(
         "parallel",
-        |symbols, look, _| if symbols.len() == 1 { next("$block$") } else { end(look) },
+        |symbols, look, _| match symbols.len() {
+            1 if look == "#{" => next("$expr$"),
+            1 => next("$block$"),
+            2 if symbols.last().is_some_and(|s| s == "$expr$") => next("$block$"),
+            _ => end(look),
+        },
         false,
         move |ctx, inputs, _| match inputs {
-            [block] => eval(ctx, &h, block),
+            [block] => eval(ctx, &h, None, block),
+            [opts, block] => eval(ctx, &h, Some(opts), block),
             _ => Ok(Dynamic::UNIT),
         },
     );
@@ -47,8 +51,14 @@ pub fn register(e: &mut Engine, host: &Arc<Host>) {
     );
 }
 
-fn eval(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, host: &Arc<Host>, block: &Expression<'_>) -> Res<Dynamic> {
+fn eval(
+    ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>,
+    host: &Arc<Host>,
+    opts: Option<&Expression<'_>>,
+    block: &Expression<'_>,
+) -> Res<Dynamic> {
     let pos = block.position();
+    let o = options(ctx, opts, "parallel", plan::OPTIONS)?;
     let (frame, run) = here(ctx, host).map_err(|e| fail(ctx, pos, e))?;
     let expr: &Expr = block;
     let Expr::Stmt(body) = expr else { return Ok(Dynamic::UNIT) };
@@ -56,26 +66,23 @@ fn eval(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, host: &Arc<Host>, block: 
         [Stmt::For(x, _)] => of_loop(ctx, (&x.0, x.1.as_ref(), &x.2)).map_err(|e| fail(ctx, pos, e))?,
         statements => named(ctx, statements)?,
     };
-    let names: Vec<String> = branches.iter().map(|b| b.name.clone()).collect();
-    let frames = run.branches(&frame, &names).map_err(|e| fail(ctx, pos, e))?;
-    let results = run_branches(ctx, &run, &branches, frames);
+    let plan = plan::make("parallel", branches.iter().map(|b| b.name.clone()).collect(), &o)
+        .map_err(|e| fail(ctx, opts.map_or(pos, Expression::position), e))?;
+    let branched = run_branches(ctx, &run, &branches, &frame, &plan).map_err(|e| fail(ctx, pos, e))?;
+    if let Some(e) = run.branch_failure(&frame, &plan, &branched) {
+        return Err(raise(e, pos));
+    }
     let mut values = Map::new();
-    let mut failed = Vec::new();
-    for (name, result) in names.into_iter().zip(results) {
-        match result {
-            Ok(v) => {
-                values.insert(name.into(), v);
-            }
-            Err(e) => failed.push((name, e)),
+    for (name, result) in plan.names.into_iter().zip(branched.results) {
+        if let Branch::Ok(v) = result {
+            values.insert(name.into(), v);
         }
     }
-    match run.join(failed) {
-        None => Ok(values.into()),
-        Some(e) => Err(raise(e, pos)),
-    }
+    Ok(values.into())
 }
 
-fn name_of(item: &Dynamic) -> Result<String, Error> {
+/// What an item's branch is called: a text as it is, a handle by its name.
+pub(super) fn name_of(item: &Dynamic) -> Result<String, Error> {
     let v = to_value(item.clone())?;
     Ok(match &v {
         runbook_core::Value::Str(s) => s.clone(),
@@ -85,14 +92,14 @@ fn name_of(item: &Dynamic) -> Result<String, Error> {
 }
 
 /// One branch: what it is called, what it evaluates, and the loop's variables that it sees.
-struct Branch {
+struct Written {
     name: String,
     body: Expr,
     vars: Vec<(String, Dynamic)>,
 }
 
 /// The branches that are written out.
-fn named(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, statements: &[Stmt]) -> Res<Vec<Branch>> {
+fn named(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, statements: &[Stmt]) -> Res<Vec<Written>> {
     let mut branches = Vec::with_capacity(statements.len());
     for s in statements {
         let custom = match s {
@@ -109,7 +116,7 @@ fn named(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, statements: &[Stmt]) -> 
             );
             return Err(fail(ctx, s.position(), e));
         };
-        branches.push(Branch { name: text(ctx, &Expression::from(name), "the name of a branch")?, body: body.clone(), vars: vec![] });
+        branches.push(Written { name: text(ctx, &Expression::from(name), "the name of a branch")?, body: body.clone(), vars: vec![] });
     }
     Ok(branches)
 }
@@ -118,7 +125,7 @@ fn named(ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>, statements: &[Stmt]) -> 
 fn of_loop(
     ctx: &mut EvalContext<'_, '_, '_, '_, '_, '_>,
     (var, counter, flow): (&Ident, Option<&Ident>, &FlowControl),
-) -> Result<Vec<Branch>, Error> {
+) -> Result<Vec<Written>, Error> {
     let items = ctx.eval_expression_tree(&Expression::from(&flow.expr)).map_err(|e| to_error(&e))?;
     let items = match items.into_array() {
         Ok(items) => items,
@@ -134,7 +141,7 @@ fn of_loop(
         }
         let name = name_of(&item)?;
         vars.push((var.as_str().to_string(), item));
-        branches.push(Branch { name, body: body.clone(), vars });
+        branches.push(Written { name, body: body.clone(), vars });
     }
     Ok(branches)
 }
@@ -142,55 +149,36 @@ fn of_loop(
 fn run_branches(
     ctx: &EvalContext<'_, '_, '_, '_, '_, '_>,
     run: &Arc<Run>,
-    branches: &[Branch],
-    frames: Vec<Arc<Frame>>,
-) -> Vec<Result<Dynamic, Error>> {
+    branches: &[Written],
+    parent: &Frame,
+    plan: &BranchPlan,
+) -> Result<Branched<Dynamic>, Error> {
     let engine = ctx.engine();
     let global = ctx.global_runtime_state();
     let variables = Variables::of(ctx.scope());
-    let this = ctx.this_ptr().cloned();
-    let source = ctx.source().map(str::to_string);
-    let next = AtomicUsize::new(0);
-    let results: Vec<Mutex<Option<Result<Dynamic, Error>>>> = branches.iter().map(|_| Mutex::new(None)).collect();
-    let one = |i: usize| {
-        let (Some(branch), Some(frame), Some(slot)) = (branches.get(i), frames.get(i), results.get(i)) else { return };
-        let mut scope = variables.scope();
+    let this = ctx.this_ptr().map(|t| seal(t));
+    let source = ctx.source();
+    run.branches(parent, plan, |i, frame| {
+        let Some(branch) = branches.get(i) else { return Ok(Dynamic::UNIT) };
+        let mut scope = variables.sealed();
         for (name, value) in &branch.vars {
             scope.push_dynamic(name.clone(), value.clone());
         }
         let mut global = global.clone();
         global.tag = Dynamic::from(frame.clone());
-        let mut this = this.clone();
+        let mut this = this.as_ref().map(seal);
         let mut caches = Caches::new();
         let mut ctx = EvalContext::new(engine, &mut global, &mut caches, &mut scope, this.as_mut());
-        let result = ctx.eval_expression_tree(&Expression::from(&branch.body)).map_err(|e| {
-            let mut e = to_error(&e);
-            if let (Some(l), Some(s)) = (&mut e.location, &source)
-                && l.file.is_empty()
-            {
-                l.file.clone_from(s);
-            }
-            e
-        });
-        *slot.lock() = Some(result);
-    };
-    std::thread::scope(|s| {
-        for n in 0..branches.len().min(MAX_BRANCHES) {
-            let (one, next) = (&one, &next);
-            let spawned = std::thread::Builder::new().name(format!("branch-{n}")).stack_size(STACK).spawn_scoped(s, move || {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= branches.len() {
-                        return;
-                    }
-                    one(i);
-                }
-            });
-            if spawned.is_err() {
-                run.notice("no further thread can be had: fewer branches run at the same time");
-                break;
-            }
-        }
-    });
-    results.into_iter().map(|r| r.into_inner().unwrap_or_else(|| Err(Error::internal("a branch did not run")))).collect()
+        ctx.eval_expression_tree(&Expression::from(&branch.body)).map_err(|e| with_file(to_error(&e), source))
+    })
+}
+
+/// An error of a branch with the file that it arose in.
+pub(super) fn with_file(mut e: Error, source: Option<&str>) -> Error {
+    if let (Some(l), Some(s)) = (&mut e.location, source)
+        && l.file.is_empty()
+    {
+        l.file = s.to_string();
+    }
+    e
 }
