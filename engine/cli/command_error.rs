@@ -116,6 +116,10 @@ pub fn render(e: &Error, t: &Terminal, source: Option<&str>) -> String {
         let _ = writeln!(out, "  {} {path}", t.paint(Style::Blue, "in"));
     }
     facts(&mut out, e);
+    for f in &e.failures {
+        let _ = writeln!(out, "  {} {}: {}", t.paint(Style::Red, &f.name), f.error.code, printable(&f.error.message));
+        facts(&mut out, &f.error);
+    }
     if let Some(hint) = &e.hint {
         let _ = writeln!(out, "  {}: {hint}", t.paint(Style::Blue, "help"));
     }

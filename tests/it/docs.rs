@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use runbook_core::inventory::{Environment, Resource, SecretRef, Section};
-use runbook_core::{Code, Error};
+use runbook_core::{Code, Error, Value};
 use runbook_script::check::check;
 use runbook_script::engine::make;
 use runbook_script::modules::Sources;
@@ -138,6 +138,11 @@ fn environment_for(script: &str) -> Environment {
         let named = asked_for(script, section.word());
         let resources = named.into_iter().map(|n| (n.clone(), Resource { name: n, ..Resource::default() })).collect();
         env.resources.insert(section, resources);
+    }
+    for role in asked_for(script, "hosts") {
+        let name = format!("{}-1", role.replace(['*', '?'], "x"));
+        let settings = [("roles".to_string(), Value::List(vec![role.as_str().into()]))].into();
+        env.resources.entry(Section::Hosts).or_default().insert(name.clone(), Resource { name, settings, ..Resource::default() });
     }
     env.secrets = asked_for(script, "secret").into_iter().map(|n| (n, SecretRef::Env("NONE".into()))).collect();
     env

@@ -107,7 +107,6 @@ pub struct Tree {
     pub doubt: Option<(String, String)>,
     /// The calls that have begun and not ended by their path, and whether each must not happen twice.
     calls: HashMap<String, (String, bool)>,
-    calls: HashMap<String, String>,
     /// Branches show what is in them, however many there are.
     pub unfolded: bool,
 }

@@ -47,7 +47,7 @@ codes! {
     STEP_DUPLICATE = 19, Check, "Two steps of one parent have the same name";
     WAIT_TIMEOUT = 20, Failed, "A condition did not come true in time";
     ABORTED = 21, Interrupted, "The run was stopped in mid-action";
-    PARALLEL_FAILED = 22, Failed, "Branches of a parallel block failed";
+    PARALLEL_FAILED = 22, Failed, "Branches failed";
     UNDO_FAILED = 23, Failed, "An undo block failed";
     JOURNAL_FORMAT = 24, Store, "The run's record was written by a newer version";
     ROLL_BACK = 25, RollBack, "The run is to be rolled back";

@@ -69,7 +69,6 @@ impl Variables {
 
 /// A copy of a value that is shared with nobody and refuses every change. (A shared cell keeps the seal where a plain value would lose it:
 /// as an argument of a function.)
-#[must_use]
 pub fn seal(value: &Dynamic) -> Dynamic {
     let mut copy = value.flatten_clone();
     if let Some(mut f) = copy.write_lock::<FnPtr>() {

@@ -42,7 +42,7 @@ pub enum Branch<T> {
     /// With a value.
     Ok(T),
     /// With a failure.
-    Failed(Error),
+    Failed(Box<Error>),
     /// It did not begin, since too many others had failed.
     NotBegun,
 }
@@ -161,7 +161,7 @@ impl Run {
         for (name, r) in plan.names.iter().zip(&branched.results) {
             match r {
                 Branch::Ok(_) => {}
-                Branch::Failed(e) => failures.push(Failure { name: name.clone(), error: e.clone() }),
+                Branch::Failed(e) => failures.push(Failure { name: name.clone(), error: (**e).clone() }),
                 Branch::NotBegun => not_begun.push(name.clone()),
             }
         }
@@ -228,7 +228,7 @@ impl<T: Send, F: Fn(usize, &Arc<Frame>) -> Result<T> + Sync> Round<'_, T, F> {
             batch += 1;
         }
         let results: Vec<Branch<T>> = self.results.into_iter().map(Mutex::into_inner).collect();
-        let failures = || results.iter().filter_map(|r| if let Branch::Failed(e) = r { Some(e) } else { None });
+        let failures = || results.iter().filter_map(|r| if let Branch::Failed(e) = r { Some(&**e) } else { None });
         let stop = self.stop.into_inner().or_else(|| failures().find(|e| !e.kind.catchable()).cloned());
         if let Some(mut stop) = stop {
             // Whatever failed meanwhile is tried again as well when the run goes on.
@@ -350,7 +350,7 @@ impl<T: Send, F: Fn(usize, &Arc<Frame>) -> Result<T> + Sync> Round<'_, T, F> {
             }
             Err(e) => {
                 self.halt(e.clone());
-                *slot.lock() = Branch::Failed(e.clone());
+                *slot.lock() = Branch::Failed(Box::new(e.clone()));
                 return;
             }
         };
@@ -360,7 +360,7 @@ impl<T: Send, F: Fn(usize, &Arc<Frame>) -> Result<T> + Sync> Round<'_, T, F> {
         }
         *slot.lock() = match result {
             Ok(v) => Branch::Ok(v),
-            Err(e) => Branch::Failed(e),
+            Err(e) => Branch::Failed(Box::new(e)),
         };
     }
 }

@@ -116,7 +116,7 @@ fn is_pattern(text: &str) -> bool {
 /// The names of the environment's hosts, in natural order.
 fn all_names(env: &Environment) -> Vec<&str> {
     let mut names: Vec<&str> = env.resources.get(&Section::Hosts).into_iter().flatten().map(|(n, _)| n.as_str()).collect();
-    names.sort_by(|a, b| natural(a).cmp(&natural(b)));
+    names.sort_by_key(|n| natural(n));
     names
 }
 

@@ -67,7 +67,7 @@ fn each(ctx: &NativeCallContext<'_>, host: &Arc<Host>, items: Array, options: Ma
     for (name, result) in plan.names.into_iter().zip(branched.results) {
         match result {
             Branch::Ok(v) => results.values.push((name, v)),
-            Branch::Failed(e) => results.failed.push((name, e)),
+            Branch::Failed(e) => results.failed.push((name, *e)),
             Branch::NotBegun => results.not_begun.push(name),
         }
     }

@@ -156,7 +156,7 @@ fn run_branches(
     let engine = ctx.engine();
     let global = ctx.global_runtime_state();
     let variables = Variables::of(ctx.scope());
-    let this = ctx.this_ptr().map(|t| seal(t));
+    let this = ctx.this_ptr().map(seal);
     let source = ctx.source();
     run.branches(parent, plan, |i, frame| {
         let Some(branch) = branches.get(i) else { return Ok(Dynamic::UNIT) };
