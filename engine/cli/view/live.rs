@@ -219,8 +219,11 @@ impl Inner {
         let mut chain = vec![];
         let mut at = node;
         while let Some(i) = at {
-            chain.push(i);
-            at = self.tree.nodes.get(i).and_then(|n| n.parent);
+            let node = self.tree.nodes.get(i);
+            if node.is_some_and(|n| n.kind != Kind::Branch) {
+                chain.push(i);
+            }
+            at = node.and_then(|n| n.parent);
         }
         chain.reverse();
         chain
@@ -247,8 +250,8 @@ impl Inner {
         self.headings(term, parent);
         self.tails.remove(&index);
         self.progress.remove(&index);
-        if let Some(n) = self.tree.nodes.get(index) {
-            let text = row(n, self.tree.depth(n), term.size().0, &|s, t| term.paint(s, t));
+        if let Some(n) = self.tree.flat(index) {
+            let text = row(&n, self.tree.depth(&n), term.size().0, &|s, t| term.paint(s, t));
             self.pending.push_str(&text);
         }
     }
@@ -353,7 +356,7 @@ impl Inner {
             let indent = self.tree.depth(n) * 2;
             let progress = self.progress.get(&i).map(|p| format!("  {}", amount(p))).unwrap_or_default();
             let attempt = if n.attempt > 1 { format!(" (attempt {})", n.attempt) } else { String::new() };
-            let name = super::tree::label(n);
+            let name = self.tree.flat(i).map(|n| super::tree::label(&n)).unwrap_or_default();
             let head = format!("{:indent$}{} {name}{attempt}  {}{progress}", "", term.paint(Style::Bold, sign), span(since(n.began, now)));
             let tail = self.tails.get(&i).into_iter().flat_map(|t| t.lines.iter());
             (head, tail.map(|l| format!("{:indent$}    {}", "", term.paint(Style::Dim, l))).collect())

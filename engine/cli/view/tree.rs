@@ -145,15 +145,26 @@ impl Tree {
         }
     }
 
-    /// How deep a node lies.
+    /// How deep a node lies, branches not counted.
     pub fn depth(&self, node: &Node) -> usize {
         let mut depth = 0;
         let mut at = node.parent;
         while let Some(n) = at.and_then(|i| self.nodes.get(i)) {
-            depth += 1;
+            depth += usize::from(n.kind != Kind::Branch);
             at = n.parent;
         }
         depth
+    }
+
+    /// A node as it is called where its branch has no line of its own: `web1 / Copy`.
+    pub fn flat(&self, index: usize) -> Option<Node> {
+        let mut node = self.nodes.get(index)?.clone();
+        let mut above = node.parent.and_then(|i| self.nodes.get(i));
+        while let Some(b) = above.filter(|b| b.kind == Kind::Branch) {
+            node.name = format!("{} / {}", b.name, node.name);
+            above = b.parent.and_then(|i| self.nodes.get(i));
+        }
+        Some(node)
     }
 
     /// The window that is open. One that was taken back is not, though nothing has closed it.
