@@ -92,6 +92,18 @@ impl Asker {
         }
     }
 
+    /// Asks for what no secret holds: a passphrase, a one-time code. `None` when nobody answers, and after Ctrl-C.
+    pub fn secret(&self, question: &str, echo: bool) -> Option<String> {
+        if !self.term.can_ask() {
+            return None;
+        }
+        let _turn = self.turn(&mut || self.stopped()).ok().flatten()?;
+        self.view.pause();
+        let answer = self.term.ask_secret(question, echo, || self.stop.is_cancelled());
+        self.view.unpause();
+        answer
+    }
+
     /// Ctrl-C at a question is no answer to it.
     fn interrupted(&self) -> Result<()> {
         if !self.stop.is_cancelled() {

@@ -14,12 +14,24 @@ pub struct Secrets {
     refs: BTreeMap<String, SecretRef>,
     root: PathBuf,
     known: Mutex<BTreeMap<String, Secret>>,
+    asker: Option<Asker>,
+    // One question at a time.
+    asking: Mutex<()>,
 }
+
+/// Asks the operator; the flag says whether what is typed may show.
+pub type Asker = Box<dyn Fn(&str, bool) -> Option<String> + Send + Sync>;
 
 impl Secrets {
     /// Makes a source for an environment's secrets; files are relative to `root`.
     pub fn new(refs: BTreeMap<String, SecretRef>, root: PathBuf) -> Self {
-        Secrets { refs, root, known: Mutex::default() }
+        Secrets { refs, root, known: Mutex::default(), asker: None, asking: Mutex::default() }
+    }
+
+    /// Has what no secret holds asked of the operator.
+    #[must_use]
+    pub fn asking(self, asker: Asker) -> Self {
+        Secrets { asker: Some(asker), ..self }
     }
 
     fn read(&self, name: &str) -> Result<String> {
@@ -74,6 +86,11 @@ impl SecretSource for Secrets {
         let secret = Secret::new(name, self.read(name)?);
         known.insert(name.to_string(), secret.clone());
         Ok(secret)
+    }
+
+    fn ask(&self, question: &str, echo: bool) -> Option<Secret> {
+        let _one = self.asking.lock();
+        self.asker.as_ref().and_then(|a| a(question, echo)).map(|t| Secret::new("typed", t))
     }
 }
 

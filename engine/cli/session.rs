@@ -90,12 +90,16 @@ impl Session {
             turn: Mutex::default(),
         };
         let asker = Arc::new(asker);
+        let secrets = Secrets::new(env.secrets.clone(), project.root.clone()).asking({
+            let asker = asker.clone();
+            Box::new(move |question, echo| asker.secret(question, echo))
+        });
         let controller = Controller {
             store,
             clock: Arc::new(System),
             registry: Arc::new(runbook_primitives::registry()),
             shared: Arc::default(),
-            secrets: Arc::new(Secrets::new(env.secrets.clone(), project.root.clone())),
+            secrets: Arc::new(secrets),
             redactor: Default::default(),
             files: Arc::new(project.clone()),
             observer: view.clone(),

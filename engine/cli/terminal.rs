@@ -102,6 +102,21 @@ impl Terminal {
         answer.ok().flatten()
     }
 
+    /// Asks for a line that shows while it is typed only with `echo`. `None` when nobody can be asked, when the input has ended, and
+    /// once `withdrawn` says so.
+    pub fn ask_secret(&self, question: &str, echo: bool, withdrawn: impl Fn() -> bool) -> Option<String> {
+        if !self.can_ask() {
+            return None;
+        }
+        let question = question.lines().map(printable).collect::<Vec<_>>().join("\n");
+        let hidden = (!echo).then(Hidden::new);
+        let answer = self.ask_while(&question, || if withdrawn() { Err(()) } else { Ok(None) }).ok().flatten();
+        if hidden.is_some() {
+            self.err("\n");
+        }
+        answer
+    }
+
     /// Asks and waits for a line, calling `meanwhile` every few hundred milliseconds: when that gives an answer, the question is
     /// withdrawn. `Ok(None)` when nobody can be asked.
     pub fn ask_while<E>(&self, question: &str, mut meanwhile: impl FnMut() -> Result<Option<String>, E>) -> Result<Option<String>, E> {
@@ -130,6 +145,28 @@ impl Terminal {
                     return Err(e);
                 }
             }
+        }
+    }
+}
+
+/// The terminal does not show what is typed while this lives.
+struct Hidden(Option<rustix::termios::Termios>);
+
+impl Hidden {
+    fn new() -> Self {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let stdin = std::io::stdin();
+        let Ok(before) = tcgetattr(&stdin) else { return Hidden(None) };
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        Hidden(tcsetattr(&stdin, OptionalActions::Flush, &quiet).is_ok().then_some(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, before);
         }
     }
 }

@@ -10,6 +10,7 @@ use runbook_testkit::World;
 
 use crate::support::sshd::{Sshd, environment, world};
 
+mod auth;
 mod commands;
 mod connect;
 mod copy;

@@ -7,6 +7,7 @@ mod completions;
 mod definitions;
 mod demo;
 mod explain;
+mod hosts;
 mod init;
 mod lab;
 mod log;
@@ -66,6 +67,7 @@ pub enum Command {
     Approve(approve::Approve),
     #[command(subcommand)]
     Audit(audit::Audit),
+    Hosts(hosts::Hosts),
     #[command(subcommand)]
     Lab(lab::Lab),
     Demo(demo::Demo),
@@ -92,6 +94,7 @@ impl Command {
             Command::Log(c) => c.run(app),
             Command::Approve(c) => c.run(app),
             Command::Audit(c) => c.run(app),
+            Command::Hosts(c) => c.run(app),
             Command::Lab(c) => c.run(app),
             Command::Demo(c) => c.run(app),
             Command::Explain(c) => c.run(app),

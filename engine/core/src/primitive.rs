@@ -162,6 +162,13 @@ pub trait SecretSource: Send + Sync {
     /// # Errors
     /// `RB0109` when there is none or it cannot be read.
     fn get(&self, name: &str) -> Result<Secret>;
+
+    /// Asks the operator for something that no secret holds: a passphrase, a one-time code. `echo` shows what is typed.
+    ///
+    /// Waits for a person. `None` when there is nobody to ask, which is what this does unless it is overridden.
+    fn ask(&self, _question: &str, _echo: bool) -> Option<Secret> {
+        None
+    }
 }
 
 /// The project's own files (templates, files to upload), as kept with the run.
@@ -259,6 +266,24 @@ impl Cx {
         let s = self.secrets.get(name)?;
         self.redactor.add(s.reveal());
         Ok(s)
+    }
+
+    /// Asks the operator on the terminal, and has the answer struck from everything from now on unless it was shown while typed.
+    /// `None` when there is nobody to ask.
+    ///
+    /// # Errors
+    /// `RB0021` when cancelled.
+    pub async fn ask(&self, question: impl Into<String>, echo: bool) -> Result<Option<Secret>> {
+        let (secrets, question) = (self.secrets.clone(), question.into());
+        let asked = tokio::task::spawn_blocking(move || secrets.ask(&question, echo));
+        let answer = tokio::select! {
+            a = asked => a.unwrap_or_default(),
+            () = self.cancel.cancelled() => return Err(Error::new(Code::ABORTED, "stopped while a question was open")),
+        };
+        if let Some(a) = answer.as_ref().filter(|a| !echo && !a.reveal().is_empty()) {
+            self.redactor.add(a.reveal());
+        }
+        Ok(answer)
     }
 
     /// Waits, but not beyond a cancellation.

@@ -26,12 +26,21 @@ pub struct World {
     pub output: Mutex<Vec<u8>>,
     /// Messages so far.
     pub messages: Mutex<Vec<String>>,
+    /// What the operator types at the next questions; with none left, nobody answers.
+    pub typed: Mutex<std::collections::VecDeque<String>>,
+    /// The questions so far.
+    pub asked: Mutex<Vec<String>>,
 }
 
 impl SecretSource for World {
     fn get(&self, name: &str) -> Result<Secret> {
         let value = self.secrets.lock().get(name).cloned();
         value.map(|v| Secret::new(name, v)).ok_or_else(|| Error::new(Code::MISSING_SECRET, format!("no secret \"{name}\"")))
+    }
+
+    fn ask(&self, question: &str, _echo: bool) -> Option<Secret> {
+        self.asked.lock().push(question.to_string());
+        self.typed.lock().pop_front().map(|t| Secret::new("typed", t))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod screen;
 #[allow(dead_code)]
 pub mod sshd;
 pub mod tls;
+pub mod users;
 
 /// Whether `tool` is there. When it is not: prints why the test is skipped, or fails under CI.
 #[allow(dead_code)]

@@ -158,6 +158,8 @@ fn resolve_with(machine: &Machine, r: &Resource, folder: Option<&std::path::Path
     if !identities.is_empty() {
         t.options.identity_files = identities;
         t.options.identities_configured = true;
+        // An agent full of other keys must not use up the host's patience before the one that was named.
+        t.options.identities_only = true;
     }
     let known: Vec<PathBuf> = r.list("known_hosts").iter().map(|p| path(p)).collect::<Result<_>>()?;
     if !known.is_empty() {

@@ -7,17 +7,16 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use russh::client::{self, Handle, Msg};
-use russh::keys::ssh_key::certificate::CertType;
-use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::PublicKey;
 use russh::{ChannelOpenFailure, Preferred, cipher};
 
-use super::known_hosts::{KnownHosts, Verdict, entry_name};
+use super::host_key::{Client, Record, Seen};
 use super::route::{self, Held, unreachable};
 use super::target::{Target, resolve};
 use super::{Session, auth, negotiate};
@@ -44,6 +43,8 @@ pub(super) struct Slot {
 /// One connection.
 pub(super) struct Conn {
     handle: Handle<Client>,
+    /// By what the login succeeded.
+    login: String,
     in_use: AtomicUsize,
     _held: Held,
 }
@@ -200,120 +201,9 @@ pub(super) fn aborted(host: &str) -> Error {
     Error::new(Code::ABORTED, "stopped in mid-action").host(host)
 }
 
-/// Judges the host's key; the verdict that is not a yes is kept for the error message.
-pub(super) struct Client {
-    name: String,
-    host: String,
-    port: u16,
-    files: Vec<std::path::PathBuf>,
-    known: KnownHosts,
-    refusal: Arc<Mutex<Option<Error>>>,
-}
-
-impl client::Handler for Client {
-    type Error = russh::Error;
-
-    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> std::result::Result<bool, russh::Error> {
-        let refused = match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. } => self.judge(key).err(),
-            PublicKeyOrCertificate::Certificate(c) => self.judge_certificate(c).err(),
-        };
-        let ok = refused.is_none();
-        *self.refusal.lock() = refused;
-        Ok(ok)
-    }
-}
-
-impl Client {
-    fn file(&self) -> String {
-        self.files.first().map_or_else(|| "known_hosts".to_string(), |f| f.display().to_string())
-    }
-
-    fn judge(&self, key: &PublicKey) -> Result<()> {
-        let print = key.fingerprint(HashAlg::Sha256);
-        let kind = key.algorithm();
-        match self.known.judge(&self.host, self.port, key) {
-            Verdict::Known => Ok(()),
-            Verdict::Unknown => {
-                let line = key_line(&self.host, self.port, key);
-                Err(Error::new(
-                    Code::SSH_HOST_KEY_UNKNOWN,
-                    format!("the key of {} is not known: {kind} {print}", entry_name(&self.host, self.port)),
-                )
-                .host(&self.name)
-                .hint(format!(
-                    "compare the fingerprint with that on the host itself (ssh-keygen -lf /etc/ssh/ssh_host_…_key.pub); when they are equal, add this line to {}:\n{line}",
-                    self.file()
-                ))
-                .detail("fingerprint", print)
-                .detail("line", line))
-            }
-            Verdict::Changed { file, line } => Err(Error::new(
-                Code::SSH_HOST_KEY_CHANGED,
-                format!(
-                    "the key of {} is not the one in {}:{line}: it shows {kind} {print}",
-                    entry_name(&self.host, self.port),
-                    file.display()
-                ),
-            )
-            .host(&self.name)
-            .hint(format!(
-                "somebody may be listening in. Only when you know why the key changed (a new installation): remove line {line} of {} and add the new key after comparing its fingerprint on the host",
-                file.display()
-            ))
-            .detail("fingerprint", print)),
-            Verdict::Revoked { file, line } => Err(Error::new(
-                Code::SSH_HOST_KEY_CHANGED,
-                format!("the key of {} is revoked in {}:{line}: {kind} {print}", entry_name(&self.host, self.port), file.display()),
-            )
-            .host(&self.name)
-            .hint("do not connect: the host, or somebody in its place, uses a key that must no longer be used")
-            .detail("fingerprint", print)),
-        }
-    }
-
-    fn judge_certificate(&self, c: &Certificate) -> Result<()> {
-        let refuse = |why: String| {
-            Err(Error::new(Code::SSH_HOST_KEY_UNKNOWN, format!("the certificate of {} is not good: {why}", self.host))
-                .host(&self.name)
-                .hint("compare it with the @cert-authority lines of known_hosts (ssh-keygen -L shows a certificate)"))
-        };
-        if c.cert_type() != CertType::Host {
-            return refuse("it is not a host certificate".into());
-        }
-        if !c.valid_principals().is_empty() && !c.valid_principals().iter().any(|p| p.eq_ignore_ascii_case(&self.host)) {
-            return refuse(format!("it is for {}", c.valid_principals().join(", ")));
-        }
-        let authorities: Vec<_> = self.known.authorities(&self.host, self.port).iter().map(|k| k.fingerprint(HashAlg::Sha256)).collect();
-        let signer = PublicKey::from(c.signature_key().clone());
-        let own = PublicKey::from(c.public_key().clone());
-        if [&signer, &own].iter().any(|k| self.known.is_revoked(&self.host, self.port, k)) {
-            return refuse("its key or its authority is revoked".into());
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        c.validate_at(now, authorities.iter()).or_else(|e| refuse(e.to_string()))
-    }
-}
-
-/// The line of `known_hosts` for this key.
-fn key_line(host: &str, port: u16, key: &PublicKey) -> String {
-    let mut bare = key.clone();
-    bare.set_comment("");
-    format!("{} {}", entry_name(host, port), bare.to_openssh().unwrap_or_default().trim())
-}
-
-fn config(t: &Target, known: &KnownHosts, host: &str, port: u16) -> Result<client::Config> {
+fn config(t: &Target, record: &Record) -> Result<client::Config> {
     let mut preferred = Preferred { cipher: Cow::Owned(ciphers()), ..Preferred::DEFAULT };
-    // The key types that are on record come first, or a host with several keys would seem unknown.
-    let recorded = known.keys(host, port);
-    let mut keys: Vec<Algorithm> = preferred.key.to_vec();
-    let rsa = |a: &Algorithm| matches!(a, Algorithm::Rsa { .. });
-    let same_type = |a: &Algorithm| recorded.iter().map(PublicKey::algorithm).any(|k| k == *a || (rsa(&k) && rsa(a)));
-    keys.sort_by_key(|a| !same_type(a));
-    if !known.authorities(host, port).is_empty() {
-        preferred.host_key_certificates = Cow::Owned(keys.clone());
-    }
-    preferred.key = Cow::Owned(keys);
+    record.prefer(&mut preferred);
     negotiate::apply(t, &mut preferred).map_err(|e| e.host(&t.name))?;
     Ok(client::Config {
         preferred,
@@ -334,40 +224,59 @@ fn ciphers() -> Vec<cipher::Name> {
 
 pub(super) fn connect<'a>(cx: &'a Cx, t: &'a Target) -> futures::future::BoxFuture<'a, Result<Conn>> {
     Box::pin(async move {
-        let whole = t.connect_timeout + Duration::from_secs(15);
         tokio::select! {
-            r = tokio::time::timeout(whole, connect_now(cx, t)) => r.unwrap_or_else(|_| Err(unreachable(t, "it does not answer in time"))),
+            r = connect_now(cx, t) => r,
             () = cx.cancel.cancelled() => Err(aborted(&t.name)),
         }
     })
 }
 
-async fn connect_now(cx: &Cx, t: &Target) -> Result<Conn> {
-    let known = KnownHosts::read(&t.known_hosts());
-    let key_host = t.host_key_alias.as_deref().unwrap_or(&t.host);
-    // A HostKeyAlias stands in known_hosts as it is, without the port.
-    let key_port = if t.host_key_alias.is_some() { 22 } else { t.port };
-    let refusal: Arc<Mutex<Option<Error>>> = Arc::default();
-    let config = Arc::new(config(t, &known, key_host, key_port)?);
-    let client = Client {
-        name: t.name.clone(),
-        host: key_host.to_string(),
-        port: key_port,
-        files: t.known_hosts(),
-        known,
-        refusal: refusal.clone(),
-    };
+/// Exchanges keys with the host over a way to it. The outer error is for what failed on the way.
+async fn shake(cx: &Cx, t: &Target, look: bool) -> Result<(Result<Handle<Client>>, Arc<Seen>, Held)> {
+    let record = Record::of(t);
+    let config = Arc::new(config(t, &record)?);
+    let (client, seen) = Client::new(record, look);
     let mut route = route::open(cx, t).await?;
-    let mut handle = match client::connect_stream(config, route.stream, client).await {
-        Ok(h) => h,
-        Err(e) => {
-            let refused = refusal.lock().take();
-            return Err(match refused {
-                Some(e) => e,
-                None => route.held.explain(unreachable(t, e)).await,
-            });
-        }
+    // The limit is for the host alone: what comes before and after may wait for a person.
+    let limit = t.connect_timeout + Duration::from_secs(15);
+    let made = match tokio::time::timeout(limit, client::connect_stream(config, route.stream, client)).await {
+        Ok(Ok(handle)) => Ok(handle),
+        Ok(Err(e)) => Err(unreachable(t, e)),
+        Err(_) => Err(unreachable(t, "it does not answer in time")),
     };
-    auth::login(cx, t, &mut handle).await?;
-    Ok(Conn { handle, in_use: AtomicUsize::new(0), _held: route.held })
+    let made = match made {
+        Ok(h) => Ok(h),
+        Err(e) => Err(route.held.explain(e).await),
+    };
+    Ok((made, seen, route.held))
+}
+
+async fn connect_now(cx: &Cx, t: &Target) -> Result<Conn> {
+    let (made, seen, held) = shake(cx, t, false).await?;
+    let mut handle = made.map_err(|e| seen.refusal().unwrap_or(e))?;
+    let login = auth::login(cx, t, &mut handle, &seen).await?;
+    Ok(Conn { handle, login, in_use: AtomicUsize::new(0), _held: held })
+}
+
+/// The key that a host shows now, and whether it is known (perhaps by its certificate); nothing is sent to it but what the exchange of
+/// keys takes.
+///
+/// # Errors
+/// `RB0300` when it cannot be reached.
+pub(super) async fn look(cx: &Cx, t: &Target) -> Result<(PublicKey, bool)> {
+    let (made, seen, _held) = shake(cx, t, true).await?;
+    let known = seen.refusal().is_none();
+    match (seen.key(), made) {
+        (Some(key), _) => Ok((key, known)),
+        (None, Err(e)) => Err(e),
+        (None, Ok(_)) => Err(unreachable(t, "it showed no key")),
+    }
+}
+
+/// Logs in to a host over a connection of its own, and says by what.
+///
+/// # Errors
+/// `RB0300`–`RB0303`.
+pub(super) async fn try_login(cx: &Cx, t: &Target) -> Result<String> {
+    connect(cx, t).await.map(|c| c.login.clone())
 }
