@@ -15,6 +15,7 @@ mod commands;
 mod connect;
 mod copy;
 mod files;
+mod host_keys;
 mod lost;
 mod service;
 

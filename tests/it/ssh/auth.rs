@@ -304,7 +304,7 @@ fn certificates_of_users_of_every_type() {
     login(&s, home.path(), Some(&agent), &[], &[]).by("the agent's ");
     // The ones that do not hold: for us as for OpenSSH.
     let s = with(&host, &[("identity_file", path(&host, "c"))]);
-    let mut refused = |what: &str, args: &[&str]| {
+    let refused = |what: &str, args: &[&str]| {
         keygen(&host, &[args, &["-I", "me", "c.pub"]].concat());
         assert!(!openssh(&host, "c"), "{what}");
         login(&s, home.path(), None, &[], &[]).fails("c-cert.pub: refused");

@@ -242,7 +242,7 @@ impl Record {
         if now >= c.valid_before() {
             return refuse(format!("it expired at {}", day(c.valid_before())));
         }
-        if !c.valid_principals().is_empty() && !c.valid_principals().iter().any(|p| *p == self.host) {
+        if !c.valid_principals().is_empty() && !c.valid_principals().contains(&self.host) {
             return refuse(format!("it is for {}", c.valid_principals().join(", ")));
         }
         if let Some((name, _)) = c.critical_options().iter().next() {

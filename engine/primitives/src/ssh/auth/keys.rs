@@ -180,8 +180,7 @@ mod tests {
     use russh::keys::{Algorithm, PrivateKey};
 
     fn key() -> PrivateKey {
-        let text = russh::keys::PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519).unwrap();
-        text
+        russh::keys::PrivateKey::random(&mut russh::keys::key::safe_rng(), Algorithm::Ed25519).unwrap()
     }
 
     fn cert(of: &PrivateKey, kind: CertType) -> Half {
