@@ -130,7 +130,10 @@ impl Session {
             let sources = controller.store.sources(&run).unwrap_or_default();
             for file in f.errors.iter().filter_map(|e| e.location.as_ref()).map(|l| l.file.clone()) {
                 let kept = sources.get(&file).map(|b| String::from_utf8_lossy(b).into_owned());
-                if let Some(text) = kept.or_else(|| project.text(&file).ok()) {
+                let now = || project.text(&file).ok();
+                // An edited runbook that does not match is the one to show.
+                let text = if view.comparison().is_some() { now().or(kept) } else { kept.or_else(now) };
+                if let Some(text) = text {
                     f.sources.insert(file, text);
                 }
             }
@@ -139,6 +142,12 @@ impl Session {
             Err(e) => {
                 let mut f = Failure::from(e);
                 shown(&mut f);
+                if let Some(c) = view.comparison() {
+                    f.facts.insert("run".into(), json!(run));
+                    f.facts.insert("matching".into(), json!(c.matching));
+                    f.facts.insert("differing".into(), json!(c.differing));
+                    f.facts.insert("not_compared".into(), json!(c.open));
+                }
                 Err(f)
             }
             Ok(Ended { run, state, error: Some(e), wrote }) => {

@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 use runbook_core::Error;
+use runbook_core::exec::Comparison;
 use runbook_core::journal::{Body, Purpose, State, Status, Via};
 use serde_json::Value as Json;
 
 use super::span;
-use super::tree::{name_of, readable};
-use crate::terminal::printable;
+use super::tree::{Paint, name_of, readable};
+use crate::terminal::{Style, count, printable};
 
 /// One line about an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +168,25 @@ pub fn describe(body: &Body) -> Line {
             Status::Skipped => line("skipped", format!("undo of {}", readable(path))),
         },
     }
+}
+
+/// How an edited runbook fits the record, a line a finished step.
+pub fn comparison(c: &Comparison, paint: &Paint<'_>) -> String {
+    let verb = if c.matching.len() == 1 { "matches" } else { "match" };
+    let mut out = format!("{} of the record still {verb} the edited runbook:\n", count(c.matching.len(), "finished step"));
+    if c.matching.is_empty() {
+        out = "no finished step of the record matches the edited runbook:\n".into();
+    }
+    if c.matching.is_empty() && c.differing.is_none() {
+        out = "the record has no finished step: nothing to compare with the edited runbook\n".into();
+    }
+    let mut row = |sign: &str, style: Style, path: &str, why: &str| {
+        out.push_str(&format!("  {} {}{why}\n", paint(style, sign), printable(&readable(path))));
+    };
+    c.matching.iter().for_each(|p| row("✓", Style::Green, p, ""));
+    c.differing.iter().for_each(|p| row("✗", Style::Red, p, ": does not match"));
+    c.open.iter().for_each(|p| row("·", Style::Dim, p, ": not compared"));
+    out
 }
 
 /// What a command printed, at most the last lines of it.

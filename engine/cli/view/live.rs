@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use runbook_core::exec::Observer;
+use runbook_core::exec::{Comparison, Observer};
 use runbook_core::journal::{Body, State, Store, line};
 use runbook_core::primitive::{Progress, StreamKind};
 use runbook_core::units::show_bytes;
 
-use super::lines::describe;
+use super::lines::{self, describe};
 use super::tree::{Kind, Mark, Node, Tree, row};
 use super::{clock, span};
 use crate::terminal::{Style, Terminal, columns, count, cut, printable};
@@ -44,6 +44,8 @@ pub struct View {
     inner: Mutex<Inner>,
     /// The store and the run's id, for JSON lines.
     source: Mutex<Option<(Arc<dyn Store>, String)>>,
+    /// How an edited runbook fits the record.
+    comparison: Mutex<Option<Comparison>>,
 }
 
 #[derive(Default)]
@@ -74,7 +76,8 @@ struct Tail {
 impl View {
     /// Makes a view; a live one is redrawn until it is dropped.
     pub fn new(term: &Terminal, manner: Manner) -> Arc<View> {
-        let view = Arc::new(View { term: term.clone(), manner, inner: Mutex::default(), source: Mutex::default() });
+        let view =
+            Arc::new(View { term: term.clone(), manner, inner: Mutex::default(), source: Mutex::default(), comparison: Mutex::default() });
         if manner == Manner::Live {
             let weak: Weak<View> = Arc::downgrade(&view);
             let ticker = std::thread::Builder::new().name("view".into());
@@ -115,6 +118,11 @@ impl View {
         if self.manner == Manner::Json {
             self.hand_on();
         }
+    }
+
+    /// How an edited runbook fits the record, once that was compared.
+    pub fn comparison(&self) -> Option<Comparison> {
+        self.comparison.lock().clone()
     }
 
     /// What is known of the run.
@@ -200,6 +208,16 @@ impl Observer for View {
         let mut inner = self.inner.lock();
         if let Some(owner) = inner.tree.owner(path) {
             inner.progress.insert(owner, progress.clone());
+        }
+    }
+
+    fn compared(&self, comparison: &Comparison) {
+        *self.comparison.lock() = Some(comparison.clone());
+        if matches!(self.manner, Manner::Live | Manner::Plain) {
+            let text = lines::comparison(comparison, &|s, t| self.term.paint(s, t));
+            self.pause();
+            self.term.err(&text);
+            self.unpause();
         }
     }
 

@@ -459,7 +459,7 @@ pub fn sample() -> Vec<(Timestamp, Body)> {
             sources: Default::default(),
             format: 1,
         },
-        Body::SessionStarted { purpose: Purpose::Run, operator, fence: 1, edited: None, took_over: None },
+        Body::SessionStarted { purpose: Purpose::Run, operator, fence: 1, edited: None, matching: None, took_over: None },
         Body::PhaseStarted { path: "Prepare".into() },
         step("Prepare/Copy a%2Fb", 1, UndoKind::Block),
         Body::Intent {
@@ -546,7 +546,14 @@ mod tests {
         assert_eq!(t.get("Prepare/Copy a%2Fb").unwrap().mark, Mark::Stopped);
         t.apply(
             now,
-            &Body::SessionStarted { purpose: Purpose::Resume, operator: Operator::default(), fence: 2, edited: None, took_over: None },
+            &Body::SessionStarted {
+                purpose: Purpose::Resume,
+                operator: Operator::default(),
+                fence: 2,
+                edited: None,
+                matching: None,
+                took_over: None,
+            },
         );
         assert_eq!(t.get("Prepare/Copy a%2Fb").unwrap().mark, Mark::Running);
     }

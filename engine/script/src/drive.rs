@@ -181,19 +181,21 @@ impl Controller {
         let env = self.environment(&info.id)?;
         let lease = self.lock(&info.environment, &info.id)?;
         let files = self.kept(if edited { BTreeMap::new() } else { self.store.sources(&info.id)? });
-        *files.keep.lock() = Some((self.store.clone(), info.id.clone(), lease.fence));
         let (script, sources) = self.load(files.clone(), &info.runbook, None)?;
-        let mut new = None;
-        if edited {
-            let read = sources.read_so_far();
-            self.store.replace_sources(&info.id, lease.fence, &read)?;
-            new = Some(digests(&read));
-        }
         let history = self.history(&info.id)?;
         if history.rolling_back() {
             return Err(Error::new(Code::RUN_STATE, format!("run {} is being rolled back", info.id))
                 .hint(format!("`runbook rollback {}` goes on with that", info.id)));
         }
+        let mut new = None;
+        if edited {
+            let matching = self.compare(&script, &info.id, &env, &files, lease.fence)?;
+            // Only now: a runbook that does not match must not take the place of the one that does.
+            let read = sources.read_so_far();
+            self.store.replace_sources(&info.id, lease.fence, &read)?;
+            new = Some((digests(&read), matching));
+        }
+        *files.keep.lock() = Some((self.store.clone(), info.id.clone(), lease.fence));
         self.begin(&info.id, &lease, vec![(self.clock.now(), self.session(Purpose::Resume, &lease, new))])?;
         let run = self.make_run(&info.id, &env, files, lease.fence, history, Mode::Forward);
         Ok(self.forward(&script, &run, lease))
@@ -221,6 +223,15 @@ impl Controller {
         self.begin(&info.id, &lease, vec![(self.clock.now(), self.session(Purpose::Rollback, &lease, None))])?;
         let run = self.make_run(&info.id, &env, files, lease.fence, history, Mode::Rollback);
         Ok(self.backward(&script, &run, lease, "asked for by the operator"))
+    }
+
+    /// Compares an edited runbook with the record, before anything is touched; the finished steps that match.
+    fn compare(&self, script: &Script, id: &str, env: &Arc<Environment>, files: &Arc<KeptFiles>, fence: i64) -> Result<Vec<String>> {
+        let history = History::load(self.store.as_ref(), id, &mut |_, _| {})?;
+        let run = self.make_run(id, env, files.clone(), fence, history, Mode::Compare);
+        let (found, mismatch) = run.comparison(evaluate(script, &run));
+        self.observer.compared(&found);
+        mismatch.map_or(Ok(found.matching), Err)
     }
 
     fn resumable(&self, info: &RunInfo, what: &str) -> Result<()> {
@@ -280,12 +291,14 @@ impl Controller {
         Ok(lease)
     }
 
-    fn session(&self, purpose: Purpose, lease: &Lease, edited: Option<BTreeMap<String, String>>) -> Body {
+    fn session(&self, purpose: Purpose, lease: &Lease, edited: Option<(BTreeMap<String, String>, Vec<String>)>) -> Body {
+        let (edited, matching) = edited.unzip();
         Body::SessionStarted {
             purpose,
             operator: self.operator.clone(),
             fence: lease.fence,
             edited,
+            matching,
             took_over: lease.took_over.as_ref().map(ToString::to_string),
         }
     }

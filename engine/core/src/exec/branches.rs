@@ -12,7 +12,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::frame::{Frame, escape};
-use super::run::Run;
+use super::run::{Mode, Run};
 use crate::error::{Code, Error, Failure, Kind, Result};
 use crate::journal::{Body, Status};
 
@@ -78,6 +78,8 @@ struct Round<'a, T, F> {
     quiet: bool,
     /// Undo blocks are gathered: everything is evaluated, and ends where its record ends.
     gathering: bool,
+    /// An edited runbook is compared: every branch is gone through, whatever is found in another one.
+    comparing: bool,
     /// Those that stay left out: the script went on without them.
     left_out: HashSet<String>,
     /// Those whose recorded failure stands, counted from the start.
@@ -118,8 +120,9 @@ impl Run {
             .detail("path", &path)
             .hint("resume with the runbook that the run began with, or see `runbook explain RB0016`"));
         }
-        let gathering = self.frontier().is_err();
-        let quiet = gathering || parent.held.is_some() || recorded.is_none() && history.knows_below(&path);
+        let comparing = self.parts.mode == Mode::Compare;
+        let gathering = !comparing && self.frontier().is_err();
+        let quiet = gathering || comparing || parent.held.is_some() || recorded.is_none() && history.knows_below(&path);
         if recorded.is_none() && !quiet {
             self.check_stop()?;
             self.append_later(Body::BranchesStarted { path: path.clone(), word: plan.word.into(), names: plan.names.clone() })?;
@@ -141,6 +144,7 @@ impl Run {
             record,
             quiet,
             gathering,
+            comparing,
             left_out,
             failed: AtomicUsize::new(known_failed.len()),
             known_failed,
@@ -229,7 +233,9 @@ impl<T: Send, F: Fn(usize, &Arc<Frame>) -> Result<T> + Sync> Round<'_, T, F> {
         }
         let results: Vec<Branch<T>> = self.results.into_iter().map(Mutex::into_inner).collect();
         let failures = || results.iter().filter_map(|r| if let Branch::Failed(e) = r { Some(&**e) } else { None });
-        let stop = self.stop.into_inner().or_else(|| failures().find(|e| !e.kind.catchable()).cloned());
+        // A mismatch first: another branch may just have come to the end of its record.
+        let mismatch = failures().find(|e| e.kind == Kind::Mismatch).cloned();
+        let stop = mismatch.or_else(|| self.stop.into_inner()).or_else(|| failures().find(|e| !e.kind.catchable()).cloned());
         if let Some(mut stop) = stop {
             // Whatever failed meanwhile is tried again as well when the run goes on.
             for p in failures().flat_map(|e| &e.at) {
@@ -291,6 +297,9 @@ impl<T: Send, F: Fn(usize, &Arc<Frame>) -> Result<T> + Sync> Round<'_, T, F> {
     fn may_begin(&self, i: usize, name: &str, open: bool) -> bool {
         if self.gathering {
             return true;
+        }
+        if self.comparing {
+            return !self.left_out.contains(name);
         }
         if self.left_out.contains(name) || self.halted.load(Ordering::SeqCst) {
             return false;

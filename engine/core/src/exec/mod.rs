@@ -5,6 +5,7 @@
 
 mod act;
 mod branches;
+mod compare;
 mod control;
 mod frame;
 mod history;
@@ -15,6 +16,7 @@ mod undo;
 mod wait;
 
 pub use branches::{Branch, BranchPlan, Branched};
+pub use compare::Comparison;
 pub use frame::{Frame, Window, escape};
 pub use history::History;
 pub use lease::{LEASE, Lease, Liveness};

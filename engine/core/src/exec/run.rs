@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
+use super::compare::Comparison;
 use super::history::{History, Recorded};
 use super::undo::UndoStack;
 use crate::cancel::Cancel;
@@ -26,6 +27,8 @@ pub enum Mode {
     Forward,
     /// To rebuild the undo blocks with their variables: nothing new happens, evaluation ends where the record ends.
     Rollback,
+    /// To compare an edited runbook with the record: nothing happens at all, nothing is asked, nothing is recorded.
+    Compare,
 }
 
 /// Follows a run: the terminal's view, `run --json`.
@@ -38,6 +41,8 @@ pub trait Observer: Send + Sync {
     fn progress(&self, _path: &str, _progress: &Progress) {}
     /// Something the operator should know now that is no entry.
     fn notice(&self, _text: &str) {}
+    /// An edited runbook was compared with the record.
+    fn compared(&self, _comparison: &Comparison) {}
 }
 
 /// Shows nothing.
@@ -226,6 +231,8 @@ pub struct Run {
     pub(super) undo: UndoStack,
     pub(super) no_return: Mutex<Option<String>>,
     pub(super) undoing: AtomicBool,
+    /// In a comparison: the finished steps that are yet to be found in the edited runbook.
+    pub(super) unseen: Mutex<BTreeSet<String>>,
     wrote: AtomicBool,
     moved: AtomicBool,
 }
@@ -238,7 +245,9 @@ impl Run {
         let touched = Mutex::new(parts.history.touched.iter().cloned().collect());
         let wrote = AtomicBool::new(parts.history.wrote());
         let no_return = Mutex::new(parts.history.no_return.clone());
+        let unseen = if parts.mode == Mode::Compare { parts.history.finished().into_iter().collect() } else { BTreeSet::new() };
         Arc::new(Run {
+            unseen: Mutex::new(unseen),
             parts,
             once_done,
             touched,
@@ -374,9 +383,9 @@ impl Run {
         Ok(())
     }
 
-    /// The answer that unwinds the script where the record ends, in a rollback.
+    /// The answer that unwinds the script where the record ends, in a rollback or a comparison.
     pub(super) fn frontier(&self) -> Result<()> {
-        if self.parts.mode == Mode::Rollback && !self.undoing.load(Ordering::Relaxed) {
+        if self.parts.mode != Mode::Forward && !self.undoing.load(Ordering::Relaxed) {
             return Err(Error::new(Code::ROLL_BACK, "the record ends here"));
         }
         Ok(())

@@ -74,7 +74,7 @@ impl Run {
             // An attempt that failed left no trace in the script, so replay does not go through it. A rollback does, for the undo blocks
             // in it; what it evaluates to is known.
             let result = match rec.failed.get(&attempt) {
-                Some(error) if self.parts.mode == Mode::Forward => Err(E::from(error.clone())),
+                Some(error) if self.parts.mode != Mode::Rollback => Err(E::from(error.clone())),
                 recorded => {
                     let frame = attempt_frame(parent, &path, attempt, options.timeout);
                     let timer = self.start_timer(&frame);
@@ -90,6 +90,7 @@ impl Run {
             let ended = |status, error, reason| Body::StepEnded { path: path.clone(), attempt, status, ms, error, reason };
             let fault = match result {
                 Ok(v) => {
+                    self.found(&path);
                     if !rec.ended.contains(&attempt) && self.frontier().is_ok() {
                         self.append_later(ended(Status::Ok, None, None))?;
                         self.flush()?;
@@ -117,7 +118,12 @@ impl Run {
                 continue;
             }
             if !live && rec.skipped.is_some() {
+                self.found(&path);
                 return Ok(None);
+            }
+            // The failure at which the run stopped: here a new attempt begins, which may be another one.
+            if self.parts.mode == Mode::Compare && (self.parts.history.stopped_at.contains(&path) || attempt - series < options.retries) {
+                self.frontier()?;
             }
             if !live && self.parts.mode == Mode::Rollback {
                 return Err(fault);
@@ -166,6 +172,10 @@ impl Run {
             return Ok(None);
         }
         if rec.skipped.is_some() {
+            self.found(path);
+            return Ok(Some(true));
+        }
+        if self.pass_over() {
             return Ok(Some(true));
         }
         self.frontier()?;

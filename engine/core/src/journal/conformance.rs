@@ -111,7 +111,8 @@ fn a_chain(open: &Open) {
     let fence = ready(&*store);
     assert_eq!(store.run("r").unwrap().head, GENESIS);
     assert!(read(&*store, "r", 0).is_empty());
-    let started = Body::SessionStarted { purpose: Purpose::Run, operator: operator(1), fence, edited: None, took_over: None };
+    let started =
+        Body::SessionStarted { purpose: Purpose::Run, operator: operator(1), fence, edited: None, matching: None, took_over: None };
     let two = Batch { bodies: vec![(now(), started.clone()), (now(), message("b"))], state: Some(State::Running), ..Batch::default() };
     store.append("r", fence, two).unwrap();
     store.append("r", fence, Batch { state: Some(State::Paused), ..log(3) }).unwrap();

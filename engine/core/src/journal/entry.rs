@@ -136,6 +136,9 @@ pub enum Body {
         /// Sources replaced by `resume --edited`: SHA-256 by path.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         edited: Option<BTreeMap<String, String>>,
+        /// The finished steps that the edited runbook has as they were, by path.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        matching: Option<Vec<String>>,
         /// The holder whose lock was taken over.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         took_over: Option<String>,

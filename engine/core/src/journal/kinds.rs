@@ -218,7 +218,7 @@ fn every_kind() -> Vec<Json> {
         json!({ "kind": "run_started", "data": { "runbook": "runbooks/a/runbook.rhai", "environment": "production",
             "params": { "smoke_path": "/health" }, "sources": { "runbooks/a/runbook.rhai": sha }, "format": 1 } }),
         json!({ "kind": "session_started", "data": { "purpose": "run", "operator": operator, "fence": 1, "edited": { "runbooks/a/runbook.rhai": sha },
-            "took_over": "bob@desk, process 42" } }),
+            "matching": ["Prepare/Copy"], "took_over": "bob@desk, process 42" } }),
         json!({ "kind": "phase_started", "data": { "path": "Cutover" } }),
         json!({ "kind": "window_opened", "data": { "path": "Cutover", "budget_ms": 600_000, "on_overrun": "ask" } }),
         json!({ "kind": "step_started", "data": { "path": "Cutover/Stop writes", "attempt": 1, "undo": "block",

@@ -240,14 +240,74 @@ fn an_edited_runbook_goes_on_where_it_still_matches_and_stops_where_not() {
     rig.world.lock().fail.insert("boom".into(), 99);
     assert_eq!(rig.run().state, State::Failed);
     rig.files.insert("r.rhai".into(), r#"let b = box("a"); step "s" { b.work("ONE"); } step "t" { b.work("two"); }"#.into());
-    let ended = rig.controller().resume("run-1", true).unwrap();
-    let e = ended.error.unwrap();
+    let before = rig.entries();
+    let e = rig.controller().resume("run-1", true).unwrap_err();
     assert_eq!((e.code, e.kind), (Code::MISMATCH, Kind::Mismatch));
     assert_eq!((e.details["recorded"].as_str(), e.details["now"].as_str()), (r#"box("a").work("one")"#, r#"box("a").work("ONE")"#));
+    assert_eq!(rig.entries(), before, "nothing was touched");
+    assert_eq!(rig.seen.1.lock().pop().unwrap().differing.as_deref(), Some("s"));
     rig.files.insert("r.rhai".into(), r#"let b = box("a"); step "s" { b.work("one"); } step "t" { b.work("two"); }"#.into());
     let ended = rig.controller().resume("run-1", true).unwrap();
     assert_eq!(ended.state, State::Finished, "{:?}", ended.error);
     assert_eq!(rig.world.lock().count.len(), 2);
+}
+
+#[test]
+fn an_edited_runbook_is_compared_before_anything_is_touched() {
+    let script = r#"let b = box("a");
+        phase "P" {
+            parallel { for n in ["x", "y"] { step "in" { b.work(n); } } }
+            step "two" { b.work("two"); }
+            try { step "fails" { b.work("no"); } } catch { }
+            step "when" #{ when: false } { b.work("never"); }
+        }
+        gate "Go?";
+        step "last" { b.work("boom"); b.work("later"); }"#;
+    let mut rig = Rig::new(script);
+    rig.world.lock().fail.extend([("boom".to_string(), 99), ("no".to_string(), 99)]);
+    assert_eq!(rig.run().state, State::Failed);
+    let all = ["P/#0/x/in", "P/#0/y/in", "P/two", "P/when"];
+    let sorted = |mut v: Vec<String>| {
+        v.sort();
+        v
+    };
+    // The edit; what is found to match (all unless said otherwise), and where it differs.
+    let edits: &[(&str, &str, Option<&str>)] = &[
+        (r#"b.work("later")"#, r#"b.work("otherwise")"#, None),
+        (r#"b.work("boom")"#, r#"b.work("calm")"#, None),
+        (r#"step "two""#, r#"log("new"); phase "N" { step "new" { b.work("new"); } } step "two""#, None),
+        (r#"gate "Go?";"#, r#"gate "Go?"; step "more" { b.work("more"); }"#, None),
+        (r#"step "in" { b.work(n)"#, r#"step "in" { b.work(if n == "y" { "z" } else { n })"#, Some("P/#0/y/in")),
+        (r#"step "two""#, r#"step "zwei""#, Some("P/two")),
+        (r#"step "two" { b.work("two"); }"#, "", Some("P/two")),
+        (r#"step "two""#, r#"b.work("loose"); step "two""#, Some("P/two")),
+    ];
+    for (from, to, differs) in edits {
+        assert!(script.contains(from));
+        rig.files.insert("r.rhai".into(), script.replacen(from, to, 1));
+        let count = rig.world.lock().count.clone();
+        let before = rig.entries();
+        let result = rig.controller().resume("run-1", true);
+        let found = rig.seen.1.lock().pop().unwrap();
+        assert_eq!(found.differing.as_deref(), *differs, "{to}");
+        match differs {
+            None => {
+                assert_eq!(sorted(found.matching), all, "{to}");
+                let _ = result.unwrap();
+            }
+            Some(_) => {
+                assert_eq!(result.unwrap_err().code, Code::MISMATCH, "{to}");
+                assert_eq!((rig.entries(), rig.world.lock().count.clone()), (before, count), "{to}: nothing was touched");
+                assert_eq!(sorted([found.matching, found.open].concat()).len(), 3, "{to}");
+                // The runbook that the run has is still the one that matches.
+                assert_eq!(rig.resume().state, State::Failed, "{to}");
+            }
+        }
+        // Each edit is tried on the run as it was.
+        rig = Rig::new(script);
+        rig.world.lock().fail.extend([("boom".to_string(), 99), ("no".to_string(), 99)]);
+        assert_eq!(rig.run().state, State::Failed);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use runbook_core::cancel::Cancel;
 use runbook_core::clock::System;
-use runbook_core::exec::{Ask, GateAnswer, Liveness, Observer};
+use runbook_core::exec::{Ask, Comparison, GateAnswer, Liveness, Observer};
 use runbook_core::inventory::Environment;
 use runbook_core::journal::memory::MemoryStore;
 use runbook_core::journal::{Body, Operator, Store};
@@ -190,14 +190,17 @@ impl Ask for Yes {
     }
 }
 
-/// Remembers the entries.
+/// Remembers the entries, and how edited runbooks fitted.
 #[derive(Default)]
-pub struct Seen(pub Mutex<Vec<Body>>);
+pub struct Seen(pub Mutex<Vec<Body>>, pub Mutex<Vec<Comparison>>);
 impl Observer for Seen {
     fn entry(&self, _: jiff::Timestamp, body: &Body, replayed: bool) {
         if !replayed {
             self.0.lock().push(body.clone());
         }
+    }
+    fn compared(&self, comparison: &Comparison) {
+        self.1.lock().push(comparison.clone());
     }
 }
 
