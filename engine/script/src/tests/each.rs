@@ -349,7 +349,7 @@ fn an_edited_runbook_may_not_lose_a_branch_that_had_begun() {
     assert_eq!(rig.run().state, State::Failed);
     let with = |list: &str| format!("let all = [{list}]; all.each(|x| {{ step \"s\" {{ x.work(x.name); }} }});");
     rig.files.insert("r.rhai".into(), with("box(\"a\"), box(\"c\")"));
-    let e = rig.controller().resume("run-1", true).unwrap().error.unwrap();
+    let e = rig.controller().resume("run-1", true).unwrap_err();
     assert_eq!(e.code, Code::MISMATCH, "{e:?}");
     assert!(e.message.contains("\"b\""), "{e:?}");
     rig.files.insert("r.rhai".into(), with("box(\"a\"), box(\"c\"), box(\"b\")"));
