@@ -296,7 +296,8 @@ impl<T: Send, F: Fn(usize, &Arc<Frame>) -> Result<T> + Sync> Round<'_, T, F> {
     /// Whether a branch may begin (or go on, when it is on record).
     fn may_begin(&self, i: usize, name: &str, open: bool) -> bool {
         if self.gathering {
-            return true;
+            // The script went on without those that never began: to evaluate them would end the gathering before what comes behind.
+            return self.record.ended.is_none() || self.record.begun.contains_key(name);
         }
         if self.comparing {
             return !self.left_out.contains(name);

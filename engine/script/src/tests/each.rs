@@ -428,3 +428,24 @@ fn again_began(store: &MemoryStore, host: &str) -> bool {
     let step = format!("#0/{host}/first");
     store.log("run-1").iter().any(|e| matches!(e.body(), Ok(Body::StepStarted { path, .. }) if path == step))
 }
+
+#[test]
+fn what_comes_behind_branches_that_were_left_out_is_compared_and_taken_back_too() {
+    let script = r#"
+        all.each(#{ tolerate: true, at_once: 1, max_fail: 0 }, |b| { step "s" { b.work(b.name) } undo { b.work(`undo ${b.name}`) } });
+        step "behind" { all[0].work("behind") } undo { all[0].work("undo behind") }
+        step "end" { all[0].work("boom") }
+    "#;
+    let mut rig = rig(script);
+    rig.world.lock().fail.extend([("web3".to_string(), 99), ("boom".to_string(), 99)]);
+    assert_eq!(rig.run().state, State::Failed);
+    rig.files.insert("r.rhai".into(), format!("{BOXES}{}", script.replace("\"boom\"", "\"bang\"")));
+    rig.world.lock().fail.insert("bang".into(), 99);
+    assert_eq!(rig.controller().resume("run-1", true).unwrap().state, State::Failed);
+    let found = rig.seen.1.lock().pop().unwrap();
+    assert_eq!((found.differing, found.matching.len()), (None, 4), "{:?}", found.matching);
+    assert_eq!(rig.rollback().state, State::RolledBack);
+    let count = rig.world.lock().count.clone();
+    assert_eq!(count.get("undo behind"), Some(&1), "{count:?}");
+    assert_eq!(count.get("undo web0"), Some(&1), "{count:?}");
+}
