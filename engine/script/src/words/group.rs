@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rhai::{Dynamic, Engine};
 use runbook_core::{Code, Error, Ty};
 
-use super::{Res, duration, end, eval_in, fail, here, next, options, text};
+use super::{Res, duration, end, eval_in, fail, here, name_and_block, named_block, next, options, text};
 use crate::engine::Host;
 use crate::fault::ScriptFault;
 
@@ -53,33 +53,18 @@ pub fn register(e: &mut Engine, host: &Arc<Host>) {
         },
     );
     let h = host.clone();
-    e.register_custom_syntax_with_state_raw(
-        "downtime",
-        |symbols, look, _| match symbols.len() {
-            1 => next("$expr$"),
-            2 if look == "#{" => next("$expr$"),
-            2 => next("$block$"),
-            3 if symbols.last().is_some_and(|s| s == "$expr$") => next("$block$"),
-            _ => end(look),
-        },
-        false,
-        move |ctx, inputs, _| -> Res<Dynamic> {
-            let (name, opts, block) = match inputs {
-                [name, block] => (name, None, block),
-                [name, opts, block] => (name, Some(opts), block),
-                _ => return Ok(Dynamic::UNIT),
-            };
-            let title = text(ctx, name, "the name of a downtime")?;
-            let o = options(ctx, opts, "downtime", &[("budget", Ty::Duration), ("on_overrun", Ty::Str)])?;
-            let on_overrun = o.get("on_overrun").and_then(|v| v.as_str()).unwrap_or("ask").to_string();
-            if !["ask", "rollback", "continue"].contains(&on_overrun.as_str()) {
-                let e = Error::new(Code::BAD_WORD, format!("on_overrun is \"ask\", \"rollback\" or \"continue\", not \"{on_overrun}\""));
-                return Err(fail(ctx, opts.unwrap_or(name).position(), e));
-            }
-            let (frame, run) = here(ctx, &h).map_err(|e| fail(ctx, name.position(), e))?;
-            let done =
-                run.downtime(&frame, &title, duration(&o, "budget"), &on_overrun, |f| eval_in(ctx, f.clone(), block).map_err(ScriptFault));
-            done.map_err(|e| e.0)
-        },
-    );
+    e.register_custom_syntax_with_state_raw("downtime", named_block, false, move |ctx, inputs, _| -> Res<Dynamic> {
+        let Some((name, opts, block)) = name_and_block(inputs) else { return Ok(Dynamic::UNIT) };
+        let title = text(ctx, name, "the name of a downtime")?;
+        let o = options(ctx, opts, "downtime", &[("budget", Ty::Duration), ("on_overrun", Ty::Str)])?;
+        let on_overrun = o.get("on_overrun").and_then(|v| v.as_str()).unwrap_or("ask").to_string();
+        if !["ask", "rollback", "continue"].contains(&on_overrun.as_str()) {
+            let e = Error::new(Code::BAD_WORD, format!("on_overrun is \"ask\", \"rollback\" or \"continue\", not \"{on_overrun}\""));
+            return Err(fail(ctx, opts.unwrap_or(name).position(), e));
+        }
+        let (frame, run) = here(ctx, &h).map_err(|e| fail(ctx, name.position(), e))?;
+        let done =
+            run.downtime(&frame, &title, duration(&o, "budget"), &on_overrun, |f| eval_in(ctx, f.clone(), block).map_err(ScriptFault));
+        done.map_err(|e| e.0)
+    });
 }

@@ -121,6 +121,26 @@ fn next(symbol: &'static str) -> std::result::Result<Option<ImmutableString>, Pa
     Ok(Some(symbol.into()))
 }
 
+/// The parser of a word that is written `WORD NAME [#{ … }] { … }`; [`name_and_block`] takes it apart.
+fn named_block(symbols: &[ImmutableString], look: &str, _: &mut Dynamic) -> std::result::Result<Option<ImmutableString>, ParseError> {
+    match symbols.len() {
+        1 => next("$expr$"),
+        2 if look == "#{" => next("$expr$"),
+        2 => next("$block$"),
+        3 if symbols.last().is_some_and(|s| s == "$expr$") => next("$block$"),
+        _ => end(look),
+    }
+}
+
+/// The name, the options and the block of a word that [`named_block`] has parsed.
+fn name_and_block<'i, 'a>(inputs: &'i [Expression<'a>]) -> Option<(&'i Expression<'a>, Option<&'i Expression<'a>>, &'i Expression<'a>)> {
+    match inputs {
+        [name, block] => Some((name, None, block)),
+        [name, options, block] => Some((name, Some(options), block)),
+        _ => None,
+    }
+}
+
 /// The frame and the run of the place where a word stands.
 fn here(ctx: &EvalContext<'_, '_, '_, '_, '_, '_>, host: &Host) -> Result<(Arc<Frame>, Arc<Run>)> {
     Ok((frame_of(Some(ctx.tag()))?, run_of(host)?))
