@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use runbook_core::cancel::Cancel;
 use runbook_core::clock::System;
 use runbook_core::error::Kind;
-use runbook_core::exec::{CrashPoint, DoubtAnswer};
+use runbook_core::exec::{CrashPoint, DoubtAnswer, Surroundings};
 use runbook_core::inventory::Environment;
 use runbook_core::journal::{State, Store};
 use runbook_core::{Code, Error, Result};
@@ -95,22 +95,24 @@ impl Session {
             Box::new(move |question, echo| asker.secret(question, echo))
         });
         let controller = Controller {
-            store,
-            clock: Arc::new(System),
-            registry: Arc::new(runbook_primitives::registry()),
-            shared: Arc::default(),
-            secrets: Arc::new(secrets),
-            redactor: Default::default(),
+            around: Surroundings {
+                store,
+                clock: Arc::new(System),
+                registry: Arc::new(runbook_primitives::registry()),
+                shared: Arc::default(),
+                secrets: Arc::new(secrets),
+                redactor: Default::default(),
+                observer: view.clone(),
+                ask: asker.clone(),
+                runtime: runtime.handle().clone(),
+                stop,
+                abort,
+                crash: crash_point(),
+            },
             files: Arc::new(project.clone()),
-            observer: view.clone(),
-            ask: asker.clone(),
-            runtime: runtime.handle().clone(),
-            stop,
-            abort,
             operator: here(),
             alive: Arc::new(alive),
             take_over: wishes.take_over,
-            crash: crash_point(),
         };
         Ok(Session { controller, view, asker, run: run.to_string(), runtime })
     }
@@ -127,7 +129,7 @@ impl Session {
             app.term.err("note: no answer was asked for: the far side could tell what happened, or nothing was in doubt\n");
         }
         let shown = |f: &mut Failure| {
-            let sources = controller.store.sources(&run).unwrap_or_default();
+            let sources = controller.around.store.sources(&run).unwrap_or_default();
             for file in f.errors.iter().filter_map(|e| e.location.as_ref()).map(|l| l.file.clone()) {
                 let kept = sources.get(&file).map(|b| String::from_utf8_lossy(b).into_owned());
                 let now = || project.text(&file).ok();

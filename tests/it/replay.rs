@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use runbook_core::cancel::Cancel;
 use runbook_core::clock::System;
-use runbook_core::exec::{Liveness, NoAsk, Observer};
+use runbook_core::exec::{Liveness, NoAsk, Observer, Surroundings};
 use runbook_core::inventory::Environment;
 use runbook_core::journal::memory::MemoryStore;
 use runbook_core::journal::{Batch, Body, Entry, NewRun, Operator, State, Store};
@@ -66,27 +66,29 @@ fn replay(journal: &Path, sources: &Path) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let seen = Arc::new(New::default());
     let controller = Controller {
-        store: store.clone(),
-        clock: Arc::new(System),
-        registry: Arc::new({
-            let mut r = runbook_primitives::registry();
-            // There is nobody left to clean up on.
-            r.hooks.clear();
-            r
-        }),
-        shared: Arc::default(),
-        secrets: Arc::new(World::default()),
-        redactor: Redactor::default(),
+        around: Surroundings {
+            store: store.clone(),
+            clock: Arc::new(System),
+            registry: Arc::new({
+                let mut r = runbook_primitives::registry();
+                // There is nobody left to clean up on.
+                r.hooks.clear();
+                r
+            }),
+            shared: Arc::default(),
+            secrets: Arc::new(World::default()),
+            redactor: Redactor::default(),
+            observer: seen.clone(),
+            ask: Arc::new(NoAsk),
+            runtime: runtime.handle().clone(),
+            stop: Cancel::default(),
+            abort: Cancel::default(),
+            crash: None,
+        },
         files: Arc::new(NoFiles),
-        observer: seen.clone(),
-        ask: Arc::new(NoAsk),
-        runtime: runtime.handle().clone(),
-        stop: Cancel::default(),
-        abort: Cancel::default(),
         operator: Operator { pid: 2, ..Operator::default() },
         alive: Arc::new(|_| Liveness::Dead),
         take_over: false,
-        crash: None,
     };
     let ended = controller.resume(&id, false).unwrap();
     assert_eq!(ended.state, State::Finished, "{}: {:?}", journal.display(), ended.error);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use runbook_core::cancel::Cancel;
 use runbook_core::clock::System;
-use runbook_core::exec::{Liveness, NoAsk, Quiet};
+use runbook_core::exec::{Liveness, NoAsk, Quiet, Surroundings};
 use runbook_core::inventory::Environment;
 use runbook_core::journal::{Operator, SqliteStore, State};
 use runbook_core::primitive::{Cx, Files, Outcome, Primitive, Registry, SecretSource};
@@ -48,22 +48,24 @@ fn controller(store: &Path, actions: u32, runtime: &tokio::runtime::Runtime, pid
     registry.add(Look(Spec::function("look", Effect::Read, "Looks.").arg("at", Ty::Int, "Where.").returns(Ty::Str)));
     let script = format!("for i in 0..{} {{ step `s${{i}}` {{ for j in 0..100 {{ look(j); }} }} }}\ngate \"Go?\";", actions / 100);
     Ok(Controller {
-        store: Arc::new(SqliteStore::open(store)?),
-        clock: Arc::new(System),
-        registry: Arc::new(registry),
-        shared: Arc::default(),
-        secrets: Arc::new(NoSecrets),
-        redactor: Redactor::default(),
+        around: Surroundings {
+            store: Arc::new(SqliteStore::open(store)?),
+            clock: Arc::new(System),
+            registry: Arc::new(registry),
+            shared: Arc::default(),
+            secrets: Arc::new(NoSecrets),
+            redactor: Redactor::default(),
+            observer: Arc::new(Quiet),
+            ask: Arc::new(NoAsk),
+            runtime: runtime.handle().clone(),
+            stop: Cancel::default(),
+            abort: Cancel::default(),
+            crash: None,
+        },
         files: Arc::new(Script(script)),
-        observer: Arc::new(Quiet),
-        ask: Arc::new(NoAsk),
-        runtime: runtime.handle().clone(),
-        stop: Cancel::default(),
-        abort: Cancel::default(),
         operator: Operator { pid, ..Operator::default() },
         alive: Arc::new(|_| Liveness::Dead),
         take_over: false,
-        crash: None,
     })
 }
 

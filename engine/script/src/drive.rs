@@ -6,15 +6,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rand::Rng;
 use rhai::{Dynamic, Engine, EvalContext, Scope};
-use runbook_core::cancel::Cancel;
 use runbook_core::clock::{Clock, rfc3339};
 use runbook_core::digest::sha256_hex;
 use runbook_core::error::{Kind, Location};
-use runbook_core::exec::{Ask, CrashPoint, Frame, History, Lease, Liveness, Mode, Observer, Run, RunParts};
+use runbook_core::exec::{CrashPoint, Frame, History, Lease, Liveness, Mode, Run, RunParts, Surroundings};
 use runbook_core::inventory::Environment;
 use runbook_core::journal::{Batch, Body, FORMAT, NewRun, Operator, Purpose, RunInfo, State, Store};
-use runbook_core::primitive::{Files, Registry, SecretSource, Shared};
-use runbook_core::secret::Redactor;
+use runbook_core::primitive::Files;
 use runbook_core::{Code, Error, Result, Value};
 
 use crate::check::check;
@@ -33,38 +31,16 @@ pub type Crash = Arc<dyn Fn(CrashPoint<'_>) + Send + Sync>;
 
 /// Everything that runs share in one controller.
 pub struct Controller {
-    /// Where journals live.
-    pub store: Arc<dyn Store>,
-    /// Where time comes from.
-    pub clock: Arc<dyn Clock>,
-    /// What scripts can call.
-    pub registry: Arc<Registry>,
-    /// State shared by primitives.
-    pub shared: Arc<Shared>,
-    /// Where secrets come from.
-    pub secrets: Arc<dyn SecretSource>,
-    /// What is struck.
-    pub redactor: Redactor,
+    /// Where they are recorded, what they may use, who follows and who answers.
+    pub around: Surroundings,
     /// The project's files as they are now.
     pub files: Arc<dyn Files>,
-    /// Who follows.
-    pub observer: Arc<dyn Observer>,
-    /// Who answers.
-    pub ask: Arc<dyn Ask>,
-    /// Where primitives run.
-    pub runtime: tokio::runtime::Handle,
-    /// Set to stop after the action in hand.
-    pub stop: Cancel,
-    /// Set to stop now.
-    pub abort: Cancel,
     /// Who we are.
     pub operator: Operator,
     /// Whether another controller is alive.
     pub alive: Arc<dyn Fn(&Operator) -> Liveness + Send + Sync>,
     /// Take over a stale lock.
     pub take_over: bool,
-    /// The crash harness.
-    pub crash: Option<Crash>,
 }
 
 /// How a controller's work on a run ended.
@@ -147,9 +123,14 @@ impl Controller {
         let env_json = serde_json::to_vec(&env.to_json()).map_err(|e| Error::internal(format!("the environment cannot be kept: {e}")))?;
         kept.insert(ENVIRONMENT.into(), env_json);
         let lease = self.lock(&env.name, id)?;
-        self.store.create(&NewRun { id: id.into(), environment: env.name.clone(), runbook: runbook.into(), sources: kept.clone() })?;
-        *files.keep.lock() = Some((self.store.clone(), id.into(), lease.fence));
-        let now = self.clock.now();
+        self.around.store.create(&NewRun {
+            id: id.into(),
+            environment: env.name.clone(),
+            runbook: runbook.into(),
+            sources: kept.clone(),
+        })?;
+        *files.keep.lock() = Some((self.around.store.clone(), id.into(), lease.fence));
+        let now = self.around.clock.now();
         let started = Body::RunStarted {
             runbook: runbook.into(),
             environment: env.name.clone(),
@@ -167,8 +148,8 @@ impl Controller {
     #[must_use]
     pub fn check(&self, runbook: &str, env: Option<&Environment>) -> Vec<Error> {
         let sources = Sources::new(self.files.clone());
-        let (engine, _host) = make(self.registry.clone(), sources.clone());
-        check(&engine, &self.registry, &sources, runbook, env).findings
+        let (engine, _host) = make(self.around.registry.clone(), sources.clone());
+        check(&engine, &self.around.registry, &sources, runbook, env).findings
     }
 
     /// Goes on with a run that stopped. With `edited`, from the project's files as they are now.
@@ -176,11 +157,11 @@ impl Controller {
     /// # Errors
     /// `RB0008`, `RB0009` when there is nothing to go on with; `RB0006`, `RB0007` when it is held; what the store says.
     pub fn resume(&self, id: &str, edited: bool) -> Result<Ended> {
-        let info = self.store.run(id)?;
+        let info = self.around.store.run(id)?;
         self.resumable(&info, "resumed")?;
         let env = self.environment(&info.id)?;
         let lease = self.lock(&info.environment, &info.id)?;
-        let files = self.kept(if edited { BTreeMap::new() } else { self.store.sources(&info.id)? });
+        let files = self.kept(if edited { BTreeMap::new() } else { self.around.store.sources(&info.id)? });
         let (script, sources) = self.load(files.clone(), &info.runbook, None)?;
         let history = self.history(&info.id)?;
         if history.rolling_back() {
@@ -192,11 +173,11 @@ impl Controller {
             let matching = self.compare(&script, &info.id, &env, &files, lease.fence)?;
             // Only now: a runbook that does not match must not take the place of the one that does.
             let read = sources.read_so_far();
-            self.store.replace_sources(&info.id, lease.fence, &read)?;
+            self.around.store.replace_sources(&info.id, lease.fence, &read)?;
             new = Some((digests(&read), matching));
         }
-        *files.keep.lock() = Some((self.store.clone(), info.id.clone(), lease.fence));
-        self.begin(&info.id, &lease, vec![(self.clock.now(), self.session(Purpose::Resume, &lease, new))])?;
+        *files.keep.lock() = Some((self.around.store.clone(), info.id.clone(), lease.fence));
+        self.begin(&info.id, &lease, vec![(self.around.clock.now(), self.session(Purpose::Resume, &lease, new))])?;
         let run = self.make_run(&info.id, &env, files, lease.fence, history, Mode::Forward);
         Ok(self.forward(&script, &run, lease))
     }
@@ -206,31 +187,31 @@ impl Controller {
     /// # Errors
     /// As [`Controller::resume`]; `RB0014` past the point of no return.
     pub fn rollback(&self, id: &str) -> Result<Ended> {
-        let info = self.store.run(id)?;
+        let info = self.around.store.run(id)?;
         if info.state == State::RolledBack {
             return Err(Error::new(Code::RUN_STATE, format!("run {} was rolled back already", info.id)));
         }
         let env = self.environment(&info.id)?;
         let lease = self.lock(&info.environment, &info.id)?;
-        let files = self.kept(self.store.sources(&info.id)?);
-        *files.keep.lock() = Some((self.store.clone(), info.id.clone(), lease.fence));
+        let files = self.kept(self.around.store.sources(&info.id)?);
+        *files.keep.lock() = Some((self.around.store.clone(), info.id.clone(), lease.fence));
         let (script, _) = self.load(files.clone(), &info.runbook, None)?;
         let history = self.history(&info.id)?;
         if let Some(why) = history.no_return() {
             return Err(Error::new(Code::PAST_NO_RETURN, format!("run {} is past its point of no return: {why}", info.id))
                 .hint(format!("it can only go forward: `runbook resume {}`, or write a runbook that moves back", info.id)));
         }
-        self.begin(&info.id, &lease, vec![(self.clock.now(), self.session(Purpose::Rollback, &lease, None))])?;
+        self.begin(&info.id, &lease, vec![(self.around.clock.now(), self.session(Purpose::Rollback, &lease, None))])?;
         let run = self.make_run(&info.id, &env, files, lease.fence, history, Mode::Rollback);
         Ok(self.backward(&script, &run, lease, "asked for by the operator"))
     }
 
     /// Compares an edited runbook with the record, before anything is touched; the finished steps that match.
     fn compare(&self, script: &Script, id: &str, env: &Arc<Environment>, files: &Arc<KeptFiles>, fence: i64) -> Result<Vec<String>> {
-        let history = History::load(self.store.as_ref(), id, &mut |_, _| {})?;
+        let history = History::load(self.around.store.as_ref(), id, &mut |_, _| {})?;
         let run = self.make_run(id, env, files.clone(), fence, history, Mode::Compare);
         let (found, mismatch) = run.comparison(evaluate(script, &run));
-        self.observer.compared(&found);
+        self.around.observer.compared(&found);
         mismatch.map_or(Ok(found.matching), Err)
     }
 
@@ -255,8 +236,8 @@ impl Controller {
     fn load(&self, files: Arc<KeptFiles>, runbook: &str, env: Option<&Environment>) -> Result<(Script, Arc<Sources>)> {
         let sources = Sources::new(files.clone());
         sources.keep_library(&files.kept.lock());
-        let (engine, host) = make(self.registry.clone(), sources.clone());
-        let checked = check(&engine, &self.registry, &sources, runbook, env);
+        let (engine, host) = make(self.around.registry.clone(), sources.clone());
+        let checked = check(&engine, &self.around.registry, &sources, runbook, env);
         if let Some(first) = checked.findings.into_iter().next() {
             return Err(first);
         }
@@ -266,6 +247,7 @@ impl Controller {
 
     fn environment(&self, id: &str) -> Result<Arc<Environment>> {
         let bytes = self
+            .around
             .store
             .source(id, ENVIRONMENT)?
             .ok_or_else(|| Error::new(Code::STORE_DAMAGED, format!("run {id} has lost its environment")))?;
@@ -275,19 +257,26 @@ impl Controller {
     }
 
     fn history(&self, id: &str) -> Result<History> {
-        History::load(self.store.as_ref(), id, &mut |entry, body| {
+        History::load(self.around.store.as_ref(), id, &mut |entry, body| {
             let time = entry.time.parse().unwrap_or_default();
-            self.observer.entry(time, body, true);
+            self.around.observer.entry(time, body, true);
         })
     }
 
     fn lock(&self, environment: &str, id: &str) -> Result<Lease> {
-        let mut lease =
-            Lease::take(&self.store, self.clock.as_ref(), environment, id, &self.operator, self.take_over, self.alive.as_ref())?;
+        let mut lease = Lease::take(
+            &self.around.store,
+            self.around.clock.as_ref(),
+            environment,
+            id,
+            &self.operator,
+            self.take_over,
+            self.alive.as_ref(),
+        )?;
         if let Some(h) = &lease.took_over {
-            self.observer.notice(&format!("took over from {}, whose controller is gone", h));
+            self.around.observer.notice(&format!("took over from {}, whose controller is gone", h));
         }
-        lease.keep(&self.runtime, self.clock.clone(), self.abort.clone());
+        lease.keep(&self.around.runtime, self.around.clock.clone(), self.around.abort.clone());
         Ok(lease)
     }
 
@@ -304,10 +293,10 @@ impl Controller {
     }
 
     fn begin(&self, id: &str, lease: &Lease, bodies: Vec<(jiff::Timestamp, Body)>) -> Result<()> {
-        self.store.append(id, lease.fence, Batch { bodies: bodies.clone(), state: Some(State::Running), ..Batch::default() })?;
+        self.around.store.append(id, lease.fence, Batch { bodies: bodies.clone(), state: Some(State::Running), ..Batch::default() })?;
         for (t, b) in &bodies {
-            self.observer.entry(*t, b, false);
-            if let Some(crash) = &self.crash {
+            self.around.observer.entry(*t, b, false);
+            if let Some(crash) = &self.around.crash {
                 crash(CrashPoint::Entry(b));
             }
         }
@@ -315,26 +304,7 @@ impl Controller {
     }
 
     fn make_run(&self, id: &str, env: &Arc<Environment>, files: Arc<KeptFiles>, fence: i64, history: History, mode: Mode) -> Arc<Run> {
-        Run::new(RunParts {
-            id: id.into(),
-            env: env.clone(),
-            store: self.store.clone(),
-            fence,
-            history,
-            mode,
-            registry: self.registry.clone(),
-            shared: self.shared.clone(),
-            clock: self.clock.clone(),
-            secrets: self.secrets.clone(),
-            redactor: self.redactor.clone(),
-            files,
-            observer: self.observer.clone(),
-            ask: self.ask.clone(),
-            runtime: self.runtime.clone(),
-            stop: self.stop.clone(),
-            abort: self.abort.clone(),
-            crash: self.crash.clone(),
-        })
+        Run::new(RunParts { id: id.into(), env: env.clone(), fence, history, mode, files, around: self.around.clone() })
     }
 
     fn forward(&self, script: &Script, run: &Arc<Run>, lease: Lease) -> Ended {
@@ -360,9 +330,9 @@ impl Controller {
             // Now it is on record that the run ended there, so that the failed step gets its new attempt.
             let again = || -> Result<Arc<Run>> {
                 run.end(state, Some(error.clone()))?;
-                let history = History::load(self.store.as_ref(), run.id(), &mut |_, _| {})?;
+                let history = History::load(self.around.store.as_ref(), run.id(), &mut |_, _| {})?;
                 let env = self.environment(run.id())?;
-                Ok(self.make_run(run.id(), &env, self.kept(self.store.sources(run.id())?), lease.fence, history, Mode::Forward))
+                Ok(self.make_run(run.id(), &env, self.kept(self.around.store.sources(run.id())?), lease.fence, history, Mode::Forward))
             };
             return match again() {
                 Ok(next) => self.forward(script, &next, lease),
@@ -385,10 +355,10 @@ impl Controller {
     /// A forward run that is to be taken back: its record is read again and evaluated for its undo blocks.
     fn turn_back(&self, script: &Script, run: &Arc<Run>, lease: Lease, why: &Error) -> Ended {
         let again = || -> Result<Arc<Run>> {
-            self.store.flush(run.id(), lease.fence)?;
+            self.around.store.flush(run.id(), lease.fence)?;
             let env = self.environment(run.id())?;
-            let history = History::load(self.store.as_ref(), run.id(), &mut |_, _| {})?;
-            let files = self.kept(self.store.sources(run.id())?);
+            let history = History::load(self.around.store.as_ref(), run.id(), &mut |_, _| {})?;
+            let files = self.kept(self.around.store.sources(run.id())?);
             Ok(self.make_run(run.id(), &env, files, lease.fence, history, Mode::Rollback))
         };
         match again() {

@@ -112,7 +112,7 @@ impl Run {
         if rec.name == name && rec.digest == digest {
             return Ok(());
         }
-        let now = self.parts.redactor.text(&call.show(short));
+        let now = self.parts.around.redactor.text(&call.show(short));
         let why = if rec.call == now { "the arguments' content differs" } else { "another call stands here now" };
         Err(Error::new(Code::MISMATCH, format!("this run no longer matches its runbook at {path}: {why}"))
             .detail("recorded", &rec.call)
@@ -163,7 +163,7 @@ struct Act<'a> {
 
 impl Act<'_> {
     fn shown(&self) -> String {
-        self.run.parts.redactor.text(&self.call.show(self.prim.spec().name))
+        self.run.parts.around.redactor.text(&self.call.show(self.prim.spec().name))
     }
 
     /// Intent first: dying after the act but before the record would make resume act twice.
@@ -216,12 +216,12 @@ impl Act<'_> {
                 .retryable(true)
         };
         let limit = frame.timeout.as_ref().map(|t| t.1).unwrap_or_default();
-        run.parts.runtime.block_on(async {
+        run.parts.around.runtime.block_on(async {
             let work = make(cx);
             tokio::pin!(work);
             tokio::select! {
                 biased;
-                () = run.parts.abort.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped in the middle of {}", self.shown()))
+                () = run.parts.around.abort.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped in the middle of {}", self.shown()))
                     .hint(format!("the action is in doubt: `runbook resume {}` finds out what became of it", run.id()))),
                 r = &mut work => Ok(match r {
                     Err(_) if cancel.is_cancelled() => Err(late(limit)),
@@ -295,11 +295,11 @@ impl Act<'_> {
 
     fn ask(&self, id: &ActionId, known: &str) -> Result<Reconciled> {
         let run = self.run;
-        let known = run.parts.redactor.text(known);
+        let known = run.parts.around.redactor.text(known);
         run.append(Body::DoubtAsked { path: self.path.clone(), action: id.0.clone(), known: known.clone() })?;
         let (answer, by) = match run.message("doubt", &self.path)? {
             Some(m) => (m.answer.clone(), m.by),
-            None => match run.parts.ask.doubt(&self.shown(), &known)? {
+            None => match run.parts.around.ask.doubt(&self.shown(), &known)? {
                 Some(a) => {
                     let text = match a {
                         DoubtAnswer::Retry => "retry",
@@ -332,7 +332,7 @@ impl Act<'_> {
     fn record(&self, frame: &Frame, result: Result<Outcome>, took: Duration, via: Via) -> Result<Value> {
         let run = self.run;
         let effect = self.prim.spec().effect;
-        let strike = |s: String| run.parts.redactor.text(&s);
+        let strike = |s: String| run.parts.around.redactor.text(&s);
         let (value, error, changed, note, facts) = match result {
             Ok(o) => {
                 let json = o.value.map_text(&strike).to_json();

@@ -80,7 +80,7 @@ impl Run {
         };
         let answer = match elsewhere()? {
             Some(a) => Some(a),
-            None => self.parts.ask.gate(&path, question, &mut elsewhere)?,
+            None => self.parts.around.ask.gate(&path, question, &mut elsewhere)?,
         };
         let Some(a) = answer else {
             return Err(Error::new(Code::PAUSED, format!("the gate \"{question}\" waits for an answer"))
@@ -88,7 +88,7 @@ impl Run {
                 .hint(format!("`runbook approve {0}` answers it, then `runbook resume {0}`", self.id())));
         };
         self.append(Body::GateAnswered { path: path.clone(), yes: a.yes, by: a.by.clone(), comment: a.comment })?;
-        self.parts.store.clear_messages(&self.parts.id, "gate", &path)?;
+        self.parts.around.store.clear_messages(&self.parts.id, "gate", &path)?;
         if a.yes {
             return Ok(());
         }
@@ -155,7 +155,7 @@ impl Run {
                 "rollback" => (false, "the runbook".into()),
                 _ => match self.message("overrun", &w.path)? {
                     Some(m) => (m.answer == "continue", m.by),
-                    None => match self.parts.ask.overrun(name, open, budget)? {
+                    None => match self.parts.around.ask.overrun(name, open, budget)? {
                         Some(go_on) => (go_on, "the operator".into()),
                         None => (true, "nobody was there to ask".into()),
                     },
@@ -200,6 +200,6 @@ impl Run {
             return Ok(());
         }
         self.frontier()?;
-        self.append_later(Body::Log { path, level: level.into(), message: self.parts.redactor.text(message) })
+        self.append_later(Body::Log { path, level: level.into(), message: self.parts.around.redactor.text(message) })
     }
 }

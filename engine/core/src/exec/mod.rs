@@ -10,6 +10,7 @@ mod control;
 mod frame;
 mod history;
 mod lease;
+mod live;
 mod run;
 mod step;
 mod undo;
@@ -22,6 +23,7 @@ pub use history::History;
 pub use lease::{LEASE, Lease, Liveness};
 pub use run::{
     Ask, CrashPoint, DoubtAnswer, Fault, GateAnswer, Mode, NoAsk, Observer, OnFailure, Quiet, Run, RunParts, StepChoice, StepView,
+    Surroundings,
 };
 pub use step::StepOptions;
 pub use undo::Undo;

@@ -1,6 +1,6 @@
 //! One run in one controller: its record, its surroundings, and how it is stopped.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,15 +10,15 @@ use parking_lot::Mutex;
 
 use super::compare::Comparison;
 use super::history::{History, Recorded};
+use super::live::{LiveSink, StoreFacts};
 use super::undo::UndoStack;
 use crate::cancel::Cancel;
 use crate::clock::Clock;
 use crate::error::{Code, Error, Kind, Result};
 use crate::inventory::Environment;
 use crate::journal::{Batch, Body, Message, State, Store};
-use crate::primitive::{ActionId, Cx, Facts, Files, Progress, Registry, SecretSource, Shared, Sink, StreamKind};
+use crate::primitive::{ActionId, Cx, Files, Progress, Registry, SecretSource, Shared, StreamKind};
 use crate::secret::{Redactor, Secret};
-use crate::value::Value;
 
 /// What the run is evaluated for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,20 +183,11 @@ pub enum CrashPoint<'a> {
     Acted(&'a str),
 }
 
-/// What a run is made of.
-pub struct RunParts {
-    /// The run's id.
-    pub id: String,
-    /// The environment, resolved.
-    pub env: Arc<Environment>,
+/// What surrounds the runs of a controller: where they are recorded, what they may use, who follows and who answers.
+#[derive(Clone)]
+pub struct Surroundings {
     /// Where the record lives.
     pub store: Arc<dyn Store>,
-    /// The fencing number of our lock.
-    pub fence: i64,
-    /// What is recorded already.
-    pub history: History,
-    /// Forward or back.
-    pub mode: Mode,
     /// What scripts can call.
     pub registry: Arc<Registry>,
     /// State that primitives share, kept when a run turns from forward to back.
@@ -207,8 +198,6 @@ pub struct RunParts {
     pub secrets: Arc<dyn SecretSource>,
     /// What is struck.
     pub redactor: Redactor,
-    /// The project's files.
-    pub files: Arc<dyn Files>,
     /// Who follows.
     pub observer: Arc<dyn Observer>,
     /// Who answers.
@@ -221,6 +210,24 @@ pub struct RunParts {
     pub abort: Cancel,
     /// The crash harness.
     pub crash: Option<Arc<dyn Fn(CrashPoint<'_>) + Send + Sync>>,
+}
+
+/// What a run is made of.
+pub struct RunParts {
+    /// The run's id.
+    pub id: String,
+    /// The environment, resolved.
+    pub env: Arc<Environment>,
+    /// The fencing number of our lock.
+    pub fence: i64,
+    /// What is recorded already.
+    pub history: History,
+    /// Forward or back.
+    pub mode: Mode,
+    /// The run's files.
+    pub files: Arc<dyn Files>,
+    /// What it has in common with the controller's other runs.
+    pub around: Surroundings,
 }
 
 /// One run in one controller.
@@ -274,13 +281,13 @@ impl Run {
     /// What scripts can call.
     #[must_use]
     pub fn registry(&self) -> &Arc<Registry> {
-        &self.parts.registry
+        &self.parts.around.registry
     }
 
     /// What is struck from everything.
     #[must_use]
     pub fn redactor(&self) -> &Redactor {
-        &self.parts.redactor
+        &self.parts.around.redactor
     }
 
     /// Forward or back.
@@ -313,20 +320,20 @@ impl Run {
     /// # Errors
     /// `RB0109` when it cannot be had.
     pub fn secret(&self, name: &str) -> Result<Secret> {
-        let s = self.parts.secrets.get(name)?;
-        self.parts.redactor.add(s.reveal());
+        let s = self.parts.around.secrets.get(name)?;
+        self.parts.around.redactor.add(s.reveal());
         Ok(s)
     }
 
     /// The present moment.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.parts.clock.now()
+        self.parts.around.clock.now()
     }
 
     /// Tells the operator something that is no entry.
     pub fn notice(&self, text: &str) {
-        self.parts.observer.notice(&self.parts.redactor.text(text));
+        self.parts.around.observer.notice(&self.parts.around.redactor.text(text));
     }
 
     /// Appends and syncs one entry.
@@ -335,7 +342,7 @@ impl Run {
         if matches!(body, Body::Intent { .. }) {
             self.wrote.store(true, Ordering::Relaxed);
         }
-        self.parts.store.append(&self.parts.id, self.parts.fence, Batch::one(now, body.clone()))?;
+        self.parts.around.store.append(&self.parts.id, self.parts.fence, Batch::one(now, body.clone()))?;
         self.shown(now, &body);
         Ok(())
     }
@@ -343,13 +350,13 @@ impl Run {
     /// Appends one entry that becomes durable with the next.
     pub(super) fn append_later(&self, body: Body) -> Result<()> {
         let now = self.now();
-        self.parts.store.append_later(&self.parts.id, self.parts.fence, Batch::one(now, body.clone()))?;
+        self.parts.around.store.append_later(&self.parts.id, self.parts.fence, Batch::one(now, body.clone()))?;
         self.shown(now, &body);
         Ok(())
     }
 
     pub(super) fn append_batch(&self, batch: Batch) -> Result<()> {
-        self.parts.store.append(&self.parts.id, self.parts.fence, batch.clone())?;
+        self.parts.around.store.append(&self.parts.id, self.parts.fence, batch.clone())?;
         for (t, b) in &batch.bodies {
             self.shown(*t, b);
         }
@@ -358,24 +365,24 @@ impl Run {
 
     /// Makes durable what [`Run::append_later`] left.
     pub(super) fn flush(&self) -> Result<()> {
-        self.parts.store.flush(&self.parts.id, self.parts.fence)
+        self.parts.around.store.flush(&self.parts.id, self.parts.fence)
     }
 
     pub(super) fn shown(&self, now: Timestamp, body: &Body) {
         self.moved.store(true, Ordering::Relaxed);
-        self.parts.observer.entry(now, body, false);
+        self.parts.around.observer.entry(now, body, false);
         self.crash(CrashPoint::Entry(body));
     }
 
     pub(super) fn crash(&self, point: CrashPoint<'_>) {
-        if let Some(crash) = &self.parts.crash {
+        if let Some(crash) = &self.parts.around.crash {
             crash(point);
         }
     }
 
     /// Fails when the operator wants to stop: called before anything new begins.
     pub(super) fn check_stop(&self) -> Result<()> {
-        if self.parts.abort.is_cancelled() || self.parts.stop.is_cancelled() {
+        if self.parts.around.abort.is_cancelled() || self.parts.around.stop.is_cancelled() {
             return Err(
                 Error::new(Code::INTERRUPTED, "the run was interrupted").hint(format!("`runbook resume {}` goes on from here", self.id()))
             );
@@ -393,7 +400,7 @@ impl Run {
 
     /// Looks for a message from another process.
     pub(super) fn message(&self, kind: &str, path: &str) -> Result<Option<Message>> {
-        Ok(self.parts.store.messages(&self.parts.id, kind, path)?.pop())
+        Ok(self.parts.around.store.messages(&self.parts.id, kind, path)?.pop())
     }
 
     pub(super) fn cx(self: &Arc<Self>, path: &str, action: &ActionId, cancel: Cancel) -> Cx {
@@ -403,13 +410,13 @@ impl Run {
             run: self.parts.id.as_str().into(),
             env: self.parts.env.clone(),
             cancel,
-            redactor: self.parts.redactor.clone(),
-            clock: self.parts.clock.clone(),
-            shared: self.parts.shared.clone(),
-            secrets: self.parts.secrets.clone(),
+            redactor: self.parts.around.redactor.clone(),
+            clock: self.parts.around.clock.clone(),
+            shared: self.parts.around.shared.clone(),
+            secrets: self.parts.around.secrets.clone(),
             files: self.parts.files.clone(),
             facts: Arc::new(StoreFacts(self.clone())),
-            sink: Arc::new(LiveSink(self.clone(), Mutex::default())),
+            sink: Arc::new(LiveSink::new(self.clone())),
         }
     }
 
@@ -422,7 +429,7 @@ impl Run {
         let now = self.now();
         let body = Body::SessionEnded { state, at, error };
         let batch = Batch { bodies: vec![(now, body.clone())], state: Some(state), ..Batch::default() };
-        self.parts.store.append(&self.parts.id, self.parts.fence, batch)?;
+        self.parts.around.store.append(&self.parts.id, self.parts.fence, batch)?;
         self.shown(now, &body);
         Ok(())
     }
@@ -434,9 +441,9 @@ impl Run {
         }
         let hosts = self.touched.lock().clone();
         let id = ActionId(format!("{}-end", self.parts.id));
-        let cx = self.cx("", &id, self.parts.abort.child());
-        for hook in &self.parts.registry.hooks {
-            if let Err(e) = self.parts.runtime.block_on(hook.finished(&cx, &hosts)) {
+        let cx = self.cx("", &id, self.parts.around.abort.child());
+        for hook in &self.parts.around.registry.hooks {
+            if let Err(e) = self.parts.around.runtime.block_on(hook.finished(&cx, &hosts)) {
                 self.notice(&format!("the run has ended, but cleaning up failed: {e}"));
             }
         }
@@ -452,121 +459,5 @@ impl Run {
             Kind::RollBack => State::RollingBack,
             _ => State::Failed,
         }
-    }
-}
-
-struct StoreFacts(Arc<Run>);
-
-impl Facts for StoreFacts {
-    fn get(&self, key: &str) -> Result<Option<Value>> {
-        self.0.parts.store.fact(&self.0.parts.env.name, key)
-    }
-
-    fn put(&self, facts: BTreeMap<String, Value>) -> Result<()> {
-        self.0.append_batch(Batch { facts, ..Batch::default() })
-    }
-}
-
-/// How long an action gives output before it also goes to the journal.
-const QUIET: Duration = Duration::from_secs(1);
-/// How much output goes to the journal at a time. A flood is thinned: the outcome has all of it, or names the file that has.
-const CHUNK: usize = 8 << 10;
-
-struct LiveSink(Arc<Run>, Mutex<Live>);
-
-struct Live {
-    began: std::time::Instant,
-    last: std::time::Instant,
-    held: Held,
-}
-
-impl Default for Live {
-    fn default() -> Self {
-        let now = std::time::Instant::now();
-        Live { began: now, last: now, held: Held::default() }
-    }
-}
-
-/// The newest output that is not in the journal yet, in the order in which it came.
-#[derive(Default)]
-struct Held {
-    pieces: std::collections::VecDeque<(StreamKind, Vec<u8>)>,
-    len: usize,
-    left_out: u64,
-}
-
-impl Held {
-    fn push(&mut self, stream: StreamKind, bytes: &[u8]) {
-        self.len += bytes.len();
-        match self.pieces.back_mut() {
-            Some((s, held)) if *s == stream => held.extend_from_slice(bytes),
-            _ => self.pieces.push_back((stream, bytes.to_vec())),
-        }
-        while self.len > CHUNK {
-            let Some((_, oldest)) = self.pieces.front_mut() else { return };
-            let n = oldest.len().min(self.len - CHUNK);
-            oldest.drain(..n);
-            if oldest.is_empty() {
-                self.pieces.pop_front();
-            }
-            self.len -= n;
-            self.left_out += n as u64;
-        }
-    }
-
-    fn take(&mut self) -> Vec<(StreamKind, String)> {
-        let held = std::mem::take(self);
-        let mut out: Vec<_> = held.pieces.into_iter().map(|(s, b)| (s, String::from_utf8_lossy(&b).into_owned())).collect();
-        if let Some((_, first)) = out.first_mut().filter(|_| held.left_out > 0) {
-            first.insert_str(0, &format!("[{} bytes are left out here; the outcome has all]\n", held.left_out));
-        }
-        out
-    }
-}
-
-impl Sink for LiveSink {
-    fn output(&self, path: &str, stream: StreamKind, bytes: &[u8]) {
-        self.0.parts.observer.output(path, stream, bytes);
-        let mut live = self.1.lock();
-        live.held.push(stream, bytes);
-        // The outcome holds the whole output; these entries are for those who follow a long command from elsewhere.
-        if live.began.elapsed() > QUIET && live.last.elapsed() > QUIET / 2 {
-            live.last = std::time::Instant::now();
-            for (stream, text) in live.held.take() {
-                let stream = if stream == StreamKind::Stdout { "stdout" } else { "stderr" };
-                // A failure of the store comes back with the next entry that must be durable.
-                let _ = self.0.append_later(Body::Output { path: path.into(), stream: stream.into(), text });
-            }
-        }
-    }
-
-    fn progress(&self, path: &str, progress: &Progress) {
-        self.0.parts.observer.progress(path, progress);
-    }
-
-    fn message(&self, path: &str, text: &str) {
-        let _ = self.0.append_later(Body::Log { path: path.into(), level: "info".into(), message: text.into() });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_is_held_in_order_and_a_flood_is_thinned() {
-        let mut held = Held::default();
-        for (s, b) in [(StreamKind::Stdout, "a"), (StreamKind::Stdout, "b"), (StreamKind::Stderr, "c"), (StreamKind::Stdout, "d")] {
-            held.push(s, b.as_bytes());
-        }
-        let text = |s: &str| s.to_string();
-        assert_eq!(held.take(), [(StreamKind::Stdout, text("ab")), (StreamKind::Stderr, text("c")), (StreamKind::Stdout, text("d"))]);
-        held.push(StreamKind::Stderr, b"gone");
-        held.push(StreamKind::Stdout, &[b'x'; 2 * CHUNK]);
-        assert!(held.len <= CHUNK);
-        let all = held.take();
-        assert_eq!(all.len(), 1);
-        assert!(all[0].1.starts_with(&format!("[{} bytes are left out here; the outcome has all]\nxxx", CHUNK + 4)), "{}", &all[0].1[..80]);
-        assert!(held.take().is_empty());
     }
 }

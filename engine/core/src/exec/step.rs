@@ -151,7 +151,7 @@ impl Run {
                 }
                 return Err(fault);
             }
-            match self.parts.ask.failed_step(&view(&path, attempt, options), &error)? {
+            match self.parts.around.ask.failed_step(&view(&path, attempt, options), &error)? {
                 OnFailure::Stop => return Err(fault),
                 OnFailure::Retry => {
                     attempt += 1;
@@ -198,7 +198,7 @@ impl Run {
         if parent.undo {
             return Ok(None);
         }
-        match self.parts.ask.before_step(&view(path, 1, options))? {
+        match self.parts.around.ask.before_step(&view(path, 1, options))? {
             StepChoice::Run => Ok(None),
             StepChoice::Skip(reason) => {
                 skip(reason)?;
@@ -213,11 +213,11 @@ impl Run {
     /// Waits between attempts, ending early when the run is to stop.
     fn pause(&self, wait: Duration) -> Result<()> {
         self.flush()?;
-        self.parts.runtime.block_on(async {
+        self.parts.around.runtime.block_on(async {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.parts.stop.cancelled() => {}
-                () = self.parts.abort.cancelled() => {}
+                () = self.parts.around.stop.cancelled() => {}
+                () = self.parts.around.abort.cancelled() => {}
             }
         });
         Ok(())
@@ -225,7 +225,7 @@ impl Run {
 
     fn start_timer(&self, frame: &Frame) -> Option<Timer> {
         let (cancel, limit) = frame.timeout.clone()?;
-        Some(Timer(self.parts.runtime.spawn(async move {
+        Some(Timer(self.parts.around.runtime.spawn(async move {
             tokio::time::sleep(limit).await;
             cancel.cancel();
         })))

@@ -93,7 +93,7 @@ impl Run {
             self.flush()?;
             let name = step.rsplit('/').next().unwrap_or(step).to_string();
             let view = StepView { path: step.into(), name, attempt, on: None, source: String::new(), undo: true };
-            match self.parts.ask.failed_step(&view, &error)? {
+            match self.parts.around.ask.failed_step(&view, &error)? {
                 OnFailure::Retry => attempt += 1,
                 OnFailure::Skip(_) => {
                     self.append(ended(Status::Skipped, None))?;

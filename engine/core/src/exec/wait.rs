@@ -53,17 +53,17 @@ impl Run {
             let done = total.saturating_sub(left);
             let secs = |d: Duration| d.as_secs();
             let progress = Progress { what: "sleeping".into(), done: secs(done), total: Some(secs(total)), unit: "s" };
-            self.parts.observer.progress(path, &progress);
+            self.parts.around.observer.progress(path, &progress);
             self.doze(left.min(Duration::from_secs(1)));
         }
     }
 
     fn doze(&self, d: Duration) {
-        self.parts.runtime.block_on(async {
+        self.parts.around.runtime.block_on(async {
             tokio::select! {
                 () = tokio::time::sleep(d) => {}
-                () = self.parts.stop.cancelled() => {}
-                () = self.parts.abort.cancelled() => {}
+                () = self.parts.around.stop.cancelled() => {}
+                () = self.parts.around.abort.cancelled() => {}
             }
         });
     }
@@ -134,7 +134,7 @@ impl Run {
                 return Err(e.into());
             }
             let progress = Progress { what: what.into(), done: took.as_secs(), total: Some(within.as_secs()), unit: "s" };
-            self.parts.observer.progress(&path, &progress);
+            self.parts.around.observer.progress(&path, &progress);
             self.doze(every.min(within.saturating_sub(took)));
         }
     }

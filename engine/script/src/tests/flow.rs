@@ -331,7 +331,7 @@ fn limits_and_forbidden_things_are_located_errors() {
         assert_eq!(e.code, code, "{script}: {e}");
         let at = e.location.unwrap_or_else(|| panic!("{script}: no place"));
         assert_eq!(at.file, "r.rhai", "{script}");
-        assert!(!rig.controller().store.runs().unwrap().is_empty());
+        assert!(!rig.controller().around.store.runs().unwrap().is_empty());
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use runbook_core::cancel::Cancel;
 use runbook_core::clock::System;
-use runbook_core::exec::{Ask, Comparison, GateAnswer, Liveness, Observer};
+use runbook_core::exec::{Ask, Comparison, GateAnswer, Liveness, Observer, Surroundings};
 use runbook_core::inventory::Environment;
 use runbook_core::journal::memory::MemoryStore;
 use runbook_core::journal::{Body, Operator, Store};
@@ -230,23 +230,25 @@ impl Rig {
 
     pub fn controller(&self) -> Controller {
         Controller {
-            store: self.store.clone(),
-            clock: Arc::new(System),
-            registry: Arc::new(registry(&self.world)),
-            shared: Arc::default(),
-            secrets: Arc::new(NoSecrets),
-            redactor: Redactor::default(),
+            around: Surroundings {
+                store: self.store.clone(),
+                clock: Arc::new(System),
+                registry: Arc::new(registry(&self.world)),
+                shared: Arc::default(),
+                secrets: Arc::new(NoSecrets),
+                redactor: Redactor::default(),
+                observer: self.seen.clone(),
+                ask: self.ask.clone(),
+                runtime: self.runtime.handle().clone(),
+                stop: self.stop.clone(),
+                abort: Cancel::default(),
+                crash: self.crash.clone(),
+            },
             files: Arc::new(Mem(self.files.clone())),
-            observer: self.seen.clone(),
-            ask: self.ask.clone(),
-            runtime: self.runtime.handle().clone(),
-            stop: self.stop.clone(),
-            abort: Cancel::default(),
             // Every controller is another process, and those before it are dead.
             operator: Operator { pid: PID.fetch_add(1, Ordering::Relaxed), ..Operator::default() },
             alive: Arc::new(|_| Liveness::Dead),
             take_over: false,
-            crash: self.crash.clone(),
         }
     }
 
