@@ -117,8 +117,10 @@ pub fn render(e: &Error, t: &Terminal, source: Option<&str>) -> String {
     }
     facts(&mut out, e);
     for f in &e.failures {
-        let _ = writeln!(out, "  {} {}: {}", t.paint(Style::Red, &f.name), f.error.code, printable(&f.error.message));
-        facts(&mut out, &f.error);
+        let _ = writeln!(out, "  {}  {}: {}", t.paint(Style::Red, &printable(&f.name)), f.error.code, printable(&f.error.message));
+        for l in said(&f.error) {
+            let _ = writeln!(out, "      {l}");
+        }
     }
     if let Some(hint) = &e.hint {
         let _ = writeln!(out, "  {}: {hint}", t.paint(Style::Blue, "help"));
@@ -166,17 +168,18 @@ fn facts(out: &mut String, e: &Error) {
             }
         }
     }
-    let said = ["stderr", "stdout"].into_iter().find_map(|k| e.details.get(k).filter(|v| !v.trim().is_empty()));
-    if let Some(said) = said {
-        let lines: Vec<&str> = said.trim_end().lines().collect();
-        let from = lines.len().saturating_sub(10);
-        if from > 0 {
-            let _ = writeln!(out, "   … {from} lines before");
-        }
-        for l in lines.iter().skip(from) {
-            let _ = writeln!(out, "   {}", printable(l));
-        }
+    for l in said(e) {
+        let _ = writeln!(out, "   {l}");
     }
+}
+
+/// The end of what a command printed before it failed, at most ten lines.
+pub fn said(e: &Error) -> Vec<String> {
+    let said = ["stderr", "stdout"].into_iter().find_map(|k| e.details.get(k).filter(|v| !v.trim().is_empty()));
+    let lines: Vec<&str> = said.map(|s| s.trim_end().lines().collect()).unwrap_or_default();
+    let from = lines.len().saturating_sub(10);
+    let before = (from > 0).then(|| format!("… {from} lines before"));
+    before.into_iter().chain(lines.iter().skip(from).map(|l| printable(l))).collect()
 }
 
 #[cfg(test)]

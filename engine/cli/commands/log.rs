@@ -7,6 +7,7 @@ use runbook_core::journal::{Body, line};
 
 use crate::app::{App, Done};
 use crate::command_error::Failure;
+use crate::view::host::OfHost;
 use crate::view::lines::describe;
 
 /// Prints the log of a run
@@ -15,6 +16,9 @@ pub struct Log {
     /// The run's id or the beginning of it; the newest unless given
     #[arg(value_name = "RUN")]
     run: Option<String>,
+    /// Only what happened on this host
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
     /// Go on printing until the run's controller has ended
     #[arg(short, long)]
     follow: bool,
@@ -31,17 +35,18 @@ impl Log {
             return super::output::print(app, &project, &store, &info.id, path);
         }
         let mut next = 0;
+        let mut of = self.host.as_deref().map(OfHost::new);
         loop {
             let mut ended = false;
             let mut text = String::new();
             store.entries(&info.id, next, &mut |entry| {
                 next = entry.seq + 1;
-                if app.term.json {
+                let body = entry.body()?;
+                let wanted = of.as_mut().is_none_or(|of| of.path(&body).is_some());
+                if wanted && app.term.json {
                     text.push_str(&line(&entry)?);
                     text.push('\n');
-                }
-                let body = entry.body()?;
-                if !app.term.json {
+                } else if wanted {
                     text.push_str(&describe(&body).render(entry.time.parse().unwrap_or_default()));
                 }
                 ended = matches!(body, Body::SessionEnded { .. });

@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use clap::Args;
 use runbook_core::exec::Liveness;
 use runbook_core::journal::{RunInfo, State};
+use runbook_core::{Code, Error};
 use serde_json::{Value as Json, json};
 
 use crate::app::{App, Done};
 use crate::command_error::Failure;
 use crate::operator::alive;
 use crate::terminal::{Style, Terminal, printable};
+use crate::view::host::OfHost;
 use crate::view::lines::state;
 use crate::view::span;
 use crate::view::tree::{Kind, Mark, Tree, readable};
@@ -21,6 +23,9 @@ pub struct Show {
     /// The run's id or the beginning of it; the newest unless given
     #[arg(value_name = "RUN")]
     run: Option<String>,
+    /// Only the steps of this host
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
 }
 
 impl Show {
@@ -29,14 +34,25 @@ impl Show {
         let (store, info) = app.run(&project, self.run.as_deref())?;
         let mut tree = Tree::default();
         let mut params = Json::Null;
+        let mut of = self.host.as_deref().map(OfHost::new);
         store.entries(&info.id, 0, &mut |entry| {
             let body = entry.body()?;
             if let runbook_core::journal::Body::RunStarted { params: p, .. } = &body {
                 params = p.clone();
             }
             tree.apply(entry.time.parse().unwrap_or_default(), &body);
+            if let Some(path) = of.as_mut().and_then(|of| of.path(&body)) {
+                tree.keep(&path);
+            }
             Ok(())
         })?;
+        if let Some(host) = &self.host
+            && !tree.keeps()
+        {
+            return Err(Error::new(Code::UNKNOWN_NAME, format!("run {} has nothing of a host \"{host}\"", info.id))
+                .hint("`runbook show` without --host shows all of it")
+                .into());
+        }
         let living = store.holder(&info.environment)?.is_some_and(|h| h.run == info.id && alive(&h.operator) != Liveness::Dead);
         let next = next(&info, &tree, living);
         let doc = json!({

@@ -42,6 +42,38 @@ fn detail(tag: &'static str, text: impl Into<String>) -> Line {
     Line { detail: true, ..line(tag, text) }
 }
 
+/// The path that an entry is about.
+pub fn path_mut(body: &mut Body) -> Option<&mut String> {
+    match body {
+        Body::PhaseStarted { path }
+        | Body::PhaseEnded { path, .. }
+        | Body::StepStarted { path, .. }
+        | Body::StepEnded { path, .. }
+        | Body::Intent { path, .. }
+        | Body::Outcome { path, .. }
+        | Body::Output { path, .. }
+        | Body::GateAsked { path, .. }
+        | Body::GateAnswered { path, .. }
+        | Body::WindowOpened { path, .. }
+        | Body::WindowOverrun { path, .. }
+        | Body::WindowClosed { path, .. }
+        | Body::PointOfNoReturn { path, .. }
+        | Body::RetryScheduled { path, .. }
+        | Body::TimerSet { path, .. }
+        | Body::TimerFired { path }
+        | Body::DoubtAsked { path, .. }
+        | Body::DoubtAnswered { path, .. }
+        | Body::BranchesStarted { path, .. }
+        | Body::BranchStarted { path }
+        | Body::BranchEnded { path, .. }
+        | Body::BranchesEnded { path, .. }
+        | Body::Log { path, .. }
+        | Body::UndoStarted { path, .. }
+        | Body::UndoEnded { path, .. } => Some(path),
+        Body::RunStarted { .. } | Body::SessionStarted { .. } | Body::SessionEnded { .. } | Body::RollbackStarted { .. } => None,
+    }
+}
+
 /// Names for people; of many the first ones and the last.
 pub fn some(names: &[String]) -> String {
     match names {

@@ -15,6 +15,7 @@ use runbook_core::journal::{Body, State, Store, line};
 use runbook_core::primitive::{Progress, StreamKind};
 use runbook_core::units::show_bytes;
 
+use super::fanout::Fanout;
 use super::lines::{self, describe};
 use super::tree::{Kind, Mark, Node, Tree, row};
 use super::{clock, span};
@@ -51,6 +52,8 @@ pub struct View {
 #[derive(Default)]
 struct Inner {
     tree: Tree,
+    /// What is shown with a line a host.
+    fanout: Fanout,
     run: String,
     /// Printed with the next drawing, once.
     pending: String,
@@ -159,6 +162,7 @@ impl Observer for View {
     fn entry(&self, time: Timestamp, body: &Body, replayed: bool) {
         let mut inner = self.inner.lock();
         inner.tree.apply(time, body);
+        inner.fanout.apply(time, body);
         if replayed {
             inner.next += 1;
             return;
@@ -170,6 +174,10 @@ impl Observer for View {
                 self.hand_on();
             }
             Manner::Plain => {
+                if let Some(text) = inner.fanout.plain(time, body) {
+                    self.term.err(&text);
+                    return;
+                }
                 let l = describe(body);
                 // Output was shown when it came.
                 if !l.detail {
@@ -197,15 +205,19 @@ impl Observer for View {
                 tail.open.push(*b);
             }
         }
+        if let Some(last) = done.last() {
+            inner.fanout.line(path, last);
+        }
         if self.manner == Manner::Plain {
             for l in done {
-                self.term.err(&format!("          | {l}\n"));
+                self.term.err(&inner.fanout.printed(path, &l).unwrap_or_else(|| format!("          | {l}\n")));
             }
         }
     }
 
     fn progress(&self, path: &str, progress: &Progress) {
         let mut inner = self.inner.lock();
+        inner.fanout.line(path, &amount(progress));
         if let Some(owner) = inner.tree.owner(path) {
             inner.progress.insert(owner, progress.clone());
         }
@@ -277,6 +289,17 @@ impl Inner {
     /// What an entry leaves on the screen for good.
     fn commit(&mut self, term: &Terminal, body: &Body) {
         let index = |t: &Tree, path: &str| t.owner(path);
+        if let Some((path, text)) = self.fanout.commit(term, &self.tree, body) {
+            if !text.is_empty() {
+                let parent = index(&self.tree, path);
+                self.headings(term, parent);
+                let indent = self.chain(parent).len() * 2;
+                for l in text.lines() {
+                    let _ = writeln!(self.pending, "{:indent$}{l}", "");
+                }
+            }
+            return;
+        }
         match body {
             Body::PhaseStarted { path } | Body::WindowOpened { path, .. } => {
                 let node = index(&self.tree, path);
@@ -339,6 +362,7 @@ impl Inner {
         }
         let most = most.max(1) - 1;
         let steps: Vec<(String, Vec<String>)> = self.active(term, now);
+        let mut hosts = self.fanout.live(term, now, FRAMES[self.frame % FRAMES.len()], most);
         let mut rest = vec![];
         if let Some(until) = &self.tree.sleeping {
             rest.push(format!("{} sleeping until {until}", FRAMES[self.frame % FRAMES.len()]));
@@ -354,6 +378,10 @@ impl Inner {
             out.extend(output.into_iter().rev().take(tail).rev());
         }
         out.extend(rest);
+        if !hosts.is_empty() && out.len() + hosts.len() > most {
+            hosts = self.fanout.live(term, now, FRAMES[self.frame % FRAMES.len()], most.saturating_sub(out.len()).max(2));
+        }
+        out.extend(hosts);
         if out.len() > most {
             let hidden = out.len() - most.saturating_sub(1);
             out.truncate(most.saturating_sub(1));
@@ -368,7 +396,11 @@ impl Inner {
     /// The steps that run, each with its last lines of output.
     fn active(&self, term: &Terminal, now: Timestamp) -> Vec<(String, Vec<String>)> {
         let nodes = self.tree.nodes.iter().enumerate();
-        let active = nodes.filter(|(_, n)| matches!(n.mark, Mark::Running) && matches!(n.kind, Kind::Step | Kind::Undo));
+        let active = nodes.filter(|(_, n)| {
+            matches!(n.mark, Mark::Running)
+                && matches!(n.kind, Kind::Step | Kind::Undo)
+                && (n.kind == Kind::Undo || !self.fanout.has(&n.path))
+        });
         let sign = FRAMES[self.frame % FRAMES.len()];
         let step = |(i, n): (usize, &Node)| {
             let indent = self.tree.depth(n) * 2;

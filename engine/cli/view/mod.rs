@@ -1,5 +1,7 @@
 //! What a person sees of a run: a tree made from the journal's entries, shown live, as plain lines, or afterwards.
 
+pub mod fanout;
+pub mod host;
 pub mod lines;
 pub mod live;
 pub mod tree;

@@ -1,6 +1,6 @@
 //! A run as a tree of phases, windows, steps and gates, made from its entries, live or afterwards.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
@@ -107,8 +107,8 @@ pub struct Tree {
     pub doubt: Option<(String, String)>,
     /// The calls that have begun and not ended by their path, and whether each must not happen twice.
     calls: HashMap<String, (String, bool)>,
-    /// Branches show what is in them, however many there are.
-    pub unfolded: bool,
+    /// The nodes that are shown, when not all are; these are shown whole.
+    kept: HashSet<usize>,
 }
 
 /// Up to how many branches beside each other show their steps.
@@ -143,6 +143,24 @@ impl Tree {
             }
             p = p.rsplit_once('/')?.0;
         }
+    }
+
+    /// Shows only what was asked to be kept: the node that this path lies in and those above it.
+    pub fn keep(&mut self, path: &str) {
+        let mut at = self.owner(path);
+        while let Some(i) = at {
+            self.kept.insert(i);
+            at = self.nodes.get(i).and_then(|n| n.parent);
+        }
+    }
+
+    /// Whether anything was asked to be kept.
+    pub fn keeps(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    fn shows(&self, index: usize) -> bool {
+        self.kept.is_empty() || self.kept.contains(&index)
     }
 
     /// How deep a node lies, branches not counted.
@@ -358,8 +376,8 @@ impl Tree {
     fn children(&self, out: &mut String, width: usize, paint: &Paint<'_>, parent: Option<usize>, depth: usize) {
         // Of many branches, those that went well are a line each.
         let branches = self.nodes.iter().filter(|n| n.parent == parent && n.kind == Kind::Branch).count();
-        let folds = !self.unfolded && branches > UNFOLDED;
-        for (i, n) in self.nodes.iter().enumerate().filter(|(_, n)| n.parent == parent) {
+        let folds = self.kept.is_empty() && branches > UNFOLDED;
+        for (i, n) in self.nodes.iter().enumerate().filter(|(i, n)| n.parent == parent && self.shows(*i)) {
             // What failed in a branch is told where it failed.
             let told = n.kind == Kind::Branch && self.nodes.iter().any(|c| c.parent == Some(i) && c.mark == Mark::Failed);
             let line = if told { row(&Node { error: None, ..n.clone() }, depth, width, paint) } else { row(n, depth, width, paint) };
@@ -372,7 +390,7 @@ impl Tree {
 
     /// The tree for machines.
     pub fn json(&self) -> Json {
-        let nodes = self.nodes.iter().map(|n| {
+        let nodes = self.nodes.iter().enumerate().filter(|(i, _)| self.shows(*i)).map(|(_, n)| {
             json!({
                 "path": n.path,
                 "kind": match n.kind {

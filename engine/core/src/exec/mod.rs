@@ -18,7 +18,7 @@ mod wait;
 
 pub use branches::{Branch, BranchPlan, Branched};
 pub use compare::Comparison;
-pub use frame::{Frame, Window, escape};
+pub use frame::{Frame, Window, escape, unescape};
 pub use history::History;
 pub use lease::{LEASE, Lease, Liveness};
 pub use run::{
