@@ -14,6 +14,7 @@ mod auth;
 mod commands;
 mod connect;
 mod copy;
+mod fanout;
 mod files;
 mod host_keys;
 mod lost;
