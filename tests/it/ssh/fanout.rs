@@ -129,7 +129,10 @@ fn seven_of_a_hundred_fail_and_only_they_act_again() {
     for n in bad {
         std::fs::write(fleet.home(n).join(format!("bad-web{n}")), "").unwrap();
     }
-    let p = fleet.project(&[], &format!("hosts(\"web\").each(|h| {{ step \"Work\" {{ {WORK} }} undo {{ h.run(`echo back >>count-back-${{h.name}}`); }} }});"));
+    let p = fleet.project(
+        &[],
+        &format!("hosts(\"web\").each(|h| {{ step \"Work\" {{ {WORK} }} undo {{ h.run(`echo back >>count-back-${{h.name}}`); }} }});"),
+    );
     let (status, _, err) = p.text(&["run", "a.rhai"]);
     assert_eq!(status, 1, "{err}");
     assert!(err.contains("error[RB0022]: 7 of 100 failed: web3: ") && err.contains("; and 2 more"), "{err}");
@@ -185,13 +188,16 @@ fn batches_stop_where_too_much_fails_and_go_on_from_there() {
     let counts = fleet.counts();
     assert!(counts.len() == 31 && (1..=31).all(|n| counts[&format!("web{n}")] == 1), "{counts:?}");
     let shown = p.expect(&["show"], 0);
-    assert_eq!(shown.matches("not begun").count(), 69, "{shown}");
+    let left_out = shown.lines().filter(|l| l.trim_start().starts_with("– web") && l.ends_with("not begun")).count();
+    assert_eq!(left_out, 69, "{shown}");
     for n in [12, 13, 14] {
         std::fs::remove_file(fleet.home(n).join(format!("bad-web{n}"))).unwrap();
     }
     p.expect(&["resume"], 0);
     let counts = fleet.counts();
-    assert!(counts.len() == HOSTS && counts.iter().all(|(h, n)| *n == if ["web12", "web13", "web14"].contains(&h.as_str()) { 2 } else { 1 }));
+    assert!(
+        counts.len() == HOSTS && counts.iter().all(|(h, n)| *n == if ["web12", "web13", "web14"].contains(&h.as_str()) { 2 } else { 1 })
+    );
 }
 
 #[test]
