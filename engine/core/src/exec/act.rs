@@ -189,8 +189,8 @@ impl Act<'_> {
 
     fn live(&self, frame: &Frame) -> Result<Value> {
         let began = Instant::now();
-        let prim = self.prim.clone();
-        let result = self.drive(frame, |cx| async move { prim.act(&cx, self.call).await })?;
+        let (prim, call) = (self.prim.clone(), self.call.clone());
+        let result = self.drive(frame, |cx| async move { prim.act(&cx, &call).await })?;
         self.run.crash(CrashPoint::Acted(&self.path));
         let ambiguous = |e: &Error| e.kind == Kind::InDoubt || e.code == Code::SSH_LOST || e.code == Code::ABORTED;
         match result {
@@ -203,9 +203,13 @@ impl Act<'_> {
     }
 
     /// Runs a future of the primitive, ending it on a timeout of a step around it; a stop at once leaves the action in doubt.
+    ///
+    /// It runs as a task of its own, so that what it needs of the stack is that of the few threads of the runtime: a hundred branches that
+    /// wait for their hosts would each have touched as much of theirs.
     fn drive<T, F>(&self, frame: &Frame, make: impl FnOnce(Cx) -> F) -> Result<Result<T>>
     where
-        F: Future<Output = Result<T>>,
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
     {
         let run = self.run;
         let cancel = frame.timeout.as_ref().map_or_else(Cancel::default, |(c, _)| c.child());
@@ -216,22 +220,25 @@ impl Act<'_> {
                 .retryable(true)
         };
         let limit = frame.timeout.as_ref().map(|t| t.1).unwrap_or_default();
+        let mut work = run.parts.around.runtime.spawn(make(cx));
         run.parts.around.runtime.block_on(async {
-            let work = make(cx);
-            tokio::pin!(work);
-            tokio::select! {
+            let given_up = tokio::select! {
                 biased;
                 () = run.parts.around.abort.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped in the middle of {}", self.shown()))
                     .hint(format!("the action is in doubt: `runbook resume {}` finds out what became of it", run.id()))),
-                r = &mut work => Ok(match r {
-                    Err(_) if cancel.is_cancelled() => Err(late(limit)),
-                    r => r,
-                }),
+                r = &mut work => return match r {
+                    Ok(Err(_)) if cancel.is_cancelled() => Ok(Err(late(limit))),
+                    Ok(r) => Ok(r),
+                    Err(e) => Err(Error::internal(format!("{} broke off: {e}", self.shown()))),
+                },
                 () = async { cancel.cancelled().await; tokio::time::sleep(GRACE).await } => {
                     // It does not stop: what it did is not known.
                     Ok(Err(late(limit).kind(Kind::InDoubt)))
                 }
-            }
+            };
+            work.abort();
+            let _ = tokio::time::timeout(Duration::from_millis(500), &mut work).await;
+            given_up
         })
     }
 
@@ -241,11 +248,11 @@ impl Act<'_> {
         let id = run.action_id(&self.path);
         let began = Instant::now();
         let rolling_back = run.frontier().is_err();
-        let prim = self.prim.clone();
+        let (prim, call) = (self.prim.clone(), self.call.clone());
         let said = match run.parts.history.doubts.get(&id.0).map(String::as_str) {
             Some("retry") => Ok(Reconciled::NotStarted),
             Some("done") => Ok(Reconciled::Done(Outcome { note: Some("the operator says that it was done".into()), ..Outcome::default() })),
-            _ => self.drive(frame, |cx| async move { prim.reconcile(&cx, self.call).await })?,
+            _ => self.drive(frame, |cx| async move { prim.reconcile(&cx, &call).await })?,
         };
         let said = said.map_err(|mut e| {
             if matches!(e.kind, Kind::Unreachable | Kind::Failed) {
@@ -279,8 +286,8 @@ impl Act<'_> {
     }
 
     fn live_again(&self, frame: &Frame, began: Instant) -> Result<Value> {
-        let prim = self.prim.clone();
-        let result = self.drive(frame, |cx| async move { prim.act(&cx, self.call).await })?;
+        let (prim, call) = (self.prim.clone(), self.call.clone());
+        let result = self.drive(frame, |cx| async move { prim.act(&cx, &call).await })?;
         self.run.crash(CrashPoint::Acted(&self.path));
         match result {
             Err(mut e) if self.prim.spec().effect == Effect::Once && (e.kind == Kind::InDoubt || e.code == Code::SSH_LOST) => {
