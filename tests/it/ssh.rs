@@ -12,6 +12,7 @@ use crate::support::sshd::{Sshd, environment, world};
 
 mod auth;
 mod commands;
+mod config;
 mod connect;
 mod copy;
 mod fanout;

@@ -21,6 +21,8 @@ pub(super) struct Target {
     pub options: Options,
     /// The host through which this one is reached.
     pub jump: Option<Box<Target>>,
+    /// Environment variables that commands on the host get, when it accepts them.
+    pub environment: Vec<(String, String)>,
     /// The shell that runs `proxy_command`.
     pub shell: PathBuf,
     /// Limit for the connection to stand.
@@ -203,14 +205,30 @@ fn target(machine: &Machine, files: &Files, query: &Query, name: &str, way: &mut
     Ok(Target {
         name: name.to_string(),
         connect_timeout: options.connect_timeout.unwrap_or(Duration::from_secs(15)),
-        options,
         jump,
+        environment: environment(machine, &options),
         shell: machine.shell().to_path_buf(),
+        options,
         password: None,
         passphrase: None,
         sudo_password: None,
         reconnect_within: Duration::from_secs(300),
     })
+}
+
+/// The variables of `SetEnv`, and of ours those that `SendEnv` names.
+///
+/// Not the language: what commands say is read by programs, which must not depend on who sits here.
+fn environment(machine: &Machine, o: &Options) -> Vec<(String, String)> {
+    let mut all = o.set_env.clone();
+    let sent = |name: &str| o.send_env.iter().any(|p| config::pattern::matches(name, p));
+    let language = |name: &str| name == "LANG" || name == "LANGUAGE" || name.starts_with("LC_");
+    for (name, value) in &machine.env {
+        if sent(name) && !language(name) && !all.iter().any(|(n, _)| n == name) {
+            all.push((name.clone(), value.clone()));
+        }
+    }
+    all
 }
 
 #[cfg(test)]
@@ -313,6 +331,19 @@ mod tests {
         let first = far.jump.as_deref().unwrap();
         assert_eq!(first.host, "first", "the first host on the way may have a way of its own");
         assert!(first.jump.is_none());
+    }
+
+    #[test]
+    fn the_environment_that_is_passed_on() {
+        let machine = Machine {
+            env: [("A", "1"), ("B", "2"), ("LC_ALL", "de")].map(|(n, v)| (n.into(), v.into())).into(),
+            ..Machine::here().unwrap()
+        };
+        let mut o = Options::plain("h", "u", Path::new("/"));
+        o.send_env = vec!["*".into()];
+        o.set_env = vec![("B".into(), "set".into()), ("LC_TIME".into(), "C".into())];
+        let shown: Vec<String> = environment(&machine, &o).iter().map(|(n, v)| format!("{n}={v}")).collect();
+        assert_eq!(shown, ["B=set", "LC_TIME=C", "A=1"]);
     }
 
     #[test]

@@ -159,7 +159,13 @@ impl Slot {
                 () = cx.cancel.cancelled() => return Err(aborted(&self.target.name)),
             };
             match opened {
-                Ok(Ok(channel)) => return Ok(Lease { channel, permit }),
+                Ok(Ok(channel)) => {
+                    for (name, value) in &self.target.environment {
+                        // Without an answer, so without a round trip: a host that does not accept it passes over it.
+                        let _ = channel.set_env(false, name.as_str(), value.as_str()).await;
+                    }
+                    return Ok(Lease { channel, permit });
+                }
                 Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
                     if began.elapsed() > Duration::from_secs(10) {
                         return Err(lost(&format!("{why:?}")).hint("check MaxSessions and the limits on processes on the host"));
@@ -237,12 +243,14 @@ async fn shake(cx: &Cx, t: &Target, look: bool) -> Result<(Result<Handle<Client>
     let config = Arc::new(config(t, &record)?);
     let (client, seen) = Client::new(record, look);
     let mut route = route::open(cx, t).await?;
-    // The limit is for the host alone: what comes before and after may wait for a person.
-    let limit = t.connect_timeout + Duration::from_secs(15);
-    let made = match tokio::time::timeout(limit, client::connect_stream(config, route.stream, client)).await {
+    // The limit is for the exchange of keys too, as OpenSSH has it; what comes before and after may wait for a person.
+    let made = match tokio::time::timeout(t.connect_timeout, client::connect_stream(config, route.stream, client)).await {
         Ok(Ok(handle)) => Ok(handle),
         Ok(Err(e)) => Err(unreachable(t, e)),
-        Err(_) => Err(unreachable(t, "it does not answer in time")),
+        Err(_) => {
+            let within = runbook_core::units::show_duration(t.connect_timeout);
+            Err(unreachable(t, format!("it took the connection and did not finish the SSH handshake within {within}")))
+        }
     };
     let made = match made {
         Ok(h) => Ok(h),

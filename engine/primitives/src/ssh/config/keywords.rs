@@ -112,6 +112,17 @@ const STRICT: &[(&str, &str)] = &[
 const TTY: &[(&str, &str)] =
     &[("true", "true"), ("yes", "true"), ("false", "false"), ("no", "false"), ("force", "force"), ("auto", "auto")];
 const YES_NO: &[(&str, &str)] = &[("yes", "yes"), ("no", "no")];
+const LEVEL: &[(&str, &str)] = &[
+    ("QUIET", "QUIET"),
+    ("FATAL", "FATAL"),
+    ("ERROR", "ERROR"),
+    ("INFO", "INFO"),
+    ("VERBOSE", "VERBOSE"),
+    ("DEBUG", "DEBUG"),
+    ("DEBUG1", "DEBUG"),
+    ("DEBUG2", "DEBUG2"),
+    ("DEBUG3", "DEBUG3"),
+];
 const MASTER: &[(&str, &str)] =
     &[("true", "true"), ("yes", "true"), ("false", "false"), ("no", "false"), ("auto", "auto"), ("ask", "ask"), ("autoask", "autoask")];
 const SESSION: &[(&str, &str)] = &[("none", "none"), ("subsystem", "subsystem"), ("default", "default")];
@@ -191,12 +202,6 @@ pub const KEYWORDS: &[Keyword] = &[
     used("UserKnownHostsFile", "userknownhostsfile", Takes::Files, "The person's files of host keys, or `none`."),
     used("GlobalKnownHostsFile", "globalknownhostsfile", Takes::Files, "The machine's files of host keys, or `none`."),
     used("HostKeyAlias", "hostkeyalias", Takes::Text, "The name under which the host's key is looked up."),
-    used(
-        "StrictHostKeyChecking",
-        "stricthostkeychecking",
-        Takes::Words(STRICT),
-        "What is done with a key that is not known; runbook never takes one unasked, whatever this says.",
-    ),
     used("Ciphers", "ciphers", Takes::Algorithms, "The ciphers: a list, or `+`, `-`, `^` and a list; those that runbook has."),
     used("MACs", "macs", Takes::Algorithms, "The message authentication codes, in the same way."),
     used("KexAlgorithms", "kexalgorithms", Takes::Algorithms, "The key exchanges, in the same way."),
@@ -213,7 +218,6 @@ pub const KEYWORDS: &[Keyword] = &[
     used("CASignatureAlgorithms", "casignaturealgorithms", Takes::Algorithms, "How certificates may be signed, in the same way."),
     used("RequiredRSASize", "requiredrsasize", Takes::Int, "The smallest RSA key that is accepted, in bits."),
     used("Compression", "compression", Takes::Words(YES_NO), "Whether the connection is compressed."),
-    used("RequestTTY", "requesttty", Takes::Words(TTY), "Whether commands get a terminal: `yes` and `force` do so."),
     used("SendEnv", "sendenv", Takes::EnvNames, "Environment variables that are passed on."),
     used("SetEnv", "setenv", Takes::EnvValues, "Environment variables that are set on the host."),
     refused("ProxyUseFdpass", "proxyusefdpass", Takes::Flag, &["no"], "A `ProxyCommand` that hands over a socket."),
@@ -275,7 +279,7 @@ pub const KEYWORDS: &[Keyword] = &[
     ignored("KbdInteractiveDevices", "kbdinteractivedevices", Takes::Text, "The host chooses how it asks."),
     ignored("LocalCommand", "localcommand", Takes::Command, "Nothing is run on this machine."),
     ignored("LocalForward", "localforward", Takes::Anything, "Nothing is forwarded."),
-    ignored("LogLevel", "loglevel", Takes::Text, "See `RUNBOOK_LOG`."),
+    ignored("LogLevel", "loglevel", Takes::Words(LEVEL), "See `RUNBOOK_LOG`."),
     ignored("LogVerbose", "logverbose", Takes::Anything, "See `RUNBOOK_LOG`."),
     ignored("NoHostAuthenticationForLocalhost", "nohostauthenticationforlocalhost", Takes::Flag, "The key of every host is checked."),
     ignored("ObscureKeystrokeTiming", "obscurekeystroketiming", Takes::Anything, "There is no interactive session."),
@@ -284,11 +288,18 @@ pub const KEYWORDS: &[Keyword] = &[
     ignored("RekeyLimit", "rekeylimit", Takes::Anything, "Keys are renewed after 1 GiB or an hour."),
     ignored("RemoteCommand", "remotecommand", Takes::Command, "runbook runs its own commands."),
     ignored("RemoteForward", "remoteforward", Takes::Anything, "Nothing is forwarded."),
+    ignored("RequestTTY", "requesttty", Takes::Words(TTY), "Commands run without a terminal unless the runbook asks for one."),
     ignored("SecurityKeyProvider", "securitykeyprovider", Takes::Text, "Security keys are used through the agent."),
     ignored("SessionType", "sessiontype", Takes::Words(SESSION), "runbook runs commands."),
     ignored("StdinNull", "stdinnull", Takes::Flag, "Each command has its own input."),
     ignored("StreamLocalBindMask", "streamlocalbindmask", Takes::Anything, "Nothing is forwarded."),
     ignored("StreamLocalBindUnlink", "streamlocalbindunlink", Takes::Flag, "Nothing is forwarded."),
+    ignored(
+        "StrictHostKeyChecking",
+        "stricthostkeychecking",
+        Takes::Words(STRICT),
+        "A key that is not known is never taken unasked, whatever this says.",
+    ),
     ignored("SyslogFacility", "syslogfacility", Takes::Text, "See `RUNBOOK_LOG`."),
     ignored("Tunnel", "tunnel", Takes::Words(TUNNEL), "Nothing is forwarded."),
     ignored("TunnelDevice", "tunneldevice", Takes::Anything, "Nothing is forwarded."),

@@ -230,8 +230,9 @@ impl<'m> Reader<'m> {
         match k.takes {
             Takes::Command => {
                 let command = rest.trim_start_matches([' ', '\t', '\r', '\n', '=']);
-                // A hop that was named first counts; `ProxyJump none` too.
-                let overridden = k.key == "proxycommand" && self.values.contains_key("proxyjump");
+                // Hosts on the way that were named first count.
+                let jumps = self.text("proxyjump").is_some_and(|j| !j.eq_ignore_ascii_case("none"));
+                let overridden = k.key == "proxycommand" && jumps;
                 if active && vacant && !overridden {
                     self.values.insert(k.key, vec![make(command.to_string())]);
                 }
@@ -306,7 +307,8 @@ impl<'m> Reader<'m> {
                 if let Some(extra) = args.get(1) {
                     return Err(bad(format!("takes one argument, and \"{extra}\" is a second")));
                 }
-                if !active {
+                // `none` leaves a time unset: a later line may set it.
+                if !active || (k.takes == Takes::Time && text == "none") {
                     return Ok(());
                 }
                 let v = make(text);
@@ -372,7 +374,8 @@ mod tests {
         assert_eq!(one("h", "ProxyJump a\nProxyCommand b", "proxycommand"), "");
         assert_eq!(one("h", "ProxyCommand b # c\nProxyJump a", "proxycommand"), "b # c");
         assert_eq!(one("h", "ProxyCommand b\nProxyJump a", "proxyjump"), "");
-        assert_eq!(one("h", "ProxyJump none\nProxyCommand b", "proxycommand"), "");
+        assert_eq!(one("h", "ProxyJump none\nProxyCommand b\nProxyJump c", "proxycommand"), "b");
+        assert_eq!(one("h", "ProxyCommand none\nProxyJump c", "proxyjump"), "");
         assert_eq!(one("h", "ProxyJump a,b:2 # c", "proxyjump"), "a,b:2");
     }
 

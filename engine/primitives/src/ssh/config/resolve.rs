@@ -76,6 +76,11 @@ pub fn resolve_by(machine: &Machine, files: &Files, query: &Query, lookup: Looku
     if canonicalizes || r.wants_final {
         let at = r.get("hostname").map_or(Location { file: String::new(), line: 0, column: 0 }, |v| v.at.clone());
         r.values.insert("hostname", vec![Value { text: host.clone(), at, own: true }]);
+        // The first pass settles these: as OpenSSH has it, what the second says of them comes too late.
+        for (key, usual) in [("canonicalizehostname", "false"), ("canonicalizemaxdots", "1"), ("canonicalizefallbacklocal", "yes")] {
+            let at = Location { file: String::new(), line: 0, column: 0 };
+            r.values.entry(key).or_insert_with(|| vec![Value { text: usual.into(), at, own: true }]);
+        }
         r.host = host.clone();
         r.final_pass = true;
         r.files(files)?;
