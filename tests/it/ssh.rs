@@ -19,6 +19,8 @@ mod fanout;
 mod files;
 mod host_keys;
 mod lost;
+mod passwords;
+mod privilege;
 mod service;
 
 /// Hosts, a world and the primitives.

@@ -97,9 +97,13 @@ codes! {
     SUDO = 314, Failed, "Privileges cannot be raised";
     SUPERVISOR = 315, Failed, "The command supervisor cannot work on a host";
     NOT_RUN = 316, Unreachable, "A login cannot run commands";
+    RAISE_PASSWORD = 317, Failed, "The password for raised privileges is wrong";
+    RAISE_DENIED = 318, Failed, "A login may not raise its privileges";
+    RAISE_TTY = 319, Failed, "Privileges are raised on a terminal only";
     SERVICE_FAILED = 320, Failed, "A service is not in the state that was asked for";
     NOT_READY = 321, Unreachable, "A host did not become ready in time";
     HOST_TOOL_MISSING = 322, Failed, "A host lacks a tool that is needed";
+    RAISE_EXPIRED = 323, Failed, "The account or password of a login has expired";
 
     FILE_MISSING = 400, Failed, "A file is missing on a host";
     FILE_WRITE = 401, Failed, "A file cannot be written";

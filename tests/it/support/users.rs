@@ -33,7 +33,7 @@ impl User {
         }
         let name = format!("rbt{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
         assert!(run("useradd", &["-m", "-s", "/bin/sh", &name], ""), "useradd {name}");
-        let u = User { name, password: format!("pw {:x}'\"$\\", std::process::id()) };
+        let u = User { password: format!("pw {name}'\"$\\"), name };
         u.set_password(&u.password);
         Some(u)
     }
@@ -46,6 +46,11 @@ impl User {
     /// Makes the password be changed at the next login.
     pub fn expire(&self) {
         assert!(run("chage", &["-d", "0", &self.name], ""), "chage");
+    }
+
+    /// Makes the account be over.
+    pub fn close(&self) {
+        assert!(run("chage", &["-E", "1", &self.name], ""), "chage");
     }
 
     /// The home folder.

@@ -131,7 +131,18 @@ pub const KINDS: &[Kind] = &[
                 Optional,
                 "How long a lost connection is tried again under a command; `\"5m\"` when not given.",
             ),
-            field("sudo_password", Secret, Optional, "The secret that sudo asks for; without it sudo must not ask."),
+            field(
+                "sudo_method",
+                Text,
+                Optional,
+                "How `sudo: true` raises privileges there: `sudo`, `doas` or `su`; `sudo` when not given.",
+            ),
+            field(
+                "sudo_password",
+                Secret,
+                Optional,
+                "The secret that sudo, doas or su asks for; without it they must not ask. For su it is the password of the other user.",
+            ),
         ],
     },
     Kind {

@@ -89,7 +89,12 @@ impl Command {
         let text = || Ty::OneOf(vec![Ty::Str, Ty::Secret]);
         let mut spec = Spec::method("Host", name, effect, doc)
             .arg("command", Ty::OneOf(vec![Ty::Str, Ty::List(Box::new(Ty::Str))]), "A text for the shell, or an array of words.")
-            .option("sudo", Ty::Bool, "Run it as root, by `sudo`.")
+            .option("sudo", super::privilege::ty(), "Run it with raised privileges: `true` for root, or the name of a user.")
+            .option(
+                "tty",
+                Ty::Bool,
+                "Run it on a terminal: `stdout` then has both outputs, as a terminal shows them, and there is no `stdin`.",
+            )
             .option("cwd", Ty::Str, "The folder to run it in; relative to the home folder.")
             .option("env", Ty::Map(Box::new(text())), "Environment variables; secrets do not show in `ps` on the host.")
             .option("stdin", Ty::OneOf(vec![Ty::Str, Ty::Blob, Ty::Secret]), "What it reads on standard input.")
@@ -152,13 +157,16 @@ pub(super) fn exec(cx: &Cx, call: &Call, script: String) -> Exec {
         Value::Blob(b) => b.clone(),
         other => other.as_str().unwrap_or("").as_bytes().to_vec(),
     };
+    let (sudo, user) = super::privilege::wanted(call);
     let env = call.opt("env").and_then(Value::as_map).into_iter().flatten();
     Exec {
         script,
         stdin: call.opt("stdin").map(reveal),
         env: env.map(|(k, v)| (k.clone(), String::from_utf8_lossy(&reveal(v)).into_owned())).collect(),
         cwd: call.opt_str("cwd").map(str::to_string),
-        sudo: call.opt_bool("sudo"),
+        sudo,
+        user,
+        tty: call.opt_bool("tty"),
         live: true,
         whole: true,
         timeout: call.opt_duration("timeout"),

@@ -12,6 +12,7 @@ mod host;
 mod host_key;
 mod known_hosts;
 mod negotiate;
+mod privilege;
 pub mod reach;
 mod route;
 mod service;
@@ -50,8 +51,12 @@ pub struct Exec {
     pub env: Vec<(String, String)>,
     /// Working folder; relative to the login folder.
     pub cwd: Option<String>,
-    /// Run by `sudo`.
+    /// Run with raised privileges: by `sudo`, or by what the host's `sudo_method` says.
     pub sudo: bool,
+    /// As whom when that is not root.
+    pub user: Option<String>,
+    /// Run on a terminal: both outputs come as one, with the line ends that terminals write.
+    pub tty: bool,
     /// Passed live to [`Cx::output`] while it comes.
     pub live: bool,
     /// Keeps all of its output: what is beyond the first 1 MiB of a stream goes to a file beside the run's record.

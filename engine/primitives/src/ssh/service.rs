@@ -107,7 +107,7 @@ impl Act {
         let (doc, example) = verb.doc();
         let effect = if verb == Verb::Status { Effect::Read } else { Effect::Converge };
         let mut spec = Spec::method("Service", verb.name(), effect, doc)
-            .option("sudo", Ty::Bool, "Ask systemd as root, by `sudo`.")
+            .option("sudo", super::privilege::ty(), "Ask systemd with raised privileges: `true` for root, or the name of a user.")
             .example(example)
             .errors(&[Code::SERVICE_FAILED, Code::HOST_TOOL_MISSING, Code::SUDO]);
         if verb == Verb::Status {
@@ -147,7 +147,7 @@ impl Primitive for Act {
         };
         let script = format!("command -v systemctl >/dev/null || exit 127\n{script}");
         let session = connect(cx, host).await?;
-        let done = session.exec(cx, Exec { sudo: call.opt_bool("sudo"), ..Exec::new(script) }).await?;
+        let done = session.exec(cx, Exec::new(script).raised(call)).await?;
         let out = String::from_utf8_lossy(&done.stdout).trim().to_string();
         match (done.status, self.verb) {
             (127, _) => Err(Error::new(Code::HOST_TOOL_MISSING, "the host has no systemctl on the PATH of its non-interactive shell")

@@ -23,7 +23,7 @@ enum Asks {
 fn kind(prompt: &Prompt, alone: bool) -> Asks {
     let text = prompt.prompt.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|w| text.contains(w));
-    if has(&["new password", "retype", "neues passwort", "nouveau mot de passe"]) {
+    if has(&["new password", "current password", "(current)", "retype", "neues passwort", "nouveau mot de passe"]) {
         return Asks::NewPassword;
     }
     if has(&["code", "token", "otp", "one-time", "one time", "verification", "passcode", "pin", "challenge", "duo"]) {
@@ -125,6 +125,7 @@ mod tests {
             assert_eq!(of(code, false, true), Asks::Other, "{code}");
         }
         assert_eq!(of("New password: ", false, true), Asks::NewPassword);
-        assert_eq!(of("Current password: ", false, true), Asks::Password);
+        // Who is asked for the one just given is to change it.
+        assert_eq!(of("Current password: ", false, true), Asks::NewPassword);
     }
 }

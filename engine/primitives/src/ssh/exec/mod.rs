@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::{Cx, StreamKind};
-use runbook_core::secret::Secret;
 use runbook_core::{Code, Error, Result};
 use russh::Sig;
 
@@ -25,7 +24,7 @@ pub(super) use gate::{Gate, partial, rfind};
 pub(super) use wire::{check, exports, marker};
 
 use super::transport::aborted;
-use super::{Done, Exec, Session};
+use super::{Done, Exec, Session, privilege};
 
 impl Session {
     /// The host's inventory name.
@@ -34,23 +33,15 @@ impl Session {
         &self.slot.target.name
     }
 
-    /// The secret for `sudo` on this host, when there is one.
-    pub(super) fn sudo_password(&self, cx: &Cx, exec: &Exec) -> Result<Option<Secret>> {
-        match &self.slot.target.sudo_password {
-            Some(name) if exec.sudo => cx.secret(name).map(Some),
-            _ => Ok(None),
-        }
-    }
-
     /// Runs a command that may be repeated (a read or a converge), without the supervisor. A non-zero status is not an error.
     ///
     /// # Errors
     /// `RB0300`–`RB0303` when the host cannot be reached, `RB0305` when the connection is lost before the command's end, `RB0312`
-    /// after `timeout`, `RB0314` when `sudo` refuses, `RB0316` when the login runs no commands, `RB0021` when cancelled.
+    /// after `timeout`, `RB0314` and `RB0317` to `RB0323` when privileges are not raised, `RB0316` when the login runs no commands, `RB0021` when cancelled.
     pub async fn exec(&self, cx: &Cx, exec: Exec) -> Result<Done> {
         let host = self.name().to_string();
-        let password = self.sudo_password(cx, &exec)?;
-        let wire = wire::wire(&exec, password.as_ref())?;
+        let raise = self.raise(cx, &exec)?;
+        let wire = wire::wire(&exec, raise.as_ref())?;
         let lease = self.slot.channel(cx, false).await?;
         let mut out = Collector::new(cx, StreamKind::Stdout, exec.live, exec.whole);
         let mut err = Collector::new(cx, StreamKind::Stderr, exec.live, exec.whole);
@@ -79,7 +70,7 @@ impl Session {
                 Err(timed_out) => {
                     let _ = tx.try_send(Sig::TERM);
                     let ending = tokio::time::timeout(Duration::from_secs(8), &mut run);
-                    let _ = tokio::join!(self.end(cx, &pid, exec.sudo), ending);
+                    let _ = tokio::join!(self.end(cx, &pid, &exec), ending);
                     Err(timed_out)
                 }
             }
@@ -98,7 +89,7 @@ impl Session {
     }
 
     /// Ends a command by its process group, over another channel: OpenSSH takes no signals for the sessions of root.
-    async fn end(&self, cx: &Cx, pid: &AtomicU32, sudo: bool) {
+    async fn end(&self, cx: &Cx, pid: &AtomicU32, of: &Exec) {
         let pid = pid.load(Ordering::Acquire);
         if pid < 2 {
             return;
@@ -111,7 +102,7 @@ impl Session {
              i=0; while [ $i -lt 30 ] && kill -s 0 -- $g 2>/dev/null; do i=$((i+1)); sleep .1 2>/dev/null || {{ sleep 1; i=$((i+9)); }}; done\n\
              kill -s KILL -- $g 2>/dev/null"
         );
-        let exec = Exec { sudo, ..Exec::new(script) };
+        let exec = Exec { sudo: of.sudo, user: of.user.clone(), ..Exec::new(script) };
         // What cannot be ended is left alone: the caller's error is the one that counts.
         let _ = tokio::time::timeout(Duration::from_secs(8), Box::pin(self.exec(&cx, exec))).await;
     }
@@ -154,7 +145,7 @@ impl Gates {
     /// Why it was not.
     pub(super) fn refused(&self, cx: &Cx, host: &str, sudo: bool, status: i32) -> Error {
         let said = cx.redactor.bytes(&[self.out.said(), self.err.said()].concat());
-        if sudo { sudo_refused(host, &said) } else { not_run(host, Some(status), &said) }
+        if sudo { privilege::refused(host, &said) } else { not_run(host, Some(status), &said) }
     }
 }
 
@@ -178,12 +169,6 @@ pub(super) fn timed_out(host: &str, limit: Duration, stderr: &[u8]) -> Error {
         .host(host)
         .hint("find out why it is slow, or give it a larger timeout")
         .detail("stderr", tail(stderr))
-}
-
-pub(super) fn sudo_refused(host: &str, stderr: &[u8]) -> Error {
-    Error::new(Code::SUDO, format!("sudo refuses: {}", tail(stderr).trim()))
-        .host(host)
-        .hint("allow the login to use sudo without a password (NOPASSWD), or set sudo_password for this host to the name of a secret")
 }
 
 /// The last lines of an output, for messages.

@@ -23,8 +23,8 @@ impl Session {
     /// As [`Session::exec`]; what happens later comes from [`Channel::done`].
     pub async fn open(&self, cx: &Cx, exec: Exec) -> Result<Channel> {
         let host = self.name().to_string();
-        let password = self.sudo_password(cx, &exec)?;
-        let wire = wire(&exec, password.as_ref())?;
+        let raise = self.raise(cx, &exec)?;
+        let wire = wire(&exec, raise.as_ref())?;
         let Lease { channel, permit } = self.slot.channel(cx, true).await?;
         let (mut read, write) = channel.split();
         let lost = {
@@ -114,7 +114,7 @@ impl Session {
             }
             if failed.is_some() {
                 let _ = write.signal(Sig::TERM).await;
-                session.end(&cx, &pid, exec.sudo).await;
+                session.end(&cx, &pid, &exec).await;
             }
             let _ = write.close().await;
             drop(to_caller);

@@ -1,9 +1,8 @@
 //! A command as it goes over the wire: the command line holds nothing private, the rest goes by standard input.
 
-use runbook_core::secret::Secret;
 use runbook_core::{Code, Error, Result};
 
-use crate::ssh::supervisor::script;
+use crate::ssh::privilege::{self, Raise};
 use crate::ssh::{Exec, quote};
 
 /// A command as it goes over the wire.
@@ -46,19 +45,12 @@ pub(in crate::ssh) fn check(exec: &Exec) -> Result<()> {
 }
 
 /// Builds the command line and what goes before its standard input.
-pub(in crate::ssh) fn wire(exec: &Exec, sudo_password: Option<&Secret>) -> Result<Wire> {
+pub(in crate::ssh) fn wire(exec: &Exec, raise: Option<&Raise>) -> Result<Wire> {
     check(exec)?;
     let marker = marker();
-    let mut stdin = String::new();
-    let sudo = match (exec.sudo, sudo_password) {
-        (false, _) => "",
-        (true, None) => "sudo -n -- ",
-        (true, Some(p)) => {
-            stdin.push_str(p.reveal());
-            stdin.push('\n');
-            "sudo -k -S -p '' -- "
-        }
-    };
+    let parts = privilege::parts(exec, raise);
+    let command = privilege::command(&parts, &marker);
+    let mut stdin = parts.secret;
     // The folder goes this way too: a login shell that is no POSIX shell would read its quotes differently.
     let cwd = exec.cwd.as_deref().map(|c| format!("cd {} || exit 126\n", quote(c))).unwrap_or_default();
     stdin.push_str(&format!("{marker}\n{cwd}{}{}\n{marker}\n", exports(&exec.env)?, exec.script));
@@ -66,6 +58,5 @@ pub(in crate::ssh) fn wire(exec: &Exec, sudo_password: Option<&Secret>) -> Resul
     if let Some(data) = &exec.stdin {
         stdin.extend_from_slice(data);
     }
-    let command = format!("cd; exec {sudo}sh -c {} sh {marker} '' '' '{}'", quote(script::reader()), if exec.sudo { "1" } else { "" });
     Ok(Wire { command, stdin, marker })
 }

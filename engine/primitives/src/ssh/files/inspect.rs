@@ -49,8 +49,8 @@ impl Inspect {
         };
         let spec = spec.arg("path", Ty::Str, "The path; relative to the login's home folder.").option(
             "sudo",
-            Ty::Bool,
-            "Look as root, by `sudo`.",
+            crate::ssh::privilege::ty(),
+            "Look with raised privileges: `true` for root, or the name of a user.",
         );
         Inspect { kind, spec }
     }
@@ -72,7 +72,7 @@ impl Primitive for Inspect {
             Kind::Exists => format!("[ -e {p} ] || [ -L {p} ] || exit {MISSING}"),
             Kind::Checksum => format!("{there}\nsha256sum <{p}"),
         };
-        let done = connect(cx, host).await?.exec(cx, Exec { sudo: call.opt_bool("sudo"), ..Exec::new(script) }).await?;
+        let done = connect(cx, host).await?.exec(cx, Exec::new(script).raised(call)).await?;
         match (self.kind, done.status) {
             (Kind::Exists, 0) => return Ok(Outcome::from(true)),
             (Kind::Exists, MISSING) => return Ok(Outcome::from(false)),

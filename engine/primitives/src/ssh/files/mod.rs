@@ -28,7 +28,7 @@ fn file_options(spec: Spec) -> Spec {
     spec.option("mode", Ty::Str, "Permissions such as `\"0640\"`; when not given, those that the file has, or 0644.")
         .option("owner", Ty::Str, "Its owner; the present one, or the login, when not given.")
         .option("group", Ty::Str, "Its group; the present one, or the login's, when not given.")
-        .option("sudo", Ty::Bool, "Do it as root, by `sudo`.")
+        .option("sudo", crate::ssh::privilege::ty(), "Do it with raised privileges: `true` for root, or the name of a user.")
         .returns(Ty::Bool)
         .errors(&[Code::FILE_WRITE, Code::COMMAND_BAD, Code::SUDO])
 }

@@ -77,7 +77,7 @@ pub(super) async fn put(cx: &Cx, call: &Call, path: &str, content: Vec<u8>) -> R
     ];
     let head: String = vars.iter().map(|(k, v)| format!("{k}={}\n", quote(v))).collect();
     let size = content.len() as u64;
-    let exec = Exec { stdin: Some(content), sudo: call.opt_bool("sudo"), ..Exec::new(format!("{head}keep=\n{SCRIPT}")) };
+    let exec = Exec { stdin: Some(content), ..Exec::new(format!("{head}keep=\n{SCRIPT}")) }.raised(call);
     let done = connect(cx, host).await?.exec(cx, exec).await?;
     let said = String::from_utf8_lossy(&done.stdout);
     match (done.status, said.trim()) {

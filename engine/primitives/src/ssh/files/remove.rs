@@ -23,7 +23,7 @@ impl Default for Remove {
              system right below it, the home folder and what contains it are refused. A symbolic link is removed, not what it leads to.",
         )
         .arg("path", Ty::Str, "The path; relative to the login's home folder.")
-        .option("sudo", Ty::Bool, "Do it as root, by `sudo`.")
+        .option("sudo", crate::ssh::privilege::ty(), "Do it with raised privileges: `true` for root, or the name of a user.")
         .returns(Ty::Bool)
         .example(r#"host("new").remove("shop/uploads");"#)
         .errors(&[Code::COMMAND_BAD, Code::FILE_WRITE, Code::SUDO]);
@@ -84,7 +84,7 @@ impl Primitive for Remove {
              rm -rf -- \"$p\" && echo gone",
             SYSTEM.join("|/")
         );
-        let done = session.exec(cx, Exec { sudo: call.opt_bool("sudo"), ..Exec::new(script) }).await?;
+        let done = session.exec(cx, Exec::new(script).raised(call)).await?;
         match (done.status, String::from_utf8_lossy(&done.stdout).trim()) {
             (0, "none") => Ok(Outcome::unchanged(false, format!("there is no {path}"))),
             (0, "gone") => Ok(Outcome::changed(true)),

@@ -62,7 +62,7 @@ impl Default for Download {
         )
         .arg("path", Ty::Str, "The file on the host; relative to the login's home folder.")
         .arg("local", Ty::Str, "Where to put it: a path in the project.")
-        .option("sudo", Ty::Bool, "Read it as root, by `sudo`.")
+        .option("sudo", crate::ssh::privilege::ty(), "Read it with raised privileges: `true` for root, or the name of a user.")
         .returns(Ty::Bool)
         .example(r#"host("old").download("/etc/nginx/nginx.conf", "old/nginx.conf");"#)
         .errors(&[Code::FILE_MISSING, Code::FILE_READ, Code::FILE_CHECKSUM, Code::FILE_WRITE, Code::OUTSIDE_PROJECT, Code::SUDO]);
@@ -85,13 +85,12 @@ impl Primitive for Download {
         let (host, path, to) = (call.target(), call.str(0), call.str(1));
         check_path(path)?;
         let target = cx.files.local(to)?;
-        let sudo = call.opt_bool("sudo");
         let session = connect(cx, host).await?;
         let p = quote(&dashed(path));
         let ask = format!(
             "[ -e {p} ] || exit {MISSING}; [ -f {p} ] || {{ echo it is not a plain file >&2; exit 1; }}; wc -c <{p}; sha256sum <{p}"
         );
-        let done = session.exec(cx, Exec { sudo, ..Exec::new(ask) }).await?;
+        let done = session.exec(cx, Exec::new(ask).raised(call)).await?;
         let unreadable = |why: String| {
             Error::new(Code::FILE_READ, format!("{path} cannot be read: {why}"))
                 .host(host)
@@ -117,7 +116,7 @@ impl Primitive for Download {
         let beside = folder.join(format!(".runbook-{:016x}", rand::random::<u64>()));
         let fetched: Result<()> = async {
             let mut file = tokio::fs::File::create_new(&beside).await.map_err(local)?;
-            let mut channel = session.open(cx, Exec { sudo, ..Exec::new(format!("cat <{p}")) }).await?;
+            let mut channel = session.open(cx, Exec::new(format!("cat <{p}")).raised(call)).await?;
             channel.stdin.shutdown().await.ok();
             let (mut sum, mut buffer, mut got) = (Sha256::new(), vec![0u8; 128 << 10], 0u64);
             loop {

@@ -21,8 +21,8 @@ pub(super) use clean::Clean;
 use follow::{Follow, Report};
 
 use super::exec::spill::refer;
-use super::exec::{End, drive, exports, marker, sudo_refused, tail, timed_out};
-use super::{Done, Exec, Session, connect, quote};
+use super::exec::{End, drive, exports, marker, tail, timed_out};
+use super::{Done, Exec, Session, connect, privilege, quote};
 
 /// Runs a command that must not happen twice, under the supervisor, claimed by `cx.action_id`.
 ///
@@ -100,7 +100,7 @@ impl Known {
             Known::Absent => Error::internal("a command is neither begun nor claimed").host(host),
             Known::Ended { why: Some(w), .. } if w == "timeout" => timed_out(host, limit, &stderr),
             Known::Ended { why: Some(_), .. } => super::transport::aborted(host),
-            Known::Ended { raised: false, .. } if sudo => sudo_refused(host, &stderr),
+            Known::Ended { raised: false, .. } if sudo => privilege::refused(host, &stderr),
             Known::Ended { status, .. } => return Ok(Done { status, stdout, stderr, whole }),
             Known::Gone(why) => {
                 let what = match why.as_str() {
@@ -196,37 +196,35 @@ fn in_doubt(host: &str, cause: &Error) -> Error {
 impl Job<'_> {
     /// Claims and starts the command, and follows it.
     async fn start(&mut self, session: &Session, exec: &Exec, again: bool) -> Result<Report> {
-        let password = session.sudo_password(self.cx, exec)?;
+        let raise = session.raise(self.cx, exec)?;
+        let parts = privilege::parts(exec, raise.as_ref());
         self.follow.sudo = exec.sudo;
         let marker = marker();
-        let mut private = Vec::new();
-        let mode = match (exec.sudo, &password) {
-            (false, _) => "",
-            (true, None) => "n",
-            (true, Some(p)) => {
-                private.extend_from_slice(format!("{}\n", p.reveal()).as_bytes());
-                "s"
-            }
-        };
-        if exec.sudo || !exec.env.is_empty() || exec.stdin.is_some() {
-            private.extend_from_slice(format!("{marker}\n{}{marker}\n", exports(&exec.env)?).as_bytes());
-            private.extend_from_slice(exec.stdin.as_deref().unwrap_or_default());
-        }
         let mut script = String::new();
         if let Some(cwd) = &exec.cwd {
             script.push_str(&format!("cd {} || exit 126\n", quote(cwd)));
         }
         script.push_str(&exec.script);
+        let mut private = parts.secret.into_bytes();
+        if exec.sudo || exec.tty || !exec.env.is_empty() || exec.stdin.is_some() {
+            // Another user cannot read the claim: the script goes with the rest.
+            let own = if parts.raise.is_empty() { String::new() } else { format!("{script}\n") };
+            private.extend_from_slice(format!("{marker}\n{}{own}{marker}\n", exports(&exec.env)?).as_bytes());
+            private.extend_from_slice(exec.stdin.as_deref().unwrap_or_default());
+        }
         let limit = self.limit.map_or(0, |l| l.as_secs().max(1));
         let command = format!(
-            "cd; exec sh -c {} runbook {marker} {} {} {} {} {} '{mode}' {limit} {}",
+            "cd; exec sh -c {} runbook {marker} {} {} {} {} {} {} {limit} {} {} {}",
             quote(script::start()),
             quote(&self.cx.run),
             quote(&self.cx.action_id.0),
             private.len(),
             quote(script::run()),
             quote(script::reader()),
+            quote(&parts.mode),
             if again { "again" } else { "''" },
+            quote(&parts.raise),
+            quote(parts.tty),
         );
         let mut stdin = format!("{script}\n{marker}\n").into_bytes();
         stdin.append(&mut private);

@@ -37,6 +37,7 @@ scripts! {
     reader = "reader.sh";
     start = "start.sh" "follow.sh";
     run = "run.sh";
+    raise = "raise.sh";
     attach = "attach.sh" "follow.sh";
     stop = "stop.sh";
 }

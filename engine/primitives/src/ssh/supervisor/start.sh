@@ -1,7 +1,8 @@
 # Claims an action and starts its command apart from this session; follow.sh goes on from there.
 # Standard input: the script, a marker line, then $4 bytes for the command alone (password, environment, standard input).
-# $1 marker  $2 run  $3 action  $4 length of the private input  $5 run.sh  $6 reader.sh  $7 sudo: nothing, n or s  $8 limit in s or 0
+# $1 marker  $2 run  $3 action  $4 length of the private input  $5 run.sh  $6 reader.sh  $7 how privileges are raised, as run.sh takes it  $8 limit in s or 0
 # $9 again: a claim of which nothing more can be known is set aside, since the operator wants the command to run again
+# $10 raise.sh or nothing  $11 code for the reader's terminal or nothing
 n=$1 r=$HOME/.runbook/$2 p=$PWD b=${IFS#??} s= u=$(umask) o=0 e=0
 umask 077
 no() { echo "$n no $*"; exit 0; }
@@ -45,7 +46,7 @@ if [ "$8" != 0 ]; then
   if [ -n "$c" ]; then echo $((${c%%.*} + $8)) up >deadline; else echo $(($(date +%s) + $8)) >deadline; fi
 fi 2>/dev/null
 if command -v setsid >/dev/null 2>&1; then w=setsid; else w=; trap "" HUP; fi
-$w sh -c "$5" runbook "$n" "$p" "$4" "$7" "$6" "$u" <&6 >>out 2>>err &
+$w sh -c "$5" runbook "$n" "$p" "$4" "$7" "$6" "$u" "${10}" "${11}" <&6 >>out 2>>err &
 k=$!
 exec 6<&-
 echo "$n ok" || exit 255
