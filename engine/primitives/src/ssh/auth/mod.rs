@@ -339,13 +339,14 @@ impl Login<'_> {
                 }
                 Reply::InfoRequest { instructions, prompts, .. } => {
                     rounds += 1;
-                    let given = if rounds > 16 { None } else { answers.round(&instructions, &prompts).await? };
-                    // Asked once more for the same: an empty answer ends the round.
-                    let refused = given.is_none();
-                    let given = given.unwrap_or_else(|| prompts.iter().map(|_| String::new()).collect());
-                    if refused && rounds > 16 {
-                        return Ok((Came::Untried("its questions: they do not end".into()), false));
+                    if rounds > 32 {
+                        return Err(self
+                            .error(format!("{} asks {} again and again: its questions do not end", t.host, t.user))
+                            .hint(format!("try `{}`", self.with_ssh())));
                     }
+                    // Asked once more for the same: an empty answer ends the round.
+                    let given =
+                        answers.round(&instructions, &prompts).await?.unwrap_or_else(|| prompts.iter().map(|_| String::new()).collect());
                     reply = match in_time(self.handle.authenticate_keyboard_interactive_respond(given)).await {
                         Ok(r) => r,
                         Err(e) => return Err(self.broke_off(&e)),
@@ -457,3 +458,6 @@ async fn in_time<T>(what: impl Future<Output = std::result::Result<T, russh::Err
 async fn in_time_as<T, E>(what: impl Future<Output = std::result::Result<T, E>>) -> Option<std::result::Result<T, E>> {
     tokio::time::timeout(ANSWER, what).await.ok()
 }
+
+#[cfg(test)]
+mod tests;
