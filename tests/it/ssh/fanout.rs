@@ -254,3 +254,42 @@ fn a_hundred_hosts_on_a_terminal() {
         assert!(n == 42 || all.contains(&format!("\u{1b}[32m✓\u{1b}[0m {:<6} ", format!("web{n}"))), "web{n}");
     }
 }
+
+#[test]
+fn the_reference_roll_out_stops_goes_on_and_is_taken_back() {
+    let Some(fleet) = Fleet::start() else { return };
+    let script = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/runbooks/roll-out/runbook.rhai")).unwrap();
+    let inventory = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/runbooks/roll-out/runbook.toml")).unwrap();
+    let project = || {
+        let p = fleet.project(&[], &script);
+        // Hosts share their homes here, so that each writes to a file of its own folder.
+        let all = fleet.inventory(&[]);
+        let few: String = all.split_inclusive("[environments.test.hosts.").filter(|part| !part.is_empty()).take(13).collect();
+        let few = few.trim_end_matches("[environments.test.hosts.");
+        let params = inventory.split("[environments.production]").next().unwrap();
+        p.write("runbook.toml", &format!("{params}\n{few}"));
+        p
+    };
+    let check = Project::new(&inventory, &script);
+    check.expect(&["check", "a.rhai"], 0);
+    let p = project();
+    for s in &fleet.servers {
+        std::fs::write(s.home().join("motd"), "old\n").unwrap();
+    }
+    let run = ["run", "a.rhai", "--param", "path=motd", "--param", "content=new"];
+    // The check fails on every host of the second server while a file is there.
+    std::fs::write(fleet.servers[1].home().join("broken"), "").unwrap();
+    let args: Vec<&str> = run.iter().copied().chain(["--param", "check=test ! -e broken"]).collect();
+    let (status, _, err) = p.text(&args);
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("1 of 12 failed: web1: ") && err.contains("not begun: web2, web3, "), "{err}");
+    p.expect(&["rollback"], 6);
+    let motd = |i: usize| std::fs::read_to_string(fleet.servers[i].home().join("motd")).unwrap();
+    assert_eq!((0..SERVERS).map(motd).collect::<Vec<_>>(), ["old\n"; SERVERS]);
+    let (status, _, err) = p.text(&args);
+    assert_eq!(status, 1, "{err}");
+    std::fs::remove_file(fleet.servers[1].home().join("broken")).unwrap();
+    p.expect(&["resume"], 0);
+    assert_eq!((0..SERVERS).map(motd).collect::<Vec<_>>(), ["new"; SERVERS]);
+    assert!((0..SERVERS).all(|i| !fleet.servers[i].home().join("motd.before").exists()));
+}

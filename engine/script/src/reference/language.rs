@@ -39,6 +39,12 @@ const TYPES: &[(&str, &str, &str)] = &[
         "`secret(\"name\")`, by its name in `[secrets]` of the inventory.",
         "Only to be handed to a primitive that takes one. Shows as `secret(\"name\")`; `.name` is its name. Its value cannot be read by a script and is struck from everything that is stored or shown.",
     ),
+    (
+        "Results",
+        "`each`: a value for every item, by its name, in the order of the list.",
+        "`.value(name)`, `[name]` or `.name` is a value; `.ok()`, `.failed()` and `.not_begun()` are names, the last two only with `tolerate`; `.error(name)` is what went wrong, a map \
+         as `catch` has it; `.values()` and `.len()` are of those that went well; `.to_map()` is a plain map, and what a primitive gets.",
+    ),
 ];
 
 /// What Rhai has and runbooks do not.
@@ -49,7 +55,8 @@ declared before they are used, and reading a key that a map does not have is an 
 const VALUES: &str = "Primitives take and return plain values: `()`, booleans, whole numbers, fractions, text, blobs, arrays, maps, the types above, and records and handles of the types in the reference. \
 Functions and closures cannot be given to a primitive ([RB0213](../errors/RB0213.md)). Two handles of the same type and name are equal.";
 
-const ERRORS: &str = "A primitive that fails throws a map with `code`, `message`, `hint`, `host` and `retryable`, which `try { … } catch (e) { … }` sees. What stops the run itself cannot be caught: \
+const ERRORS: &str = "A primitive that fails throws a map with `code`, `message`, `hint`, `host` and `retryable`, which `try { … } catch (e) { … }` sees. When branches fail it also has `failures`, a map from name to \
+such a map, and `not_begun`, an array of names. What stops the run itself cannot be caught: \
 interruption, a pause, a rollback, a mismatch with the record, an action in doubt, a store that fails.";
 
 /// The text.
@@ -76,7 +83,7 @@ pub fn page() -> String {
     let _ = writeln!(
         out,
         "## Limits\n\nA script that goes over one ends with [RB0207](../errors/RB0207.md).\n\n| what | at most |\n|---|---|\n| operations evaluated | {MAX_OPERATIONS} |\n| depth of calls | {MAX_CALLS} |\n\
-         | a text | {MAX_STRING} bytes |\n| items of an array or a map | {MAX_ITEMS} |\n| branches of a `parallel` at the same time | {MAX_BRANCHES}; the others wait |"
+         | a text | {MAX_STRING} bytes |\n| items of an array or a map | {MAX_ITEMS} |\n| branches at the same time | {MAX_BRANCHES}; the others wait |"
     );
     tidy(out)
 }
