@@ -302,6 +302,10 @@ impl Ask for Asker {
         Ok(answer.map(|(c, _)| c == 'g'))
     }
 
+    fn doubt_told(&self) -> bool {
+        self.doubt.lock().is_some()
+    }
+
     fn doubt(&self, call: &str, known: &str) -> Result<Option<DoubtAnswer>> {
         if let Some(a) = self.doubt.lock().take() {
             return Ok(Some(a));

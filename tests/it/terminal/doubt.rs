@@ -7,12 +7,14 @@ use super::signals::read;
 use crate::support::desk::{Project, until};
 use crate::support::sshd::{Sshd, processes};
 
-const RUNBOOK: &str = "step \"Half\" { old.run(\"echo half >>ran; echo so far; [ -e go ] || sleep 7381\"); } undo { old.run(\"echo undone >>ran\"); }\n\
+/// The port stands for a time that no other test sleeps.
+const RUNBOOK: &str = "step \"Half\" { old.run(\"echo half >>ran; echo so far; [ -e go ] || sleep PORT\"); } undo { old.run(\"echo undone >>ran\"); }\n\
                        step \"After\" { old.run(\"echo after >>ran\"); }";
 
 /// A run whose controller was killed in mid-command, and whose host has since been started anew.
 fn half_way(host: &Sshd) -> Project {
-    let p = Project::on(host, RUNBOOK);
+    let sleep = format!("sleep {}", host.port);
+    let p = Project::on(host, &RUNBOOK.replace("sleep PORT", &sleep));
     let run = p.start(&["run", "a.rhai"]);
     until("the command runs", || read(&host.home().join("ran")).contains("half"));
     // Dropping it is SIGKILL.
@@ -22,7 +24,7 @@ fn half_way(host: &Sshd) -> Project {
     for supervisor in [true, false] {
         for p in processes() {
             let inside = std::fs::read_link(format!("/proc/{}/cwd", p.pid)).is_ok_and(|c| c == folder);
-            if if supervisor { inside } else { p.command.contains("sleep 7381") } {
+            if if supervisor { inside } else { p.command.contains(&sleep) } {
                 let _ = Command::new("kill").args(["-KILL", &p.pid.to_string()]).status();
             }
         }
@@ -44,8 +46,12 @@ fn action(host: &Sshd) -> PathBuf {
 }
 
 /// Text with the run's id and other things that differ struck out.
-fn pinned(p: &Project, text: &str) -> String {
-    text.replace(&p.newest(), "RUN").lines().map(|l| format!("{}\n", l.trim_end())).collect()
+fn pinned(p: &Project, host: &Sshd, text: &str) -> String {
+    text.replace(&p.newest(), "RUN")
+        .replace(&format!("sleep {}", host.port), "sleep TIME")
+        .lines()
+        .map(|l| format!("{}\n", l.trim_end()))
+        .collect()
 }
 
 #[test]
@@ -60,7 +66,7 @@ fn a_host_that_cannot_know_leaves_the_answer_to_a_person() {
         assert_eq!(read(&host.home().join("ran")), "half\n", "nothing was done while nobody had answered");
         if answer == "retry" {
             let end: Vec<&str> = err.lines().skip_while(|l| !l.starts_with("error[")).collect();
-            let end = pinned(&p, &end.join("\n"));
+            let end = pinned(&p, &host, &end.join("\n"));
             let end = end.split_once(" after ").map_or(end.clone(), |(a, b)| format!("{a} after TIME:{}", b.split_once(':').unwrap().1));
             insta::assert_snapshot!("in_doubt_without_a_terminal", end);
             let shown = p.expect(&["show"], 0);
@@ -91,7 +97,7 @@ fn on_a_terminal_it_is_asked() {
     s.wait_for("[q]uit:");
     let text = s.text();
     let question: Vec<&str> = text.lines().skip_while(|l| !l.starts_with("? ")).collect();
-    insta::assert_snapshot!("in_doubt_on_a_terminal", pinned(&p, &question.join("\n")));
+    insta::assert_snapshot!("in_doubt_on_a_terminal", pinned(&p, &host, &question.join("\n")));
     s.answer("[q]uit:", "q");
     assert_eq!(s.wait(), 9, "{}", s.text());
     // Ctrl-C is no answer either.
@@ -109,4 +115,25 @@ fn on_a_terminal_it_is_asked() {
     std::fs::write(host.home().join("mended"), "").unwrap();
     let text = p.expect(&["resume", "--answer", "done"], 0);
     assert!(text.contains("no answer was asked for"), "{text}");
+}
+
+#[test]
+fn a_host_that_is_gone_for_good_does_not_hold_the_run_for_ever() {
+    let Some(mut host) = Sshd::start("") else { return };
+    let p = half_way(&host);
+    host.down();
+    let (status, _, err) = p.text(&["resume"]);
+    assert_eq!(status, 9, "{err}");
+    assert!(err.contains("cannot be found out yet") && err.contains("gone for good"), "{err}");
+    let (status, _, err) = p.text(&["rollback"]);
+    assert_eq!(status, 9, "nobody has answered yet: {err}");
+    // The step after it needs the host too, so that is where the run stops now.
+    let (status, _, err) = p.text(&["resume", "--answer", "done"]);
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("After") && err.contains("RB0300"), "{err}");
+    let answered = p.entries("doubt_answered");
+    assert_eq!((answered.len(), answered[0]["answer"].as_str()), (1, Some("done")));
+    let asked = p.entries("doubt_asked");
+    assert!(asked[0]["known"].as_str().unwrap().contains("cannot be asked"), "{asked:?}");
+    p.expect(&["audit", "verify"], 0);
 }

@@ -249,20 +249,34 @@ impl Act<'_> {
         let began = Instant::now();
         let rolling_back = run.frontier().is_err();
         let (prim, call) = (self.prim.clone(), self.call.clone());
-        let said = match run.parts.history.doubts.get(&id.0).map(String::as_str) {
+        let told = run.parts.history.doubts.get(&id.0).map(String::as_str);
+        let said = match told {
             Some("retry") => Ok(Reconciled::NotStarted),
             Some("done") => Ok(Reconciled::Done(Outcome { note: Some("the operator says that it was done".into()), ..Outcome::default() })),
             _ => self.drive(frame, |cx| async move { prim.reconcile(&cx, &call).await })?,
         };
-        let said = said.map_err(|mut e| {
-            if matches!(e.kind, Kind::Unreachable | Kind::Failed) {
-                e.message = format!("it cannot be found out yet what became of {}: {}", self.shown(), e.message);
-                e.kind = Kind::InDoubt;
-                e.hint = Some(format!("once it can be reached, `runbook resume {}` finds out and goes on", run.id()));
+        let said = match said {
+            // A host that is gone for good must not hold the run for ever.
+            Err(e)
+                if matches!(e.kind, Kind::Unreachable | Kind::Failed)
+                    && if rolling_back { told == Some("rollback") } else { run.parts.around.ask.doubt_told() } =>
+            {
+                Reconciled::Unknown { known: format!("the far side cannot be asked: {}", e.message) }
             }
-            e.at.push(self.base.clone());
-            e
-        })?;
+            Err(mut e) => {
+                if matches!(e.kind, Kind::Unreachable | Kind::Failed) {
+                    e.message = format!("it cannot be found out yet what became of {}: {}", self.shown(), e.message);
+                    e.kind = Kind::InDoubt;
+                    e.hint = Some(format!(
+                        "once it can be reached, `runbook resume {}` finds out and goes on; when it is gone for good, tell: `--answer done` (go on without it) or `--answer rollback`",
+                        run.id()
+                    ));
+                }
+                e.at.push(self.base.clone());
+                return Err(e);
+            }
+            Ok(said) => said,
+        };
         let (via_operator, said) = match said {
             Reconciled::Unknown { known } if rolling_back => {
                 // The step's undo block runs next and is written to be safe when its step had only begun.

@@ -152,6 +152,11 @@ pub trait Ask: Send + Sync {
     fn doubt(&self, _call: &str, _known: &str) -> Result<Option<DoubtAnswer>> {
         Ok(None)
     }
+    /// Whether the operator has already said what [`Ask::doubt`] will answer. Then it counts also when the far side cannot be reached to be
+    /// asked first; nobody is asked for that, since waiting until it can be reached is nearly always right.
+    fn doubt_told(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody to ask; gates pause the run.
