@@ -11,6 +11,7 @@ use runbook_testkit::World;
 use crate::support::sshd::{Sshd, environment, world};
 
 mod auth;
+mod auth_config;
 mod commands;
 mod config;
 mod connect;

@@ -114,6 +114,10 @@ impl Agent {
         Some(Agent { socket, child, _dir: dir })
     }
 
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     pub fn add(&self, key: &Path) {
         let done = Command::new("ssh-add").arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.socket).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

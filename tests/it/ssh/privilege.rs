@@ -90,6 +90,21 @@ async fn sudo_with_a_password_and_without_as_root_and_as_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_login_shell_lets_a_password_through() {
+    let (true, Some(user), Some(other)) = (ready(), User::new(), User::new()) else { return };
+    sudoers(&user, "USER ALL=(ALL) ALL\n");
+    let shells = ["/bin/bash", "/usr/bin/fish", "/bin/csh", "/bin/tcsh", "/usr/bin/mksh", "/bin/zsh"];
+    for shell in shells.into_iter().filter(|s| std::path::Path::new(s).exists()) {
+        user.set_shell(shell);
+        let Some(b) = bench(&user, &[("sudo_password", "pw")]) else { return };
+        every_way(&b, true.into(), "root", &format!("sh{}", shell.len())).await;
+        let Some(b) = bench(&user, &[("sudo_method", "su"), ("sudo_password", "pw")]) else { return };
+        b.world.secrets.lock().insert("pw".into(), other.password.clone());
+        every_way(&b, other.name.as_str().into(), &other.name, &format!("su{}", shell.len())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_password_is_not_in_any_process() {
     let (true, Some(user)) = (ready(), User::new()) else { return };
     let Some(b) = bench(&user, &[("sudo_password", "pw")]) else { return };

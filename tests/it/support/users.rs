@@ -38,6 +38,11 @@ impl User {
         Some(u)
     }
 
+    /// Gives it another login shell.
+    pub fn set_shell(&self, shell: &str) {
+        assert!(run("usermod", &["-s", shell, &self.name], ""), "usermod");
+    }
+
     /// Sets the password.
     pub fn set_password(&self, password: &str) {
         assert!(run("chpasswd", &[], &format!("{}:{password}\n", self.name)), "chpasswd");

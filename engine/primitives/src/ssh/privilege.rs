@@ -103,6 +103,11 @@ impl Session {
             }
         };
         let password = self.slot.target.sudo_password.as_deref().map(|n| cx.secret(n)).transpose()?;
+        if password.as_ref().is_some_and(|p| p.reveal().contains(['\n', '\0'])) {
+            return Err(Error::new(Code::COMMAND_BAD, "the password for raised privileges has more than one line")
+                .host(host)
+                .hint("check the secret that sudo_password names; one final newline is dropped from what a file or a command gives"));
+        }
         Ok(Some(Raise { method, user, password, tty: exec.tty }))
     }
 }
@@ -208,7 +213,8 @@ mod tests {
                 let line = command(&p, "rbm");
                 assert!(!line.contains("s3cret") && !p.mode.contains("s3cret"), "{line}");
                 assert_eq!(p.secret.lines().count(), if method == Method::Sudo { 2 } else { 1 });
-                assert!(!line.contains(['\n', '!']), "a login shell that is csh takes neither: {line}");
+                let marks = line.match_indices('!').map(|(i, _)| line[i + 1..].chars().next());
+                assert!(!line.contains('\n') && marks.clone().all(|c| matches!(c, None | Some(' ' | '='))), "csh takes neither: {line}");
             }
         }
     }
