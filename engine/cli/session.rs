@@ -237,7 +237,10 @@ fn listen(runtime: &tokio::runtime::Runtime, stop: Cancel, abort: Cancel, view: 
                     view.notice("stopping now: the action in hand will be in doubt");
                     abort.cancel();
                 }
-                _ => std::process::exit(130),
+                _ => {
+                    crate::terminal::restore();
+                    std::process::exit(130)
+                }
             }
         }
     });

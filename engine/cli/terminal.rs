@@ -111,7 +111,8 @@ impl Terminal {
         let question = question.lines().map(printable).collect::<Vec<_>>().join("\n");
         let hidden = (!echo).then(Hidden::new);
         let answer = self.ask_while(&question, || if withdrawn() { Err(()) } else { Ok(None) }).ok().flatten();
-        if hidden.is_some() {
+        drop(hidden);
+        if !echo {
             self.err("\n");
         }
         answer
@@ -149,25 +150,36 @@ impl Terminal {
     }
 }
 
+/// The terminal as it was before something was typed unseen.
+static BEFORE: parking_lot::Mutex<Option<rustix::termios::Termios>> = parking_lot::Mutex::new(None);
+
 /// The terminal does not show what is typed while this lives.
-struct Hidden(Option<rustix::termios::Termios>);
+struct Hidden;
 
 impl Hidden {
     fn new() -> Self {
         use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
         let stdin = std::io::stdin();
-        let Ok(before) = tcgetattr(&stdin) else { return Hidden(None) };
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        Hidden(tcsetattr(&stdin, OptionalActions::Flush, &quiet).is_ok().then_some(before))
+        if let Ok(before) = tcgetattr(&stdin) {
+            let mut quiet = before.clone();
+            quiet.local_modes.remove(LocalModes::ECHO);
+            *BEFORE.lock() = Some(before);
+            let _ = tcsetattr(&stdin, OptionalActions::Flush, &quiet);
+        }
+        Hidden
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, before);
-        }
+        restore();
+    }
+}
+
+/// Has the terminal show again what is typed; for an end in mid-question.
+pub fn restore() {
+    if let Some(before) = BEFORE.lock().take() {
+        let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, &before);
     }
 }
 

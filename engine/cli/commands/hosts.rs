@@ -70,6 +70,13 @@ impl Hosts {
             let asker = Box::new(move |question: &str, echo: bool| term.ask_secret(question, echo, || false));
             context(&env, Secrets::new(env.secrets.clone(), project.root.clone()).asking(asker), project.clone())
         };
+        // An end in mid-question must not leave a terminal that shows nothing.
+        runtime.spawn(async {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                crate::terminal::restore();
+                std::process::exit(130);
+            }
+        });
         let done = match self.what {
             None => runtime.block_on(list(&cx(), &all)),
             Some(What::Check { names }) => {

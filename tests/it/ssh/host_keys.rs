@@ -282,6 +282,11 @@ fn a_person_is_shown_the_key_and_asked() {
     s.answer("Passphrase for the key", "open sesame");
     assert_eq!(s.wait(), 0, "{}", s.text());
     assert!(!s.raw().contains("sesame"), "{}", s.raw());
+    // Ctrl-C at the question ends it.
+    let mut s = Screen::start(exe, &["hosts", "check"], p.0.path(), 24, 160, &[]);
+    s.wait_for("Passphrase for the key");
+    s.keys("\u{3}");
+    assert_eq!(s.wait(), 130, "{}", s.text());
     assert_eq!(p.run(&["hosts", "check"]).0, 4);
 }
 
