@@ -58,11 +58,13 @@ impl Sshd {
     pub fn up(&mut self) {
         let p = |f: &str| self.path(f).display().to_string();
         let config = format!(
-            "ListenAddress 127.0.0.1:{}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n\
+            "ListenAddress 127.0.0.1:{}\nHostKey {}\nAuthorizedKeysFile {} {}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\nLogLevel VERBOSE\n{}\nSetEnv HOME={}{}\n",
             self.port,
             p("host_key"),
             p("authorized_keys"),
+            // As the server's own default, for what is added by the primitives.
+            p("home/.ssh/authorized_keys"),
             self.extra.lines().filter(|l| !l.starts_with("SetEnv ")).collect::<Vec<_>>().join("\n"),
             p("home"),
             // Only the first SetEnv counts.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use russh::keys::{PublicKey, parse_public_key_base64};
 
 use names::Names;
-pub(super) use names::{entry_name, wildcard};
+pub(super) use names::entry_name;
 pub(super) use write::{append, line};
 
 /// What the files say of a key that a host showed.
