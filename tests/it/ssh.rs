@@ -16,6 +16,7 @@ mod commands;
 mod config;
 mod connect;
 mod copy;
+mod copy_ways;
 mod fanout;
 mod files;
 mod host_keys;

@@ -111,6 +111,8 @@ codes! {
     FILE_CHECKSUM = 403, Failed, "A file does not have the checksum that it should have";
     TEMPLATE = 404, Check, "A template cannot be rendered";
     FILE_TOO_LARGE = 405, Failed, "A file is too large to be held as a value";
+    COPY_DELETES = 406, Failed, "A copy would delete more than it may";
+    DISK_SPACE = 407, Failed, "A host has no room for what is to be written";
 
     DB_CONNECT = 500, Unreachable, "A database cannot be opened";
     DB_QUERY = 501, Failed, "A query failed";

@@ -83,7 +83,8 @@ async fn a_folder_becomes_equal_and_then_there_is_nothing_to_do() {
     symlink("d2", root.join("link")).unwrap();
     std::fs::write(to.join("surplus"), "stays").unwrap();
     let o = copy(&b, options([])).await.unwrap();
-    assert!((4..=6).contains(&field(&o, "files").as_int().unwrap()), "{o:?}");
+    // Four of them, the new one's and the changed one's folders, and the root for its time of change.
+    assert!((4..=8).contains(&field(&o, "files").as_int().unwrap()), "{o:?}");
     assert!(to.join("surplus").exists(), "nothing is deleted unasked");
     std::fs::create_dir_all(to.join("extra/deep")).unwrap();
     std::fs::write(to.join("extra/deep/file"), "goes").unwrap();
@@ -159,8 +160,8 @@ async fn what_is_missing_or_full_is_said() {
     if mounted.is_ok_and(|s| s.success()) {
         let e = copy(&b, options([])).await;
         let _ = Command::new("umount").arg(new.home().join("the copy")).status();
-        let e = failure(e, Code::FILE_WRITE);
-        assert!(e.message.contains("No space left"), "{e}");
+        let e = failure(e, Code::DISK_SPACE);
+        assert!(e.message.contains("it needs 3.4MiB more, and 1MiB are free"), "{e}");
     } else {
         eprintln!("skipped: the full disk, since nothing can be mounted here");
     }

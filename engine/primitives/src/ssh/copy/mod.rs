@@ -1,9 +1,27 @@
-//! `copy_from`: a folder from one host to another as a stream through the controller, only what differs, checked afterwards.
+//! `copy_from`: a folder from one host to another, only what differs, straight from host to host where that can be, checked afterwards.
+//!
+//! Both sides are always listed and compared here, so that excludes, deletes, limits and what there is to do are the same in every way.
+//! Then the list of what differs goes to the tool that carries it:
+//!
+//! | | straight from host to host | through the controller |
+//! |---|---|---|
+//! | rsync | [`direct`]: with a transfer key | [`relay`]: both ends' streams joined here |
+//! | tar | [`direct`]: with a transfer key | [`relay`]: an archive as a stream |
 
+mod clean;
+mod diff;
+mod direct;
+mod failure;
+mod job;
 mod manifest;
-mod stream;
+mod pattern;
+mod relay;
+mod remove;
+mod tools;
+mod verify;
+mod xattrs;
 
-use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
@@ -12,18 +30,170 @@ use runbook_core::units::show_bytes;
 use runbook_core::{Code, Error, Record, Result, Value};
 
 use super::files::check_path;
-use super::known_hosts::wildcard;
 use super::{Session, connect};
-use manifest::{Entry, Manifest};
+use pattern::Patterns;
 
 pub(super) fn register(r: &mut Registry) {
     r.add_type(
-        TypeSpec::new("CopyResult", "What a copy did.")
+        TypeSpec::new("FileCopy", "What a copy of files did.")
             .field("files", Ty::Int, "Files, folders and links that were copied.")
             .field("bytes", Ty::Bytes, "The size of the files that were copied.")
-            .field("deleted", Ty::Int, "What was deleted because the source does not have it."),
+            .field("sent", Ty::Bytes, "What went over the network for that; less than `bytes` where only parts of files had changed.")
+            .field("deleted", Ty::Int, "What was deleted because the source does not have it.")
+            .field("equal", Ty::Int, "What was equal already.")
+            .field("via", Ty::Str, "`direct` from host to host, or through the `controller`; empty when there was nothing to do.")
+            .field("tool", Ty::Str, "`rsync` or `tar`; empty when there was nothing to do."),
+    );
+    r.add_type(
+        TypeSpec::new("FileDiff", "What a copy of files would do.")
+            .field("files", Ty::Int, "Files, folders and links that would be copied.")
+            .field("new", Ty::Int, "Those of them that are not there at all.")
+            .field("bytes", Ty::Bytes, "The size of the files that would be copied.")
+            .field("extra", Ty::Int, "What the source does not have: `delete: true` would delete it.")
+            .field("equal", Ty::Int, "What is equal already.")
+            .field("paths", Ty::List(Box::new(Ty::Str)), "The first hundred paths that differ."),
     );
     r.add(CopyFrom::default());
+    r.add(DiffFrom::default());
+    r.add_hook(clean::Clean);
+}
+
+/// What carries the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tool {
+    Rsync,
+    Tar,
+}
+
+impl Tool {
+    fn name(self) -> &'static str {
+        match self {
+            Tool::Rsync => "rsync",
+            Tool::Tar => "tar",
+        }
+    }
+}
+
+/// Which way they take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Via {
+    Direct,
+    Controller,
+}
+
+impl Via {
+    fn name(self) -> &'static str {
+        match self {
+            Via::Direct => "direct",
+            Via::Controller => "controller",
+        }
+    }
+}
+
+/// The options of a call.
+#[derive(Debug, Clone, Default)]
+struct Options {
+    exclude: Patterns,
+    sudo: bool,
+    numeric_ids: bool,
+    checksum: bool,
+    xattrs: bool,
+    delete: bool,
+    max_delete: Option<u64>,
+    via: Option<Via>,
+    tool: Option<Tool>,
+    bandwidth: Option<u64>,
+    sizes_only: bool,
+    any_room: bool,
+    from_address: Option<String>,
+    to_address: Option<String>,
+}
+
+impl Options {
+    fn of(call: &Call) -> Result<Self> {
+        let bad = |name: &str, all: &str| {
+            let got = call.opt_str(name).unwrap_or("");
+            Err(Error::new(Code::COMMAND_BAD, format!("{name}: \"{got}\" is not known")).hint(format!("it is one of {all}")))
+        };
+        let exclude = call.opt("exclude").and_then(Value::as_list).into_iter().flatten().filter_map(Value::as_str);
+        Ok(Options {
+            exclude: Patterns::new(exclude),
+            sudo: call.opt_bool("sudo"),
+            numeric_ids: call.opt_bool("numeric_ids"),
+            checksum: call.opt_bool("checksum"),
+            xattrs: call.opt_bool("xattrs"),
+            delete: call.opt_bool("delete"),
+            max_delete: call.opt_int("max_delete").and_then(|n| u64::try_from(n).ok()),
+            via: match call.opt_str("via") {
+                None => None,
+                Some("direct") => Some(Via::Direct),
+                Some("controller") => Some(Via::Controller),
+                Some(_) => return bad("via", "\"direct\", \"controller\""),
+            },
+            tool: match call.opt_str("tool") {
+                None => None,
+                Some("rsync") => Some(Tool::Rsync),
+                Some("tar") => Some(Tool::Tar),
+                Some(_) => return bad("tool", "\"rsync\", \"tar\""),
+            },
+            bandwidth: match call.opt("bandwidth") {
+                Some(Value::Bytes(n)) => Some((*n).max(1024)),
+                _ => None,
+            },
+            sizes_only: match call.opt_str("verify") {
+                None | Some("checksum") => false,
+                Some("size") => true,
+                Some(_) => return bad("verify", "\"checksum\", \"size\""),
+            },
+            any_room: call.opt("check_space").and_then(Value::as_bool) == Some(false),
+            from_address: call.opt_str("from_address").map(str::to_string),
+            to_address: call.opt_str("to_address").map(str::to_string),
+        })
+    }
+}
+
+/// One copy, or the question what it would do.
+struct Job<'a> {
+    cx: &'a Cx,
+    from: Session,
+    to: Session,
+    source: &'a str,
+    target: &'a str,
+    o: Options,
+}
+
+impl<'a> Job<'a> {
+    async fn of(cx: &'a Cx, call: &'a Call) -> Result<Job<'a>> {
+        let (source, target) = (call.str(1), call.str(2));
+        check_path(source)?;
+        check_path(target)?;
+        let o = Options::of(call)?;
+        let from = call.arg(0).as_record().and_then(|r| r.name.as_deref()).unwrap_or("");
+        let (from, to) = futures::try_join!(connect(cx, from), connect(cx, call.target()))?;
+        Ok(Job { cx, from, to, source, target, o })
+    }
+
+    fn sides(&self) -> failure::Sides<'_> {
+        failure::Sides { from: self.from.name(), to: self.to.name(), source: self.source, target: self.target }
+    }
+}
+
+/// The arguments and options of both primitives.
+fn common(spec: Spec) -> Spec {
+    spec.arg("host", Ty::Record("Host"), "The host to copy from.")
+        .arg("from", Ty::Str, "The folder there; relative to the login's home folder.")
+        .arg("to", Ty::Str, "The folder here; made when it is missing.")
+        .option(
+            "exclude",
+            Ty::List(Box::new(Ty::Str)),
+            "What to leave alone on both sides. A pattern without `/` fits a name anywhere, one with `/` the path from the folder on, one with `/` at its end \
+             folders only, each with all that is in it. `*` and `?` stand for anything but `/`, `**` for anything, `[a-z]` for one of these, `\\` takes the next \
+             character as it is.",
+        )
+        .option("sudo", Ty::Bool, "Read and write as root, by `sudo`, on both hosts.")
+        .option("numeric_ids", Ty::Bool, "Keep owners by number. Otherwise by name, and by number where the name is not known.")
+        .option("checksum", Ty::Bool, "Compare the SHA-256 sums of files that look equal too.")
+        .option("xattrs", Ty::Bool, "Compare extended attributes and ACLs too, so that a change of them alone is seen; needs `getfattr` on both hosts.")
 }
 
 /// `Host.copy_from`.
@@ -37,60 +207,64 @@ impl Default for CopyFrom {
             "Host",
             "copy_from",
             Effect::Converge,
-            "Makes a folder equal to one on another host: copies what differs, as a stream through the controller, and compares \
-             SHA-256 sums afterwards. There is nothing to do when both are equal.\n\nFiles are taken as equal when size, permissions and \
-             time of change are. Links and permissions are kept, owners too when both logins are root. Sockets, pipes and devices are \
-             left out. What the source changes meanwhile is copied again, up to five times.",
-        )
-        .arg("host", Ty::Record("Host"), "The host to copy from.")
-        .arg("from", Ty::Str, "The folder there; relative to the login's home folder.")
-        .arg("to", Ty::Str, "The folder here; made when it is missing.")
-        .option("delete", Ty::Bool, "Delete what the source does not have.")
-        .option("exclude", Ty::List(Box::new(Ty::Str)), "Names or paths to leave alone on both sides; `*` and `?` stand for anything.")
-        .option("sudo", Ty::Bool, "Read and write as root, by `sudo`, on both hosts.")
-        .returns(Ty::Record("CopyResult"))
-        .example(r#"host("new").copy_from(host("old"), "/srv/shop/uploads", "/srv/shop/uploads", #{ delete: true, exclude: ["*.tmp"] });"#)
-        .errors(&[
-            Code::FILE_MISSING,
-            Code::FILE_READ,
-            Code::FILE_WRITE,
-            Code::FILE_CHECKSUM,
-            Code::HOST_TOOL_MISSING,
-            Code::SSH_LOST,
-        ]);
+            "Makes a folder equal to one on another host: copies what differs and compares SHA-256 sums afterwards. There is nothing to do \
+             when both are equal.\n\nFiles are taken as equal when size, permissions, owner and time of change are. Kept are permissions, times, links, \
+             further names of one file (hard links), holes, extended attributes and ACLs, and owners when the login on the target is root. Sockets, \
+             pipes and devices are left out, and counted. What the source changes meanwhile is copied again, up to five times.\n\n\
+             Large copies go straight from host to host, by `rsync` when both have it (by `tar` otherwise, or when all files are small): with a key made for this \
+             copy, which can do nothing else, ends after 15 minutes, and is removed afterwards. Where no host can log in to the other, and for small \
+             copies, the files go through the controller as a stream. What has come stays when a copy breaks off, and the next one goes on from there.",
+        );
+        let spec = common(spec)
+            .option("delete", Ty::Bool, "Delete what the source does not have.")
+            .option(
+                "max_delete",
+                Ty::Int,
+                "How much may be deleted; a quarter of what the target has, and 100 in any case, when not given.",
+            )
+            .option(
+                "via",
+                Ty::Str,
+                "`\"direct\"` from host to host, or through the `\"controller\"`; chosen by what is possible when not given.",
+            )
+            .option("tool", Ty::Str, "`\"rsync\"` or `\"tar\"`; chosen by what both hosts have when not given.")
+            .option("bandwidth", Ty::Bytes, "At most so much a second: `\"10MiB\"`.")
+            .option(
+                "verify",
+                Ty::Str,
+                "`\"checksum\"`: compare SHA-256 sums of what was copied (the default); `\"size\"`: list both sides again instead.",
+            )
+            .option("check_space", Ty::Bool, "`false`: begin even when the target seems to have no room.")
+            .option(
+                "from_address",
+                Ty::Str,
+                "`host` or `host:port` under which the target reaches the source, when it is another one than from here.",
+            )
+            .option(
+                "to_address",
+                Ty::Str,
+                "`host` or `host:port` under which the source reaches the target, when it is another one than from here.",
+            )
+            .returns(Ty::Record("FileCopy"))
+            .example(
+                r#"host("new").copy_from(host("old"), "/srv/shop/uploads", "/srv/shop/uploads", #{ delete: true, exclude: ["*.tmp"] });"#,
+            )
+            .errors(&[
+                Code::FILE_MISSING,
+                Code::FILE_READ,
+                Code::FILE_WRITE,
+                Code::FILE_CHECKSUM,
+                Code::COPY_DELETES,
+                Code::DISK_SPACE,
+                Code::HOST_TOOL_MISSING,
+                Code::COMMAND_BAD,
+                Code::SUDO,
+                Code::SSH_CONNECT,
+                Code::SSH_LOST,
+            ]);
         CopyFrom { spec }
     }
 }
-
-/// One copy.
-struct Copy<'a> {
-    cx: &'a Cx,
-    from: Session,
-    to: Session,
-    source: &'a str,
-    target: &'a str,
-    delete: bool,
-    exclude: Vec<String>,
-    sudo: bool,
-}
-
-/// What has to be done.
-#[derive(Default)]
-struct Diff {
-    /// To be copied, in the order of their paths.
-    copy: Vec<Entry>,
-    /// On the target alone.
-    surplus: Vec<Entry>,
-    /// On the target, of another kind than on the source.
-    conflicts: Vec<Entry>,
-    /// How many entries are equal.
-    equal: u64,
-    /// Kinds that are not copied.
-    left_out: u64,
-}
-
-/// How often a source that changes is looked at again.
-const ROUNDS: usize = 5;
 
 #[async_trait]
 impl Primitive for CopyFrom {
@@ -99,153 +273,53 @@ impl Primitive for CopyFrom {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (source, target) = (call.str(1), call.str(2));
-        check_path(source)?;
-        check_path(target)?;
-        let from = call.arg(0).as_record().and_then(|r| r.name.as_deref()).unwrap_or("");
-        let (from, to) = futures::try_join!(connect(cx, from), connect(cx, call.target()))?;
-        let exclude = call.opt("exclude").and_then(Value::as_list).into_iter().flatten().filter_map(Value::as_str).map(str::to_string);
-        let copy =
-            Copy { cx, from, to, source, target, delete: call.opt_bool("delete"), exclude: exclude.collect(), sudo: call.opt_bool("sudo") };
-        copy.run().await
+        // What a crash of this run or an earlier one has left on hosts goes first.
+        clean::leftovers(cx).await?;
+        Job::of(cx, call).await?.run().await
     }
 }
 
-impl Copy<'_> {
-    async fn run(&self) -> Result<Outcome> {
-        let (mut files, mut bytes, mut deleted, mut kept) = (0i64, 0u64, 0i64, 0u64);
-        let mut changed = false;
-        for round in 0..ROUNDS {
-            let diff = self.compare().await?;
-            if round == 0 && diff.left_out > 0 {
-                self.cx.message(format!("{} sockets, pipes or devices in {} are left out", diff.left_out, self.source));
-            }
-            let nothing = diff.copy.is_empty() && (!self.delete || diff.surplus.is_empty());
-            if nothing {
-                kept = diff.equal;
-                return Ok(self.outcome(changed, files, bytes, deleted, kept));
-            }
-            changed = true;
-            if let Some(e) = diff.conflicts.iter().find(|e| e.kind == b'd')
-                && !self.delete
-            {
-                return Err(Error::new(
-                    Code::FILE_WRITE,
-                    format!("{}/{} is a folder, and a file on {}", self.target, e.shown(), self.from.name()),
-                )
-                .host(self.to.name())
-                .hint("remove it first, or allow it with #{ delete: true }"));
-            }
-            stream::remove(self, &diff.conflicts).await?;
-            if self.delete {
-                deleted += i64::try_from(diff.surplus.len()).unwrap_or(i64::MAX);
-                stream::remove(self, &diff.surplus).await?;
-            }
-            if !diff.copy.is_empty() {
-                stream::copy(self, &diff.copy).await?;
-                files += i64::try_from(diff.copy.len()).unwrap_or(i64::MAX);
-                bytes += diff.copy.iter().filter(|e| e.kind == b'f').map(|e| e.size).sum::<u64>();
-                if stream::verify(self, &diff.copy).await? {
-                    kept = diff.equal;
-                    // Everything that differed when the lists were made is there now, byte by byte.
-                    return Ok(self.outcome(changed, files, bytes, deleted, kept));
-                }
-            }
-        }
-        let _ = kept;
-        Err(Error::new(Code::FILE_CHECKSUM, format!("{} on {} changes faster than it can be copied", self.source, self.from.name()))
-            .host(self.to.name())
-            .retryable(true)
-            .hint("stop what writes there, or leave the files that change out with exclude"))
-    }
+/// `Host.diff_from`.
+struct DiffFrom {
+    spec: Spec,
+}
 
-    fn outcome(&self, changed: bool, files: i64, bytes: u64, deleted: i64, equal: u64) -> Outcome {
-        let result =
-            Record::new("CopyResult", [("files", Value::Int(files)), ("bytes", Value::Bytes(bytes)), ("deleted", Value::Int(deleted))]);
-        if changed {
-            Outcome::changed(result).note(format!("{files} copied ({}), {deleted} deleted, {equal} equal", show_bytes(bytes)))
-        } else {
-            Outcome::unchanged(result, format!("both are equal: {equal} files and folders"))
-        }
-    }
-
-    /// Lists both sides at once and walks them in step. Keeps only what differs.
-    async fn compare(&self) -> Result<Diff> {
-        let (mut a, mut b) = futures::try_join!(
-            Manifest::open(self.cx, &self.from, self.source, self.sudo),
-            Manifest::open(self.cx, &self.to, self.target, self.sudo)
-        )?;
-        if !a.there {
-            return Err(Error::new(Code::FILE_MISSING, format!("there is no folder {}", self.source))
-                .host(self.from.name())
-                .hint("paths are absolute, or relative to the login's home folder"));
-        }
-        let owners = a.root && b.root;
-        let mut diff = Diff::default();
-        let (mut left, mut right) = (self.wanted(&mut a).await?, self.wanted(&mut b).await?);
-        loop {
-            let order = match (&left, &right) {
-                (None, None) => return Ok(diff),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(l), Some(r)) => l.path.cmp(&r.path),
-            };
-            let take_left = order != Ordering::Greater;
-            let take_right = order != Ordering::Less;
-            let l = if take_left { std::mem::replace(&mut left, self.wanted(&mut a).await?) } else { None };
-            let r = if take_right { std::mem::replace(&mut right, self.wanted(&mut b).await?) } else { None };
-            match (l, r) {
-                (Some(l), _) if !matches!(l.kind, b'f' | b'd' | b'l') => diff.left_out += 1,
-                (Some(l), Some(r)) if l.same(&r, owners) => diff.equal += 1,
-                (Some(l), Some(r)) => {
-                    if l.kind != r.kind {
-                        diff.conflicts.push(r);
-                    }
-                    diff.copy.push(l);
-                }
-                (Some(l), None) => diff.copy.push(l),
-                (None, Some(r)) => diff.surplus.push(r),
-                (None, None) => {}
-            }
-        }
-    }
-
-    /// The next entry that is not excluded.
-    async fn wanted(&self, m: &mut Manifest) -> Result<Option<Entry>> {
-        loop {
-            match m.next().await? {
-                Some(e) if excluded(&self.exclude, &e.path) => {}
-                other => return Ok(other),
-            }
-        }
+impl Default for DiffFrom {
+    fn default() -> Self {
+        let spec =
+            Spec::method("Host", "diff_from", Effect::Read, "Tells what `copy_from` with the same arguments would do. Nothing is written.");
+        let spec = common(spec)
+            .returns(Ty::Record("FileDiff"))
+            .example(r#"let left = host("new").diff_from(host("old"), "/srv/shop/uploads", "/srv/shop/uploads").files;"#)
+            .errors(&[Code::FILE_MISSING, Code::FILE_READ, Code::HOST_TOOL_MISSING, Code::COMMAND_BAD, Code::SUDO, Code::SSH_LOST]);
+        DiffFrom { spec }
     }
 }
 
-/// Whether a pattern fits the path, one of the folders above it, or one of its names.
-fn excluded(patterns: &[String], path: &[u8]) -> bool {
-    if patterns.is_empty() || path.is_empty() {
-        return false;
+#[async_trait]
+impl Primitive for DiffFrom {
+    fn spec(&self) -> &Spec {
+        &self.spec
     }
-    let path = String::from_utf8_lossy(path);
-    let mut above = String::new();
-    path.split('/').any(|part| {
-        if !above.is_empty() {
-            above.push('/');
-        }
-        above.push_str(part);
-        patterns.iter().map(|p| p.trim_matches('/')).any(|p| if p.contains('/') { wildcard(p, &above) } else { wildcard(p, part) })
-    })
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exclusion_by_name_by_path_and_by_folder() {
-        let ex = |p: &str, path: &str| excluded(&[p.to_string()], path.as_bytes());
-        assert!(ex("*.tmp", "a/b.tmp") && ex("*.tmp", "b.tmp/inner") && !ex("*.tmp", "a/tmp"));
-        assert!(ex("cache", "a/cache/x") && ex("a/cache", "a/cache/x") && ex("/a/cache/", "a/cache") && !ex("a/cache", "b/a/cache"));
-        assert!(!excluded(&[], b"anything") && !ex("*", ""), "the folder itself is never excluded");
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let job = Job::of(cx, call).await?;
+        let mut d = diff::compare(&job, &BTreeSet::new()).await?;
+        job.by_content(&mut d).await?;
+        let note = format!("{} differ ({}), {} only there, {} equal", d.differ, show_bytes(d.all_bytes), d.extra, d.equal);
+        let paths: Vec<Value> = d.copy.iter().take(100).map(|e| Value::from(e.shown())).collect();
+        let int = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
+        let record = Record::new(
+            "FileDiff",
+            [
+                ("files", int(d.differ)),
+                ("new", int(d.new)),
+                ("bytes", Value::Bytes(d.all_bytes)),
+                ("extra", int(d.extra)),
+                ("equal", int(d.equal)),
+                ("paths", paths.into()),
+            ],
+        );
+        Ok(Outcome::from(record).note(note))
     }
 }

@@ -1,0 +1,195 @@
+//! What differs between two folders: both are listed at once and walked in step; only what differs is kept.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use runbook_core::{Code, Error, Result};
+
+use super::Job;
+use super::manifest::{Entry, Manifest};
+use super::xattrs;
+
+/// What has to be done.
+#[derive(Default)]
+pub(super) struct Diff {
+    /// To be copied, parents before what they hold.
+    pub copy: Vec<Entry>,
+    /// On the target alone; empty unless deletion is wanted.
+    pub surplus: Vec<Entry>,
+    /// On the target, in the way of an entry of the source.
+    pub conflicts: Vec<Entry>,
+    /// Files that look equal; kept only to be compared by checksum.
+    pub look_equal: Vec<Entry>,
+    /// How many entries are equal.
+    pub equal: u64,
+    /// How many are on the target alone.
+    pub extra: u64,
+    /// How many entries the target has.
+    pub target: u64,
+    /// Entries that the target lacks.
+    pub new: u64,
+    /// How many entries differ; more than `copy` holds when one round cannot take them all.
+    pub differ: u64,
+    /// Bytes of the files that differ.
+    pub all_bytes: u64,
+    /// Bytes of those that are in `copy`.
+    pub bytes: u64,
+    /// Whether more differs than one round takes.
+    pub more: bool,
+    /// Room that the target needs.
+    pub needs: u64,
+    /// Kinds that are not copied.
+    pub left_out: u64,
+    /// Whether owners are set.
+    pub owners: bool,
+    /// Room on the target: bytes and files.
+    pub room: (Option<u64>, Option<u64>),
+}
+
+impl Diff {
+    pub(super) fn is_nothing(&self) -> bool {
+        self.copy.is_empty() && self.surplus.is_empty() && self.conflicts.is_empty()
+    }
+
+    fn take(&mut self, e: Entry, there: Option<&Entry>) {
+        self.differ += 1;
+        self.new += u64::from(there.is_none());
+        if e.is_file() && e.same_as.is_none() {
+            let before = there.filter(|t| t.is_file()).map_or(0, |t| t.stored);
+            self.all_bytes += e.size;
+            self.needs += e.stored.min(e.size).saturating_sub(before);
+        }
+        // The rest is found again by the next comparison: lists of any length take bounded memory here.
+        if self.copy.len() < MOST {
+            self.copy.push(e);
+        } else {
+            self.more = true;
+        }
+    }
+}
+
+/// How many entries one round takes.
+const MOST: usize = 200_000;
+
+/// Compares both folders. `forced` are paths whose content is known to differ.
+pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Result<Diff> {
+    let o = &job.o;
+    let (a, b) = futures::join!(
+        Manifest::open(job.cx, &job.from, job.source, o.sudo, o.numeric_ids),
+        Manifest::open(job.cx, &job.to, job.target, o.sudo, o.numeric_ids)
+    );
+    let (mut a, mut b) = (a?, b?);
+    if !a.there {
+        return Err(Error::new(Code::FILE_MISSING, format!("there is no folder {}", job.source))
+            .host(job.from.name())
+            .hint("paths are absolute, or relative to the login's home folder"));
+    }
+    let attributes = if o.xattrs && b.there { Some(xattrs::read_both(job).await?) } else { None };
+    let mut diff = Diff { owners: b.root, room: b.room, ..Diff::default() };
+    let mut folders: HashMap<Box<[u8]>, Entry> = HashMap::new();
+    let mut groups: HashMap<Arc<[u8]>, Vec<Entry>> = HashMap::new();
+    let (mut left, mut right) = (wanted(job, &mut a).await?, wanted(job, &mut b).await?);
+    loop {
+        let order = match (&left, &right) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(l), Some(r)) => l.order(r),
+        };
+        let l = if order == Ordering::Greater { None } else { std::mem::replace(&mut left, wanted(job, &mut a).await?) };
+        let r = if order == Ordering::Less { None } else { std::mem::replace(&mut right, wanted(job, &mut b).await?) };
+        diff.target += u64::from(r.is_some());
+        let Some(l) = l else {
+            diff.extra += 1;
+            diff.surplus.extend(r.filter(|_| o.delete));
+            continue;
+        };
+        match l.kind {
+            b'd' => {
+                folders.insert(l.path.clone(), l.clone());
+            }
+            b'f' if l.linked => groups.entry(l.same_as.clone().unwrap_or_else(|| l.path.as_ref().into())).or_default().push(l.clone()),
+            b'f' | b'l' => {}
+            _ => {
+                diff.left_out += 1;
+                continue;
+            }
+        }
+        let Some(r) = r else {
+            diff.take(l, None);
+            continue;
+        };
+        let alike = attributes.as_ref().is_none_or(|both| both.same(&l.path));
+        if l.same(&r, diff.owners) && alike && !forced.contains(&l.path) {
+            diff.equal += 1;
+            if o.checksum && l.is_file() {
+                diff.look_equal.push(l);
+            }
+            continue;
+        }
+        if l.kind != r.kind || (r.same_as.is_some() && l.same_as != r.same_as) {
+            // A file that shares its content with another one on the target alone must not be written through.
+            diff.conflicts.push(r.clone());
+        }
+        diff.take(l, Some(&r));
+    }
+    complete(&mut diff, folders, groups);
+    Ok(diff)
+}
+
+/// Adds what has to go along: every name of a file that has several, and the folders whose time of change the copy would alter.
+fn complete(diff: &mut Diff, folders: HashMap<Box<[u8]>, Entry>, groups: HashMap<Arc<[u8]>, Vec<Entry>>) {
+    let listed: BTreeSet<Arc<[u8]>> =
+        diff.copy.iter().filter(|e| e.linked).map(|e| e.same_as.clone().unwrap_or_else(|| e.path.as_ref().into())).collect();
+    for first in listed {
+        diff.copy.extend(groups.get(&first).into_iter().flatten().cloned());
+    }
+    let touched: BTreeSet<&[u8]> = diff.copy.iter().chain(&diff.surplus).filter(|e| !e.path.is_empty()).map(Entry::parent).collect();
+    let parents: Vec<Entry> = touched.into_iter().filter_map(|p| folders.get(p).cloned()).collect();
+    diff.copy.extend(parents);
+    diff.copy.sort_by(|a, b| a.path.cmp(&b.path));
+    diff.copy.dedup_by(|a, b| a.path == b.path);
+    diff.bytes = diff.copy.iter().filter(|e| e.is_file() && e.same_as.is_none()).map(|e| e.size).sum();
+}
+
+/// The next entry that is not excluded.
+async fn wanted(job: &Job<'_>, m: &mut Manifest) -> Result<Option<Entry>> {
+    loop {
+        match m.next().await? {
+            Some(e) if job.o.exclude.exclude(&e.path, e.kind == b'd') || is_ours(&e.path) => {}
+            other => return Ok(other),
+        }
+    }
+}
+
+/// Where files that have not come whole are kept on the target, beside their place.
+pub(super) const PARTIAL: &str = ".runbook-partial";
+
+fn is_ours(path: &[u8]) -> bool {
+    path.split(|b| *b == b'/').any(|name| name == PARTIAL.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::tests::entry;
+    use super::*;
+
+    #[test]
+    fn folders_and_further_names_go_along() {
+        let dir = |p: &str| entry(p, "d 755 4 1.0 1:1 2 8 a:b");
+        let file = |p: &str| entry(p, "f 644 4 1.0 1:2 2 8 a:b");
+        let mut second = file("d/y");
+        second.same_as = Some(b"d/x".as_slice().into());
+        let folders = ["", "d", "e"].map(|p| (dir(p).path.clone(), dir(p))).into();
+        let groups = [(Arc::from(b"d/x".as_slice()), vec![file("d/x"), second.clone()])].into();
+        let mut diff = Diff { copy: vec![second], surplus: vec![file("e/old")], ..Diff::default() };
+        complete(&mut diff, folders, groups);
+        assert_eq!(diff.copy.iter().map(Entry::shown).collect::<Vec<_>>(), ["d", "d/x", "d/y", "e"]);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_broken_copy_is_never_copied() {
+        assert!(is_ours(b".runbook-partial") && is_ours(b"a/.runbook-partial/x") && !is_ours(b"a/.runbook-partially"));
+    }
+}

@@ -1,0 +1,247 @@
+//! A copy from its beginning to its end: compare, refuse, remove, carry, check, and again when the source has changed meanwhile.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use runbook_core::primitive::Outcome;
+use runbook_core::units::show_bytes;
+use runbook_core::{Code, Error, Record, Result, Value};
+
+use super::diff::{Diff, compare};
+use super::direct::{Attempt, Direction};
+use super::manifest::{Entry, list, shown};
+use super::{Job, Tool, Via, direct, failure, relay, remove, tools, verify};
+use crate::ssh::files::dashed;
+use crate::ssh::{Exec, quote};
+
+/// How often a source that changes is looked at again.
+const ROUNDS: usize = 5;
+/// How often a copy goes on after its connection was lost.
+const RECONNECTS: u32 = 4;
+
+/// What a copy has done so far.
+#[derive(Default)]
+struct Done {
+    changed: bool,
+    files: u64,
+    bytes: u64,
+    sent: u64,
+    deleted: u64,
+    way: Option<(Via, Tool)>,
+}
+
+/// How the files of one round went over.
+pub(super) struct Sent {
+    pub bytes: u64,
+    pub via: Via,
+    pub tool: Tool,
+}
+
+/// What is carried, and by what.
+pub(super) struct Load<'a> {
+    pub diff: &'a Diff,
+    pub tool: Tool,
+    pub tools: tools::Tools,
+    /// Whether files are carried that look equal.
+    pub forced: bool,
+}
+
+impl Job<'_> {
+    pub(super) async fn run(&self) -> Result<Outcome> {
+        let mut done = Done::default();
+        let mut forced: BTreeSet<Box<[u8]>> = BTreeSet::new();
+        let mut lost = 0;
+        let mut round = 0;
+        let mut left = u64::MAX;
+        while round < ROUNDS {
+            let mut diff = compare(self, &forced).await?;
+            if round == 0 && diff.left_out > 0 && lost == 0 {
+                self.cx.message(format!("{} sockets, pipes or devices in {} are left out", diff.left_out, self.source));
+            }
+            forced.extend(self.by_content(&mut diff).await?);
+            if diff.is_nothing() {
+                return Ok(self.outcome(&done, diff.equal));
+            }
+            self.refuse(&diff)?;
+            done.changed = true;
+            remove::remove(self, diff.conflicts.iter().chain(&diff.surplus).collect()).await?;
+            done.deleted += diff.surplus.len() as u64;
+            if diff.copy.is_empty() {
+                return Ok(self.outcome(&done, diff.equal));
+            }
+            let sent = match self.carry(&diff, !forced.is_empty()).await {
+                Err(e) if e.code == Code::SSH_LOST && lost < RECONNECTS => {
+                    // What has come is there: the next comparison finds what is still missing.
+                    self.cx.message(format!("{}; going on from what has come so far", e.message));
+                    self.cx.sleep(Duration::from_secs(1 << lost)).await?;
+                    lost += 1;
+                    continue;
+                }
+                other => other?,
+            };
+            if sent.tool == Tool::Tar {
+                self.folder_times(&diff).await?;
+            }
+            done.files += diff.copy.len() as u64;
+            done.bytes += diff.bytes;
+            done.sent += sent.bytes;
+            done.way = Some((sent.via, sent.tool));
+            let verdict = if self.o.sizes_only { verify::sizes(self, &diff.copy).await? } else { verify::sums(self, &diff.copy).await? };
+            if diff.more && verdict.differ.is_empty() && diff.differ < left {
+                left = diff.differ;
+                forced.clear();
+                continue;
+            }
+            if verdict.differ.is_empty() && !verdict.vanished {
+                // Everything that differed when the lists were made is there now, byte by byte.
+                return Ok(self.outcome(&done, diff.equal));
+            }
+            forced = verdict.differ;
+            round += 1;
+        }
+        let named: Vec<String> = forced.iter().take(5).map(|p| shown(p)).collect();
+        let named = if named.is_empty() {
+            "files come and go".to_string()
+        } else {
+            format!("after {ROUNDS} tries these still differ: {}", named.join(", "))
+        };
+        Err(Error::new(
+            Code::FILE_CHECKSUM,
+            format!("{} on {} changes faster than it can be copied; {named}", self.source, self.from.name()),
+        )
+        .host(self.to.name())
+        .retryable(true)
+        .hint("stop what writes there, or leave the files that change out with exclude")
+        .detail("paths", forced.iter().map(|p| shown(p)).collect::<Vec<_>>().join("\n")))
+    }
+
+    /// With `checksum`: moves the files that look equal and are not to those that are to be copied.
+    pub(super) async fn by_content(&self, diff: &mut Diff) -> Result<BTreeSet<Box<[u8]>>> {
+        let look_equal = std::mem::take(&mut diff.look_equal);
+        if look_equal.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let differ = verify::sums(self, &look_equal).await?.differ;
+        for e in look_equal.into_iter().filter(|e| differ.contains(&e.path)) {
+            diff.equal -= 1;
+            diff.bytes += e.size;
+            diff.all_bytes += e.size;
+            diff.differ += 1;
+            diff.copy.push(e);
+        }
+        diff.copy.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(differ)
+    }
+
+    /// Refuses what must not begin.
+    fn refuse(&self, diff: &Diff) -> Result<()> {
+        if let Some(e) = diff.conflicts.iter().find(|e| e.kind == b'd')
+            && !self.o.delete
+        {
+            return Err(Error::new(
+                Code::FILE_WRITE,
+                format!("{}/{} is a folder, and a file on {}", self.target, e.shown(), self.from.name()),
+            )
+            .host(self.to.name())
+            .hint("remove it first, or allow it with #{ delete: true }"));
+        }
+        remove::within_limit(self, diff.surplus.len() as u64, diff.target)?;
+        let short = |what: String| {
+            Err(Error::new(Code::DISK_SPACE, format!("{} has no room for the copy: {what}", self.target))
+                .host(self.to.name())
+                .hint("make room there, leave things out with exclude, or begin all the same with #{ check_space: false }"))
+        };
+        match diff.room {
+            (Some(room), _) if diff.needs > room && !self.o.any_room => {
+                short(format!("it needs {} more, and {} are free", show_bytes(diff.needs), show_bytes(room)))
+            }
+            (_, Some(room)) if diff.new > room && !self.o.any_room => {
+                short(format!("it needs {} more files, and its file system takes {room}", diff.new))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets the times of folders that hold copied links: `tar` puts some links in place last of all, and so touches them again.
+    async fn folder_times(&self, diff: &Diff) -> Result<()> {
+        let parents: BTreeSet<&[u8]> = diff.copy.iter().filter(|e| e.kind == b'l').map(Entry::parent).collect();
+        let mut stdin = Vec::new();
+        for e in diff.copy.iter().filter(|e| e.kind == b'd' && parents.contains(&*e.path)) {
+            stdin.extend_from_slice(format!("@{}.{:09}\0", e.mtime.0, e.mtime.1).as_bytes());
+            stdin.extend_from_slice(&list(std::iter::once(e)));
+        }
+        if stdin.is_empty() {
+            return Ok(());
+        }
+        let script = format!("cd -- {} && xargs -0 -r -n 2 sh -c 'touch -d \"$1\" -- \"$2\"' sh", quote(&dashed(self.target)));
+        let done = self.to.exec(self.cx, Exec { sudo: self.o.sudo, stdin: Some(stdin), ..Exec::new(script) }).await?;
+        if done.status == 0 {
+            return Ok(());
+        }
+        Err(failure::transfer(&self.sides(), failure::Side::To, &String::from_utf8_lossy(&done.stderr), done.status))
+    }
+
+    /// Carries the files by the best way that there is.
+    async fn carry(&self, diff: &Diff, forced: bool) -> Result<Sent> {
+        let (a, b) = futures::try_join!(tools::probe(self.cx, &self.from, self.o.sudo), tools::probe(self.cx, &self.to, self.o.sudo))?;
+        let both = tools::both(a, b);
+        let load = Load { diff, tool: tools::choose(self, diff, both, forced)?, tools: both, forced };
+        let direct = match self.o.via {
+            Some(via) => via == Via::Direct,
+            None => !tools::is_small(diff),
+        };
+        if direct {
+            let mut why = Vec::new();
+            for (direction, able) in [(Direction::Push, a.ssh), (Direction::Pull, b.ssh)] {
+                match direct::attempt(self, &load, direction, able).await? {
+                    Attempt::Done(bytes) => return Ok(Sent { bytes, via: Via::Direct, tool: load.tool }),
+                    Attempt::NoWay(reason) => why.push(reason),
+                }
+            }
+            let why = why.join("; ");
+            if self.o.via == Some(Via::Direct) {
+                return Err(Error::new(Code::SSH_CONNECT, format!("{} and {} do not reach each other: {why}", self.from.name(), self.to.name()))
+                    .host(self.to.name())
+                    .hint("set from_address or to_address when they know each other by another address, or leave out via: then the files go through the controller"));
+            }
+            self.cx.message(format!("the files go through the controller, since the hosts do not reach each other: {why}"));
+        }
+        let bytes = match load.tool {
+            Tool::Rsync => relay::rsync(self, &load).await?,
+            Tool::Tar => relay::tar(self, &load).await?,
+        };
+        Ok(Sent { bytes, via: Via::Controller, tool: load.tool })
+    }
+
+    fn outcome(&self, done: &Done, equal: u64) -> Outcome {
+        let int = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
+        let (via, tool) = done.way.map_or(("", ""), |(v, t)| (v.name(), t.name()));
+        let result = Record::new(
+            "FileCopy",
+            [
+                ("files", int(done.files)),
+                ("bytes", Value::Bytes(done.bytes)),
+                ("sent", Value::Bytes(done.sent)),
+                ("deleted", int(done.deleted)),
+                ("equal", int(equal)),
+                ("via", via.into()),
+                ("tool", tool.into()),
+            ],
+        );
+        if !done.changed {
+            return Outcome::unchanged(result, format!("both are equal: {equal} files and folders"));
+        }
+        let way = match done.way {
+            Some((Via::Direct, tool)) => format!(" by {} from host to host", tool.name()),
+            Some((Via::Controller, tool)) => format!(" by {} through the controller", tool.name()),
+            None => String::new(),
+        };
+        Outcome::changed(result).note(format!(
+            "{} copied ({}, {} sent{way}), {} deleted, {equal} equal",
+            done.files,
+            show_bytes(done.bytes),
+            show_bytes(done.sent),
+            done.deleted
+        ))
+    }
+}

@@ -1,0 +1,256 @@
+//! What both hosts have to copy with, and the options that both ends of a transfer get.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+
+use super::diff::{Diff, PARTIAL};
+use super::{Job, Tool};
+use crate::ssh::{Exec, Session, quote};
+
+/// What a host has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Tools {
+    /// Its `rsync`, when it is new enough to be used.
+    pub rsync: bool,
+    pub rsync_xattrs: bool,
+    pub rsync_acls: bool,
+    /// Whether `tar` is GNU's.
+    pub tar: bool,
+    pub tar_xattrs: bool,
+    /// Whether it can log in to another host with a key of its own.
+    pub ssh: bool,
+}
+
+#[derive(Default)]
+struct Known(Mutex<HashMap<String, Tools>>);
+
+/// Asks a host what it has, once a process.
+pub(super) async fn probe(cx: &Cx, session: &Session, sudo: bool) -> Result<Tools> {
+    let known = cx.shared.get::<Known>();
+    let key = format!("{}/{}/{sudo}", cx.env.name, session.name());
+    if let Some(t) = known.0.lock().get(&key) {
+        return Ok(*t);
+    }
+    let script = "echo \"R $(rsync --version 2>/dev/null | tr '\\n' ' ')\"; echo \"T $(tar --version 2>/dev/null | head -n 1)\"\n\
+                  echo \"X $(tar --help 2>/dev/null | grep -c -e --xattrs-include -e --acls)\"\n\
+                  command -v ssh >/dev/null && command -v ssh-keygen >/dev/null && echo S; :";
+    let done = session.exec(cx, Exec { sudo, ..Exec::new(script) }).await?;
+    let tools = parse(&String::from_utf8_lossy(&done.stdout));
+    known.0.lock().insert(key, tools);
+    Ok(tools)
+}
+
+fn parse(said: &str) -> Tools {
+    let mut t = Tools::default();
+    for line in said.lines() {
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("R", text) => {
+                let mut words = text.split_whitespace().skip_while(|w| *w != "version").skip(1);
+                let mut numbers = words.next().unwrap_or("").trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+                // --info, --outbuf and times in nanoseconds came with 3.1.
+                t.rsync = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (3, 1);
+                t.rsync_xattrs = text.contains("xattrs") && !text.contains("no xattrs");
+                t.rsync_acls = text.contains("ACLs") && !text.contains("no ACLs");
+            }
+            ("T", text) => t.tar = text.contains("GNU tar"),
+            ("X", n) => t.tar_xattrs = n.trim().parse::<u32>().unwrap_or(0) >= 2,
+            ("S", _) => t.ssh = true,
+            _ => {}
+        }
+    }
+    t
+}
+
+/// What both have.
+pub(super) fn both(a: Tools, b: Tools) -> Tools {
+    Tools {
+        rsync: a.rsync && b.rsync,
+        rsync_xattrs: a.rsync_xattrs && b.rsync_xattrs,
+        rsync_acls: a.rsync_acls && b.rsync_acls,
+        tar: a.tar && b.tar,
+        tar_xattrs: a.tar_xattrs && b.tar_xattrs,
+        ssh: a.ssh && b.ssh,
+    }
+}
+
+/// Below this a copy is over before another way would have been prepared.
+const SMALL: (usize, u64) = (2000, 16 << 20);
+
+pub(super) fn is_small(diff: &Diff) -> bool {
+    diff.copy.len() <= SMALL.0 && diff.bytes <= SMALL.1
+}
+
+/// Whether `tar` is over sooner: it asks nothing back for each file, but sends whole files and does not go on within one.
+fn suits_tar(job: &Job<'_>, diff: &Diff) -> bool {
+    let largest = diff.copy.iter().map(|e| e.size).max().unwrap_or(0);
+    let many_small = largest < 8 << 20 && diff.bytes / (diff.copy.len() as u64).max(1) < 128 << 10;
+    is_small(diff) || (many_small && job.o.bandwidth.is_none())
+}
+
+/// Which tool carries the files.
+pub(super) fn choose(job: &Job<'_>, diff: &Diff, t: Tools, forced: bool) -> Result<Tool> {
+    let missing = |what: &str| {
+        Error::new(Code::HOST_TOOL_MISSING, format!("{what} is not on both {} and {}", job.from.name(), job.to.name()))
+            .host(job.to.name())
+            .hint(super::failure::TOOLS)
+    };
+    match job.o.tool {
+        Some(Tool::Rsync) if !t.rsync => Err(missing("rsync (3.1 or newer)")),
+        Some(Tool::Tar) if !t.tar => Err(missing("GNU tar")),
+        Some(tool) => Ok(tool),
+        None if t.rsync && (!t.tar || forced || !suits_tar(job, diff)) => Ok(Tool::Rsync),
+        None if t.tar => Ok(Tool::Tar),
+        None => Err(missing("neither rsync (3.1 or newer) nor GNU tar")),
+    }
+}
+
+/// The options of `rsync`, without the list and the way to the other side.
+pub(super) fn rsync(job: &Job<'_>, diff: &Diff, t: Tools, forced: bool) -> Vec<String> {
+    let mut short = String::from("-lpt");
+    for (letters, when) in [
+        ("go", diff.owners),
+        ("H", diff.copy.iter().any(|e| e.linked)),
+        ("S", diff.copy.iter().any(super::manifest::Entry::sparse)),
+        ("X", t.rsync_xattrs),
+        ("A", t.rsync_acls),
+        ("I", forced),
+    ] {
+        if when {
+            short.push_str(letters);
+        }
+    }
+    let mut all = vec![short, format!("--partial-dir={PARTIAL}"), "--timeout=600".into(), "--no-protect-args".into()];
+    if job.o.numeric_ids {
+        all.push("--numeric-ids".into());
+    }
+    if let Some(limit) = job.o.bandwidth {
+        all.push(format!("--bwlimit={}", limit.div_ceil(1024).max(1)));
+    }
+    if t.rsync_xattrs {
+        all.push("--filter=-x security.selinux".into());
+    }
+    all
+}
+
+/// What the calling `rsync` wants started on the other side, as words that are safe to start there.
+///
+/// The words come from a host, and go to another one: nothing passes but the options that the calling side was given.
+pub(super) fn served(words: &[&str], sends: bool) -> Result<String> {
+    let refuse = |w: &str| {
+        Err(Error::new(Code::HOST_TOOL_MISSING, format!("rsync asks for an option that is not allowed: {w:?}"))
+            .hint("use #{ tool: \"tar\" }"))
+    };
+    let mut rest = words.iter();
+    if rest.next() != Some(&"rsync") || rest.next() != Some(&"--server") {
+        return refuse(words.first().unwrap_or(&""));
+    }
+    let mut out = vec!["rsync".to_string(), "--server".to_string()];
+    let mut sender = false;
+    let mut value_next = false;
+    let numbers =
+        |w: &str| w.split_once('=').is_some_and(|(_, n)| n.chars().all(|c| c.is_ascii_digit() || c == '.' || c == 'k' || c == 'K'));
+    for w in rest {
+        let known = match *w {
+            PARTIAL if value_next => true,
+            "--sender" => {
+                sender = true;
+                true
+            }
+            "--partial-dir" => true,
+            "--partial" | "--numeric-ids" | "--from0" | "--files-from=-" | "--no-inc-recursive" | "--ignore-times" | "--old-args" | "."
+            | "./" => true,
+            w if w.starts_with("--timeout=") || w.starts_with("--bwlimit=") => numbers(w),
+            w if w == format!("--partial-dir={PARTIAL}") => true,
+            w if w.starts_with("--") => false,
+            w => w.strip_prefix('-').is_some_and(|s| {
+                let (flags, version) = s.split_once('e').unwrap_or((s, ""));
+                flags.chars().all(|c| "lptgoHSXAIRdrvD".contains(c)) && version.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')
+            }),
+        };
+        if !known {
+            return refuse(w);
+        }
+        value_next = *w == "--partial-dir";
+        out.push(quote(w));
+    }
+    if sender != sends || words.last() != Some(&"./") {
+        return refuse(words.last().unwrap_or(&""));
+    }
+    Ok(out.join(" "))
+}
+
+/// `tar` that packs the files of a list (a file, or `-` for standard input) onto standard output.
+pub(super) fn pack(job: &Job<'_>, diff: &Diff, t: Tools, list: &str) -> String {
+    // Numbers for sizes and times beyond ustar, and fractions of seconds: the pax format.
+    let mut c = format!("tar -c --format=posix -b 128 --no-recursion --ignore-failed-read --null -T {list} -f -");
+    if diff.copy.iter().any(super::manifest::Entry::sparse) {
+        c.push_str(" --sparse");
+    }
+    attributes(job, t, &mut c);
+    c
+}
+
+/// `tar` that unpacks standard input into the present folder.
+pub(super) fn unpack(job: &Job<'_>, t: Tools) -> String {
+    let mut c = "tar -x -p -b 128 --delay-directory-restore -f -".to_string();
+    attributes(job, t, &mut c);
+    c
+}
+
+fn attributes(job: &Job<'_>, t: Tools, c: &mut String) {
+    if t.tar_xattrs {
+        c.push_str(" --xattrs --xattrs-include='*' --xattrs-exclude=security.selinux --acls");
+    }
+    if job.o.numeric_ids {
+        c.push_str(" --numeric-owner");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tools_are_read() {
+        let t = parse("R rsync  version 3.2.7  protocol version 31 Capabilities: ACLs, xattrs, no iconv\nT tar (GNU tar) 1.34\nX 3\nS\n");
+        assert_eq!(t, Tools { rsync: true, rsync_xattrs: true, rsync_acls: true, tar: true, tar_xattrs: true, ssh: true });
+        let t = parse("R rsync  version v3.0.6  protocol\nT busybox\nX 0\n");
+        assert_eq!(t, Tools::default());
+        assert!(!parse("R rsync  version 3.1.3 no ACLs, no xattrs").rsync_acls && !parse("R \nT \nX \n").rsync);
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_served() {
+        let ok = [
+            "rsync",
+            "--server",
+            "-lHogtpAXIRSe.LsfxCIvu",
+            "--timeout=600",
+            "--bwlimit=1000",
+            "--partial-dir",
+            PARTIAL,
+            "--numeric-ids",
+            ".",
+            "./",
+        ];
+        assert_eq!(served(&ok, false).unwrap(), ok.join(" "));
+        let pull = ["rsync", "--server", "--sender", "-logtpRe.LsfxCIvu", "--files-from=-", "--from0", ".", "./"];
+        assert!(served(&pull, true).is_ok() && served(&pull, false).is_err(), "the other direction is another permission");
+        for bad in [
+            &["rsync", "--server", "--daemon", ".", "./"][..],
+            &["rsync", "--server", "-logse.L", ".", "./"],
+            &["rsync", "--server", "-log", ".", "/etc"],
+            &["rsync", "--server", "-log", "--log-file=/etc/passwd", ".", "./"],
+            &["rsync", "--server", "-log", "--files-from=/etc/shadow", ".", "./"],
+            &["rsync", "--server", "-log", "--timeout=1;id", ".", "./"],
+            &["rsync", "--server", "-log", "--partial-dir", "/etc", ".", "./"],
+            &["sh", "-c", "id"],
+            &[],
+        ] {
+            assert!(served(bad, false).is_err(), "{bad:?}");
+        }
+    }
+}
