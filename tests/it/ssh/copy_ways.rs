@@ -269,6 +269,14 @@ async fn every_attribute_in_every_way() {
         assert_eq!(field(&o, "deleted"), 2i64.into(), "{how}");
         let Value::Bytes(sent) = field(&o, "sent") else { panic!("{o:?}") };
         assert_eq!(tool == "rsync", sent < 1 << 20, "{how}: only what changed of a large file goes over: {sent}");
+        // What is left alone stays so, also when the folder around it has changed.
+        std::fs::write(p.from().join("left alone"), "x").unwrap();
+        std::fs::write(p.from().join("comes"), "y").unwrap();
+        p.copy(way(via, tool, &[("exclude", Value::List(vec!["left alone".into()]))])).await.unwrap();
+        assert!(p.to().join("comes").exists() && !p.to().join("left alone").exists(), "{how}");
+        std::fs::remove_file(p.from().join("left alone")).unwrap();
+        p.copy(way(via, tool, &[])).await.unwrap();
+        same(&p.from(), &p.to(), &how);
         // What looks equal and is not.
         let note = p.to().join("it's");
         let before = std::fs::metadata(&note).unwrap().modified().unwrap();

@@ -45,6 +45,10 @@ pub(super) struct Diff {
     pub owners: bool,
     /// Room on the target: bytes and files.
     pub room: (Option<u64>, Option<u64>),
+    /// The folders of the source.
+    pub folders: HashMap<Box<[u8]>, Entry>,
+    /// All names of each file of the source that has several, by the first.
+    pub groups: HashMap<Arc<[u8]>, Vec<Entry>>,
 }
 
 impl Diff {
@@ -67,6 +71,21 @@ impl Diff {
             self.more = true;
         }
     }
+
+    /// Adds what has to go along: every name of a file that has several, and the folders whose time of change the copy would alter.
+    pub(super) fn complete(&mut self) {
+        let first = |e: &Entry| e.same_as.clone().unwrap_or_else(|| e.path.as_ref().into());
+        let listed: BTreeSet<Arc<[u8]>> = self.copy.iter().filter(|e| e.linked).map(first).collect();
+        for first in listed {
+            self.copy.extend(self.groups.get(&first).into_iter().flatten().cloned());
+        }
+        let touched: BTreeSet<&[u8]> = self.copy.iter().chain(&self.surplus).filter(|e| !e.path.is_empty()).map(Entry::parent).collect();
+        let parents: Vec<Entry> = touched.into_iter().filter_map(|p| self.folders.get(p).cloned()).collect();
+        self.copy.extend(parents);
+        self.copy.sort_by(|a, b| a.path.cmp(&b.path));
+        self.copy.dedup_by(|a, b| a.path == b.path);
+        self.bytes = self.copy.iter().filter(|e| e.is_file() && e.same_as.is_none()).map(|e| e.size).sum();
+    }
 }
 
 /// How many entries one round takes.
@@ -87,8 +106,6 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
     }
     let attributes = if o.xattrs && b.there { Some(xattrs::read_both(job).await?) } else { None };
     let mut diff = Diff { owners: b.root, room: b.room, ..Diff::default() };
-    let mut folders: HashMap<Box<[u8]>, Entry> = HashMap::new();
-    let mut groups: HashMap<Arc<[u8]>, Vec<Entry>> = HashMap::new();
     let (mut left, mut right) = (wanted(job, &mut a).await?, wanted(job, &mut b).await?);
     loop {
         let order = match (&left, &right) {
@@ -107,9 +124,9 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
         };
         match l.kind {
             b'd' => {
-                folders.insert(l.path.clone(), l.clone());
+                diff.folders.insert(l.path.clone(), l.clone());
             }
-            b'f' if l.linked => groups.entry(l.same_as.clone().unwrap_or_else(|| l.path.as_ref().into())).or_default().push(l.clone()),
+            b'f' if l.linked => diff.groups.entry(l.same_as.clone().unwrap_or_else(|| l.path.as_ref().into())).or_default().push(l.clone()),
             b'f' | b'l' => {}
             _ => {
                 diff.left_out += 1;
@@ -134,23 +151,8 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
         }
         diff.take(l, Some(&r));
     }
-    complete(&mut diff, folders, groups);
+    diff.complete();
     Ok(diff)
-}
-
-/// Adds what has to go along: every name of a file that has several, and the folders whose time of change the copy would alter.
-fn complete(diff: &mut Diff, folders: HashMap<Box<[u8]>, Entry>, groups: HashMap<Arc<[u8]>, Vec<Entry>>) {
-    let listed: BTreeSet<Arc<[u8]>> =
-        diff.copy.iter().filter(|e| e.linked).map(|e| e.same_as.clone().unwrap_or_else(|| e.path.as_ref().into())).collect();
-    for first in listed {
-        diff.copy.extend(groups.get(&first).into_iter().flatten().cloned());
-    }
-    let touched: BTreeSet<&[u8]> = diff.copy.iter().chain(&diff.surplus).filter(|e| !e.path.is_empty()).map(Entry::parent).collect();
-    let parents: Vec<Entry> = touched.into_iter().filter_map(|p| folders.get(p).cloned()).collect();
-    diff.copy.extend(parents);
-    diff.copy.sort_by(|a, b| a.path.cmp(&b.path));
-    diff.copy.dedup_by(|a, b| a.path == b.path);
-    diff.bytes = diff.copy.iter().filter(|e| e.is_file() && e.same_as.is_none()).map(|e| e.size).sum();
 }
 
 /// The next entry that is not excluded.
@@ -183,8 +185,8 @@ mod tests {
         second.same_as = Some(b"d/x".as_slice().into());
         let folders = ["", "d", "e"].map(|p| (dir(p).path.clone(), dir(p))).into();
         let groups = [(Arc::from(b"d/x".as_slice()), vec![file("d/x"), second.clone()])].into();
-        let mut diff = Diff { copy: vec![second], surplus: vec![file("e/old")], ..Diff::default() };
-        complete(&mut diff, folders, groups);
+        let mut diff = Diff { copy: vec![second], surplus: vec![file("e/old")], folders, groups, ..Diff::default() };
+        diff.complete();
         assert_eq!(diff.copy.iter().map(Entry::shown).collect::<Vec<_>>(), ["d", "d/x", "d/y", "e"]);
     }
 

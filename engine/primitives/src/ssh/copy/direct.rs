@@ -13,7 +13,6 @@ use runbook_core::{Code, Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::job::Load;
-use super::manifest::list;
 use super::{Job, Tool, clean, failure, tools};
 use crate::ssh::exec::tail;
 use crate::ssh::files::dashed;
@@ -148,7 +147,7 @@ impl Call<'_, '_> {
         let (job, load, direction) = (self.job, self.load, self.direction);
         let rsync = rsync_words(job, load);
         let recorded = if load.tool == Tool::Rsync { record(&rsync, direction) } else { String::new() };
-        let names = list(load.diff.copy.iter());
+        let names = load.names();
         // tar reads its list where it packs, rsync where it calls.
         let (names, over_there) = match (load.tool, direction) {
             (Tool::Tar, Direction::Pull) => (Vec::new(), Some(names)),

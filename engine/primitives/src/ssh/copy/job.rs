@@ -9,10 +9,8 @@ use runbook_core::{Code, Error, Record, Result, Value};
 
 use super::diff::{Diff, compare};
 use super::direct::{Attempt, Direction};
-use super::manifest::{Entry, list, shown};
-use super::{Job, Tool, Via, direct, failure, relay, remove, tools, verify};
-use crate::ssh::files::dashed;
-use crate::ssh::{Exec, quote};
+use super::manifest::{list, shown};
+use super::{Job, Tool, Via, direct, relay, remove, tools, verify};
 
 /// How often a source that changes is looked at again.
 const ROUNDS: usize = 5;
@@ -44,6 +42,14 @@ pub(super) struct Load<'a> {
     pub tools: tools::Tools,
     /// Whether files are carried that look equal.
     pub forced: bool,
+}
+
+impl Load<'_> {
+    /// What the tool is to carry, as it reads it.
+    pub(super) fn names(&self) -> Vec<u8> {
+        // Named to rsync, the folder itself would mean all that is in it as well.
+        list(self.diff.copy.iter().filter(|e| self.tool == Tool::Tar || !e.path.is_empty()))
+    }
 }
 
 impl Job<'_> {
@@ -79,9 +85,6 @@ impl Job<'_> {
                 }
                 other => other?,
             };
-            if sent.tool == Tool::Tar {
-                self.folder_times(&diff).await?;
-            }
             done.files += diff.copy.len() as u64;
             done.bytes += diff.bytes;
             done.sent += sent.bytes;
@@ -124,12 +127,11 @@ impl Job<'_> {
         let differ = verify::sums(self, &look_equal).await?.differ;
         for e in look_equal.into_iter().filter(|e| differ.contains(&e.path)) {
             diff.equal -= 1;
-            diff.bytes += e.size;
             diff.all_bytes += e.size;
             diff.differ += 1;
             diff.copy.push(e);
         }
-        diff.copy.sort_by(|a, b| a.path.cmp(&b.path));
+        diff.complete();
         Ok(differ)
     }
 
@@ -162,38 +164,34 @@ impl Job<'_> {
         }
     }
 
-    /// Sets the times of folders that hold copied links: `tar` puts some links in place last of all, and so touches them again.
-    async fn folder_times(&self, diff: &Diff) -> Result<()> {
-        let parents: BTreeSet<&[u8]> = diff.copy.iter().filter(|e| e.kind == b'l').map(Entry::parent).collect();
-        let mut stdin = Vec::new();
-        for e in diff.copy.iter().filter(|e| e.kind == b'd' && parents.contains(&*e.path)) {
-            stdin.extend_from_slice(format!("@{}.{:09}\0", e.mtime.0, e.mtime.1).as_bytes());
-            stdin.extend_from_slice(&list(std::iter::once(e)));
-        }
-        if stdin.is_empty() {
-            return Ok(());
-        }
-        let script = format!("cd -- {} && xargs -0 -r -n 2 sh -c 'touch -d \"$1\" -- \"$2\"' sh", quote(&dashed(self.target)));
-        let done = self.to.exec(self.cx, Exec { sudo: self.o.sudo, stdin: Some(stdin), ..Exec::new(script) }).await?;
-        if done.status == 0 {
-            return Ok(());
-        }
-        Err(failure::transfer(&self.sides(), failure::Side::To, &String::from_utf8_lossy(&done.stderr), done.status))
-    }
-
     /// Carries the files by the best way that there is.
     async fn carry(&self, diff: &Diff, forced: bool) -> Result<Sent> {
         let (a, b) = futures::try_join!(tools::probe(self.cx, &self.from, self.o.sudo), tools::probe(self.cx, &self.to, self.o.sudo))?;
         let both = tools::both(a, b);
         let load = Load { diff, tool: tools::choose(self, diff, both, forced)?, tools: both, forced };
+        let own = diff.copy.first().filter(|e| load.tool == Tool::Rsync && e.path.is_empty());
+        let mut sent = Sent { bytes: 0, via: Via::Controller, tool: Tool::Tar };
+        if own.is_none() || diff.copy.len() > 1 {
+            sent = self.best_way(&load, a.ssh, b.ssh).await?;
+        }
+        if let Some(folder) = own {
+            // The folder itself, with its time of change, comes last and alone.
+            let alone = Diff { copy: vec![folder.clone()], owners: diff.owners, ..Diff::default() };
+            sent.bytes += relay::tar(self, &Load { diff: &alone, tool: Tool::Tar, tools: both, forced: false }).await?;
+        }
+        Ok(sent)
+    }
+
+    async fn best_way(&self, load: &Load<'_>, push: bool, pull: bool) -> Result<Sent> {
+        let diff = load.diff;
         let direct = match self.o.via {
             Some(via) => via == Via::Direct,
             None => !tools::is_small(diff),
         };
         if direct {
             let mut why = Vec::new();
-            for (direction, able) in [(Direction::Push, a.ssh), (Direction::Pull, b.ssh)] {
-                match direct::attempt(self, &load, direction, able).await? {
+            for (direction, able) in [(Direction::Push, push), (Direction::Pull, pull)] {
+                match direct::attempt(self, load, direction, able).await? {
                     Attempt::Done(bytes) => return Ok(Sent { bytes, via: Via::Direct, tool: load.tool }),
                     Attempt::NoWay(reason) => why.push(reason),
                 }
@@ -207,8 +205,8 @@ impl Job<'_> {
             self.cx.message(format!("the files go through the controller, since the hosts do not reach each other: {why}"));
         }
         let bytes = match load.tool {
-            Tool::Rsync => relay::rsync(self, &load).await?,
-            Tool::Tar => relay::tar(self, &load).await?,
+            Tool::Rsync => relay::rsync(self, load).await?,
+            Tool::Tar => relay::tar(self, load).await?,
         };
         Ok(Sent { bytes, via: Via::Controller, tool: load.tool })
     }

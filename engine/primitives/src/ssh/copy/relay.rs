@@ -109,7 +109,7 @@ pub(super) async fn rsync(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
 
 async fn run(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
     let rsync = rsync_words(job, load);
-    let names = list(load.diff.copy.iter());
+    let names = load.names();
     let prepared = prepare(job, &job.from, TUNNEL, "", &record(&rsync, Direction::Push), names).await?.map_err(|why| {
         Error::new(Code::FILE_WRITE, format!("the copy cannot be prepared: {why}")).host(job.from.name()).hint("use #{ tool: \"tar\" }")
     })?;
