@@ -11,7 +11,10 @@ use runbook_primitives::ssh::config::{Files, Query, resolve};
 
 use super::oracle::{Oracle, Tally};
 
-const CASES: u32 = 400;
+/// How many configurations are asked; `PROPTEST_CASES` asks more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
+}
 
 fn pattern() -> impl Strategy<Value = String> {
     prop::sample::select(vec![
@@ -160,7 +163,7 @@ fn generated_configurations_are_read_as_ssh_reads_them() {
     let file = oracle.dir.path().join("config");
     let hosts = prop::sample::select(vec!["web", "db", "WEB", "a.example.com", "192.0.2.7"]);
     let user = prop::option::weighted(0.3, prop::sample::select(vec!["root", "ann"]));
-    let mut runner = TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: cases(), failure_persistence: None, ..Config::default() });
     let done = runner.run(&(configuration(), hosts, user), |(text, host, user)| {
         std::fs::write(&file, &text).unwrap();
         let mut t = tally.borrow_mut();
@@ -173,7 +176,7 @@ fn generated_configurations_are_read_as_ssh_reads_them() {
     if let Err(e) = done {
         panic!("{e}");
     }
-    tally.into_inner().finish(&format!("{CASES} generated configurations"));
+    tally.into_inner().finish(&format!("{} generated configurations", cases()));
 }
 
 /// Text that looks like a configuration, or does not.

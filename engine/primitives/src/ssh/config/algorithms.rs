@@ -57,3 +57,30 @@ impl Names {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn among(written: &str) -> String {
+        let names = Names { written: written.into(), at: Location { file: "config".into(), line: 1, column: 0 } };
+        names.among(&["aes256-gcm", "aes128-ctr", "chacha"], &["3des", "aes128-ctr", "aes256-ctr", "aes256-gcm", "chacha"]).join(" ")
+    }
+
+    #[test]
+    fn lists_and_what_stands_before_them() {
+        for (written, want) in [
+            ("chacha,aes128-ctr,chacha", "chacha aes128-ctr"),
+            ("+3des,chacha", "aes256-gcm aes128-ctr chacha 3des"),
+            ("-aes*", "chacha"),
+            ("-none-such", "aes256-gcm aes128-ctr chacha"),
+            ("^3des,chacha", "3des chacha aes256-gcm aes128-ctr"),
+            ("aes*", "aes128-ctr aes256-ctr aes256-gcm"),
+            ("no-such", ""),
+            ("+", "aes256-gcm aes128-ctr chacha"),
+            ("", ""),
+        ] {
+            assert_eq!(among(written), want, "{written}");
+        }
+    }
+}

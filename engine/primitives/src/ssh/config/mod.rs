@@ -1,15 +1,17 @@
 //! OpenSSH's configuration files, read as OpenSSH reads them.
 //!
 //! [`resolve()`] gives everything that they say of a host. Its parts, in the order in which a file goes through them: [`lex`] takes lines apart,
-//! [`keywords`] has the table of every option and what becomes of it, [`value`] reads values, [`read`] applies `Host`, `Include` and
-//! "the first value counts", [`criteria`] is `Match`, [`canonical`] and the second pass follow, and [`resolve`](mod@resolve) expands
+//! [`keywords`] has the table of every option and what becomes of it, [`read`] goes through files, `Include` and `Host`, [`criteria`] is
+//! `Match`, [`value`] reads values, [`apply`] lets the first one count; [`canonical`] and the second pass follow, and [`finish`] expands
 //! [`tokens`] into [`Options`].
 //!
 //! `~` is the home of the user database, as OpenSSH takes it, whatever `HOME` says; for `Include` alone it is `HOME`.
 
 pub mod algorithms;
+pub mod apply;
 pub mod canonical;
 pub mod criteria;
+pub mod finish;
 pub mod glob;
 pub mod keywords;
 pub mod lex;

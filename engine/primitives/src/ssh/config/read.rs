@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 
 use runbook_core::{Code, Error, Location, Result};
 
-use super::keywords::{self, Keyword, Takes};
+use super::keywords::{self, Takes};
 use super::machine::Machine;
-use super::{criteria, glob, lex, pattern, place, value};
+use super::{criteria, glob, lex, pattern};
 
 /// Files that include one another go no deeper than this.
 const DEPTH: usize = 16;
-/// OpenSSH takes no more keys, certificates or files of host keys than these.
-const MANY: usize = 100;
-const FILES: usize = 32;
 
 /// Which files are read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,6 +49,16 @@ pub struct Reader<'m> {
     pub final_pass: bool,
     /// Whether `Match final` asks for one.
     pub wants_final: bool,
+}
+
+/// Where a line stands.
+pub struct Place<'a> {
+    /// File and line.
+    pub at: &'a Location,
+    /// Whether it is in the person's own configuration.
+    pub own: bool,
+    /// Whether it applies.
+    pub active: bool,
 }
 
 /// The file that is being read.
@@ -176,7 +183,7 @@ impl<'m> Reader<'m> {
             Takes::Host => *active = self.host_applies(&args, file.never, at)?,
             Takes::Match => *active = criteria::apply(self, line.rest, file.never, at)? && !file.never,
             Takes::Include => self.include(&args, file, at, *active)?,
-            _ => self.option(keyword, line.rest, &args, file, at, *active)?,
+            _ => self.option(keyword, line.rest, &args, &Place { at, own: file.own, active: *active })?,
         }
         Ok(())
     }
@@ -222,111 +229,6 @@ impl<'m> Reader<'m> {
         }
         Ok(())
     }
-
-    fn option(&mut self, k: &'static Keyword, rest: &str, args: &[String], file: &File<'_>, at: &Location, active: bool) -> Result<()> {
-        let bad = |what: String| wrong(at, format!("{} {what}", k.name));
-        let make = |text: String| Value { text, at: at.clone(), own: file.own };
-        let vacant = !self.values.contains_key(k.key);
-        match k.takes {
-            Takes::Command => {
-                let command = rest.trim_start_matches([' ', '\t', '\r', '\n', '=']);
-                // Hosts on the way that were named first count.
-                let jumps = self.text("proxyjump").is_some_and(|j| !j.eq_ignore_ascii_case("none"));
-                let overridden = k.key == "proxycommand" && jumps;
-                if active && vacant && !overridden {
-                    self.values.insert(k.key, vec![make(command.to_string())]);
-                }
-            }
-            Takes::Hops => {
-                let hops = rest.trim_start_matches([' ', '\t', '\r', '\n', '=']);
-                let hops = hops.split('#').next().unwrap_or_default().trim();
-                if !hops.eq_ignore_ascii_case("none") {
-                    for hop in hops.split(',') {
-                        place::hop(hop).map_err(|why| bad(format!("\"{}\": {why}", hop.trim())))?;
-                    }
-                }
-                if active && vacant && !self.values.contains_key("proxycommand") {
-                    self.values.insert(k.key, vec![make(hops.to_string())]);
-                }
-            }
-            Takes::Anything => {
-                if active && vacant {
-                    self.values.insert(k.key, vec![make(args.join(" "))]);
-                }
-            }
-            Takes::Files | Takes::Domains => {
-                let alone = args.len() == 1;
-                let mut all = Vec::new();
-                for arg in args {
-                    if arg.is_empty() {
-                        return Err(bad("has an empty argument".into()));
-                    }
-                    if arg.eq_ignore_ascii_case("none") && !alone {
-                        return Err(bad("takes \"none\" alone only".into()));
-                    }
-                    all.push(make(if k.takes == Takes::Domains { value::domain(arg).map_err(bad)? } else { arg.clone() }));
-                }
-                if active && vacant && !all.is_empty() {
-                    if all.len() > FILES {
-                        return Err(bad(format!("takes no more than {FILES}")));
-                    }
-                    self.values.insert(k.key, all);
-                }
-            }
-            Takes::EnvNames => {
-                for arg in args {
-                    if arg.is_empty() || arg.contains('=') {
-                        return Err(bad(format!("takes names of environment variables, not \"{arg}\"")));
-                    }
-                    if !active {
-                        continue;
-                    }
-                    let list = self.values.entry(k.key).or_default();
-                    match arg.strip_prefix('-') {
-                        Some(gone) => list.retain(|v| !pattern::matches(&v.text, gone)),
-                        None => list.push(make(arg.clone())),
-                    }
-                }
-            }
-            Takes::EnvValues => {
-                let mut all: Vec<Value> = Vec::new();
-                for arg in args {
-                    let Some((name, _)) = arg.split_once('=') else { return Err(bad(format!("takes NAME=value, not \"{arg}\""))) };
-                    let same = |v: &Value| v.text.split_once('=').is_some_and(|(n, _)| n == name);
-                    if !all.iter().any(same) {
-                        all.push(make(arg.clone()));
-                    }
-                }
-                if active && vacant && !all.is_empty() {
-                    self.values.insert(k.key, all);
-                }
-            }
-            _ => {
-                let Some(arg) = args.first() else { return Err(bad("has no argument".into())) };
-                let text = value::single(&k.takes, arg).map_err(bad)?;
-                if let Some(extra) = args.get(1) {
-                    return Err(bad(format!("takes one argument, and \"{extra}\" is a second")));
-                }
-                // `none` leaves a time unset: a later line may set it.
-                if !active || (k.takes == Takes::Time && text == "none") {
-                    return Ok(());
-                }
-                let v = make(text);
-                let list = self.values.entry(k.key).or_default();
-                if k.takes != Takes::EachFile {
-                    if list.is_empty() {
-                        list.push(v);
-                    }
-                } else if !list.iter().any(|o| o.text == v.text && o.own == v.own) {
-                    if list.len() >= MANY {
-                        return Err(bad(format!("is there more than {MANY} times")));
-                    }
-                    list.push(v);
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A keyword as the manual writes it.
@@ -335,29 +237,21 @@ fn shown(keyword: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::machine::tests::desk;
     use super::*;
 
-    fn read(host: &str, text: &str) -> Result<BTreeMap<&'static str, Vec<String>>> {
+    /// Every value that is in effect for a host.
+    pub fn read(host: &str, text: &str) -> Result<BTreeMap<&'static str, Vec<String>>> {
         let machine = desk(Path::new("/home/me"));
         let mut r = Reader::new(&machine, host);
         r.string("config", text)?;
         Ok(r.values.into_iter().map(|(k, v)| (k, v.into_iter().map(|v| v.text).collect())).collect())
     }
 
-    fn one(host: &str, text: &str, key: &str) -> String {
+    /// The values of one option, joined.
+    pub fn one(host: &str, text: &str, key: &str) -> String {
         read(host, text).unwrap().get(key).map(|v| v.join("|")).unwrap_or_default()
-    }
-
-    #[test]
-    fn the_first_value_counts_and_lists_add_up() {
-        let text = "Host web\n Port 1\n IdentityFile a\nHost *\n Port 2\n IdentityFile b\n IdentityFile a\n User x\n";
-        assert_eq!(
-            (one("web", text, "port"), one("web", text, "identityfile"), one("web", text, "user")),
-            ("1".into(), "a|b".into(), "x".into())
-        );
-        assert_eq!((one("db", text, "port"), one("db", text, "identityfile")), ("2".into(), "b|a".into()));
     }
 
     #[test]
@@ -367,22 +261,6 @@ mod tests {
             assert_eq!((one("y.a", &text, "port"), one("x.a", &text, "port")), ("7".into(), String::new()), "{line}");
         }
         assert_eq!(one("y", "Host !x\nPort 7", "port"), "", "a negation alone matches nothing");
-    }
-
-    #[test]
-    fn jump_and_command_exclude_each_other() {
-        assert_eq!(one("h", "ProxyJump a\nProxyCommand b", "proxycommand"), "");
-        assert_eq!(one("h", "ProxyCommand b # c\nProxyJump a", "proxycommand"), "b # c");
-        assert_eq!(one("h", "ProxyCommand b\nProxyJump a", "proxyjump"), "");
-        assert_eq!(one("h", "ProxyJump none\nProxyCommand b\nProxyJump c", "proxycommand"), "b");
-        assert_eq!(one("h", "ProxyCommand none\nProxyJump c", "proxyjump"), "");
-        assert_eq!(one("h", "ProxyJump a,b:2 # c", "proxyjump"), "a,b:2");
-    }
-
-    #[test]
-    fn environment() {
-        let text = "SendEnv LANG LC_*\nSendEnv A B\nSendEnv -L*\nSetEnv X=1 X=2 Y=a=b\nSetEnv Z=3";
-        assert_eq!((one("h", text, "sendenv"), one("h", text, "setenv")), ("A|B".into(), "X=1|Y=a=b".into()));
     }
 
     #[test]
