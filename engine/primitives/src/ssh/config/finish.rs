@@ -27,7 +27,7 @@ pub fn options(r: &Reader<'_>, original: &str, host: String) -> Result<Options> 
     let facts = |user: &str| {
         Tokens::new(&Facts {
             machine: &m.hostname,
-            original: original,
+            original,
             host: &o.host,
             port: o.port,
             user,
