@@ -8,6 +8,7 @@ use runbook_core::primitive::{Cx, Outcome, Reconciled, Registry};
 use runbook_core::{Code, Error, Record, Result, Value};
 use runbook_testkit::World;
 
+use crate::support::server::{Kind, Server};
 use crate::support::sshd::{Sshd, environment, world};
 
 mod auth;
@@ -17,17 +18,19 @@ mod config;
 mod connect;
 mod copy;
 mod copy_ways;
+mod cuts;
 mod fanout;
 mod files;
 mod host_keys;
 mod lost;
+mod matrix;
 mod passwords;
 mod privilege;
 mod service;
 
 /// Hosts, a world and the primitives.
 struct Bench {
-    host: Sshd,
+    host: Server,
     world: Arc<World>,
     env: Environment,
     registry: Registry,
@@ -37,9 +40,21 @@ struct Bench {
 impl Bench {
     /// One server under the name `old`, with further lines of its configuration.
     fn new(extra: &str) -> Option<Bench> {
-        let host = Sshd::start(extra)?;
+        Sshd::start(extra).map(|s| Bench::of(Server::OpenSsh(s)))
+    }
+
+    /// This server under the name `old`.
+    fn of(host: Server) -> Bench {
         let env = environment(&[("old", host.settings())]);
-        Some(Bench { host, world: world(), env, registry: runbook_primitives::registry(), shared: Arc::default() })
+        Bench { host, world: world(), env, registry: runbook_primitives::registry(), shared: Arc::default() }
+    }
+
+    /// A server of every kind that is installed, one after the other.
+    fn every() -> impl Iterator<Item = Bench> {
+        Kind::ALL.into_iter().filter_map(|kind| {
+            eprintln!("== on {kind:?}");
+            Server::start(kind).map(Bench::of)
+        })
     }
 
     /// The context of one action; all share their connections.

@@ -57,7 +57,8 @@ async fn a_host_certificate_is_taken_from_its_authority_only() {
     };
     keygen(&["-t", "ed25519", "-N", "", "-f", "ca"]);
     keygen(&["-s", "ca", "-I", "old", "-h", "-n", "127.0.0.1", "-V", "+1h", "host_key.pub"]);
-    b.host.configure(&format!("HostCertificate {}", b.host.path("host_key-cert.pub").display()));
+    let certificate = format!("HostCertificate {}", b.host.path("host_key-cert.pub").display());
+    b.host.configure(&certificate);
     b.host.up();
     let ca = std::fs::read_to_string(b.host.path("ca.pub")).unwrap();
     std::fs::write(b.host.path("known_hosts"), format!("@cert-authority * {ca}")).unwrap();

@@ -6,8 +6,14 @@ use runbook_core::Value;
 pub mod bind;
 pub mod desk;
 pub mod lab;
+#[allow(dead_code)]
+pub mod netns;
 pub mod project;
+#[allow(dead_code)]
+pub mod proxy;
 pub mod screen;
+#[allow(dead_code)]
+pub mod server;
 #[allow(dead_code)]
 pub mod sshd;
 pub mod tls;

@@ -15,15 +15,65 @@ use runbook_core::inventory::{Environment, Resource, Section};
 pub struct Sshd {
     /// Its folder: keys, configuration, `home`.
     pub dir: tempfile::TempDir,
-    /// Its port on 127.0.0.1.
+    /// Its port.
     pub port: u16,
     extra: String,
+    around: Around,
     child: Option<Child>,
+}
+
+/// What is around a server process.
+#[derive(Debug, Clone, Default)]
+pub struct Around {
+    /// The address it listens on; 127.0.0.1 when not given.
+    pub address: Option<String>,
+    /// The words before its command line, such as `ip netns exec NAME`.
+    pub prefix: Vec<String>,
+    /// The login's shell, in a mount namespace with a passwd of its own (root only).
+    pub shell: Option<String>,
+    /// The login's home, likewise; the folder `home` when not given.
+    pub home: Option<PathBuf>,
+}
+
+impl Around {
+    /// The address it listens on.
+    pub fn address(&self) -> &str {
+        self.address.as_deref().unwrap_or("127.0.0.1")
+    }
+
+    /// A command line with all that is around it; `dir` is the server's folder.
+    pub fn command(&self, dir: &Path, program: &str) -> Command {
+        let mut words = self.prefix.clone();
+        if self.shell.is_some() || self.home.is_some() {
+            let home = self.home.clone().unwrap_or_else(|| dir.join("home"));
+            let shell = self.shell.as_deref().unwrap_or("/bin/sh");
+            let passwd = std::fs::read_to_string("/etc/passwd").expect("passwd");
+            let ours = format!("root:x:0:0:root:{}:{shell}", home.display());
+            let lines: Vec<&str> = passwd.lines().map(|l| if l.starts_with("root:") { ours.as_str() } else { l }).collect();
+            // All of /etc: a mount on the file alone is gone as soon as somebody replaces that file outside.
+            let etc = dir.join("etc");
+            if !etc.exists() {
+                Command::new("cp").arg("-a").arg("/etc").arg(&etc).status().expect("a copy of /etc");
+            }
+            std::fs::write(etc.join("passwd"), lines.join("\n") + "\n").expect("a passwd");
+            let mount = format!("mount --bind {} /etc && exec \"$@\"", etc.display());
+            words.extend(["unshare", "-m", "sh", "-c", &mount, "sh"].map(String::from));
+        }
+        words.push(program.into());
+        let mut c = Command::new(&words[0]);
+        c.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
+        c
+    }
 }
 
 impl Sshd {
     /// Starts one; `extra` are further lines of its configuration. `None` when there is no sshd here.
     pub fn start(extra: &str) -> Option<Sshd> {
+        Sshd::start_in(extra, Around::default())
+    }
+
+    /// Starts one with something around it.
+    pub fn start_in(extra: &str, around: Around) -> Option<Sshd> {
         if !super::have("sshd") || !super::have("ssh-keygen") {
             return None;
         }
@@ -40,10 +90,10 @@ impl Sshd {
             assert!(done.success());
         }
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let mut s = Sshd { dir, port, extra: extra.to_string(), child: None };
+        let mut s = Sshd { dir, port, extra: extra.to_string(), around, child: None };
         std::fs::copy(s.path("user_key.pub"), s.path("authorized_keys")).expect("a copy");
         let key = std::fs::read_to_string(s.path("host_key.pub")).expect("the host key");
-        std::fs::write(s.path("known_hosts"), format!("[127.0.0.1]:{port} {key}")).expect("known_hosts");
+        std::fs::write(s.path("known_hosts"), format!("[{}]:{port} {key}", s.around.address())).expect("known_hosts");
         s.up();
         Some(s)
     }
@@ -58,15 +108,17 @@ impl Sshd {
     pub fn up(&mut self) {
         let p = |f: &str| self.path(f).display().to_string();
         let config = format!(
-            "ListenAddress 127.0.0.1:{}\nHostKey {}\nAuthorizedKeysFile {} {}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\nLogLevel VERBOSE\n{}\nSetEnv HOME={}{}\n",
+            "ListenAddress {}:{}\nHostKey {}\nAuthorizedKeysFile {} {}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\nLogLevel VERBOSE\n{}\nSetEnv {}{}\n",
+            self.around.address(),
             self.port,
             p("host_key"),
             p("authorized_keys"),
             // As the server's own default, for what is added by the primitives.
             p("home/.ssh/authorized_keys"),
             self.extra.lines().filter(|l| !l.starts_with("SetEnv ")).collect::<Vec<_>>().join("\n"),
-            p("home"),
+            // A passwd of its own names the home; without one, sessions must be told.
+            if self.around.home.is_some() { "RUNBOOK_TEST=1".to_string() } else { format!("HOME={}", p("home")) },
             // Only the first SetEnv counts.
             self.extra.lines().filter_map(|l| l.strip_prefix("SetEnv ")).map(|e| format!(" {e}")).collect::<String>()
         );
@@ -84,11 +136,11 @@ impl Sshd {
             .collect();
         std::fs::write(self.path("sshd_config"), config).expect("the configuration");
         let sshd = ["/usr/sbin/sshd", "/usr/local/sbin/sshd", "/usr/bin/sshd"].iter().find(|p| Path::new(p).exists()).expect("sshd");
-        let mut child = Command::new(sshd)
+        let mut child = self
+            .around
+            .command(self.dir.path(), sshd)
             .args(["-D", "-e", "-f"])
             .arg(self.path("sshd_config"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("sshd starts");
@@ -103,7 +155,7 @@ impl Sshd {
         });
         self.child = Some(child);
         let began = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        while TcpStream::connect((self.around.address(), self.port)).is_err() {
             assert!(began.elapsed() < Duration::from_secs(20), "sshd does not listen: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -122,19 +174,13 @@ impl Sshd {
     /// Kills every session of the server, but not what the sessions have started.
     pub fn cut(&self) {
         for pid in self.sessions() {
-            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
         }
     }
 
     /// The processes of the server that serve connections.
     pub fn sessions(&self) -> Vec<u32> {
-        let Some(top) = self.child.as_ref().map(Child::id) else { return vec![] };
-        let (mut found, mut at) = (vec![top], 0);
-        while let Some(parent) = found.get(at).copied() {
-            at += 1;
-            found.extend(processes().into_iter().filter(|p| p.parent == parent && p.name.starts_with("sshd")).map(|p| p.pid));
-        }
-        found.split_off(1)
+        self.child.as_ref().map_or(vec![], |c| below(c.id(), "sshd"))
     }
 
     /// The server's log.
@@ -157,7 +203,7 @@ impl Sshd {
         let p = |f: &str| Value::from(self.path(f).display().to_string());
         let user = std::env::var("USER").ok().filter(|u| !u.is_empty()).unwrap_or_else(|| "root".into());
         BTreeMap::from([
-            ("ssh".to_string(), Value::from(format!("{user}@127.0.0.1:{}", self.port))),
+            ("ssh".to_string(), Value::from(format!("{user}@{}:{}", self.around.address(), self.port))),
             ("ssh_config".to_string(), "none".into()),
             ("identity_file".to_string(), p("user_key")),
             ("known_hosts".to_string(), p("known_hosts")),
@@ -169,6 +215,16 @@ impl Drop for Sshd {
     fn drop(&mut self) {
         self.down();
     }
+}
+
+/// The processes below `top` whose names begin like this.
+pub fn below(top: u32, name: &str) -> Vec<u32> {
+    let (mut found, mut at) = (vec![top], 0);
+    while let Some(parent) = found.get(at).copied() {
+        at += 1;
+        found.extend(processes().into_iter().filter(|p| p.parent == parent && p.name.starts_with(name)).map(|p| p.pid));
+    }
+    found.split_off(1)
 }
 
 /// An environment with these hosts.

@@ -17,7 +17,7 @@ pub(super) fn register(r: &mut Registry) {
             .field("status", Ty::Int, "Exit status; 128 + n when signal n ended it.")
             .field("ok", Ty::Bool, "Whether the status is 0.")
             .field("lines", Ty::List(Box::new(Ty::Str)), "The lines of standard output.")
-            .field("cut", Ty::Bool, "Whether `stdout` or `stderr` is not all that came: a stream is longer than 1 MiB, or is not text.")
+            .field("cut", Ty::Bool, "Whether `stdout` or `stderr` is not all that came: a stream is longer than 256 KiB, or is not text.")
             .field(
                 "whole",
                 Ty::Map(Box::new(Ty::Record("KeptOutput"))),
@@ -242,7 +242,7 @@ impl Primitive for Command {
                 self.finish(cx, host, &text, &done)
             }
             Kind::Read => {
-                let done = connect(cx, host).await?.exec(cx, Exec { live: false, ..exec }).await?;
+                let done = connect(cx, host).await?.exec_again(cx, Exec { live: false, ..exec }).await?;
                 self.finish(cx, host, &text, &done)
             }
             Kind::Converge => {
@@ -250,16 +250,16 @@ impl Primitive for Command {
                 let empty = || output(&Done::default(), &[]);
                 let test = |script: String| Exec { script, stdin: None, live: false, whole: false, ..exec.clone() };
                 if let Some(path) = call.opt_str("creates")
-                    && session.exec(cx, test(format!("test -e {}", quote(path)))).await?.status == 0
+                    && session.exec_again(cx, test(format!("test -e {}", quote(path)))).await?.status == 0
                 {
                     return Ok(Outcome::unchanged(empty(), format!("{path} exists")));
                 }
                 if let Some(command) = call.opt_str("unless")
-                    && session.exec(cx, test(command.to_string())).await?.status == 0
+                    && session.exec_again(cx, test(command.to_string())).await?.status == 0
                 {
                     return Ok(Outcome::unchanged(empty(), format!("`{command}` says that there is nothing to do")));
                 }
-                let done = session.exec(cx, exec.clone()).await?;
+                let done = session.exec_again(cx, exec.clone()).await?;
                 self.finish(cx, host, &text, &done)
             }
         }

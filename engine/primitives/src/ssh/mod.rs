@@ -3,6 +3,7 @@
 //! Other families use [`connect`], [`Session::exec`], [`Session::open`], [`supervised`] and [`reconcile_supervised`].
 
 mod auth;
+mod awake;
 mod command;
 pub mod config;
 mod copy;
@@ -59,7 +60,7 @@ pub struct Exec {
     pub tty: bool,
     /// Passed live to [`Cx::output`] while it comes.
     pub live: bool,
-    /// Keeps all of its output: what is beyond the first 1 MiB of a stream goes to a file beside the run's record.
+    /// Keeps all of its output: what is beyond the first 256 KiB of a stream goes to a file beside the run's record.
     pub whole: bool,
     /// Ends the command with `RB0312` when it takes longer.
     pub timeout: Option<Duration>,
@@ -72,7 +73,7 @@ impl Exec {
     }
 }
 
-/// What a finished command left. Secrets are struck from both outputs; at most 4 MiB of each is held, or 1 MiB with [`Exec::whole`].
+/// What a finished command left. Secrets are struck from both outputs; at most 4 MiB of each is held, or 256 KiB with [`Exec::whole`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Done {
     /// Exit status; 128 + n for signal n.

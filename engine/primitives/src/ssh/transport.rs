@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,6 +16,7 @@ use russh::client::{self, Handle, Msg};
 use russh::keys::PublicKey;
 use russh::{ChannelOpenFailure, Preferred, cipher};
 
+use super::awake::Awake;
 use super::host_key::{Client, Record, Seen};
 use super::route::{self, Held, unreachable};
 use super::target::{Target, resolve};
@@ -46,10 +47,33 @@ pub(super) struct Conn {
     /// By what the login succeeded.
     login: String,
     in_use: AtomicUsize,
+    awake: Awake,
+    /// Set when it does not answer any more, which the library notices later.
+    dead: AtomicBool,
     _held: Held,
 }
 
 impl Conn {
+    fn new(cx: &Cx, handle: Handle<Client>, login: String, held: Held) -> Self {
+        let awake = Awake::new(cx.clock.clone());
+        Conn { handle, login, in_use: AtomicUsize::new(0), awake, dead: AtomicBool::new(false), _held: held }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.dead.load(Ordering::Acquire) || self.handle.is_closed()
+    }
+
+    /// Whether it still answers, asked only when this machine has slept: the other side may have given the connection up meanwhile.
+    async fn answers(&self) -> bool {
+        if !self.is_closed() && self.awake.slept() {
+            let answer = tokio::time::timeout(Duration::from_secs(5), self.handle.send_ping()).await;
+            if !matches!(answer, Ok(Ok(()))) {
+                self.dead.store(true, Ordering::Release);
+            }
+        }
+        !self.is_closed()
+    }
+
     /// A channel to another host, for a connection through this one.
     pub(super) async fn tunnel(&self, host: &str, port: u16) -> std::result::Result<russh::Channel<Msg>, russh::Error> {
         self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await
@@ -71,9 +95,11 @@ pub(super) struct Permit {
 const EXCLUSIVE: usize = 1 << 20;
 
 impl Permit {
-    /// Whether the connection is gone.
-    pub(super) fn is_closed(&self) -> bool {
-        self.conn.handle.is_closed()
+    /// Waits until the connection is gone.
+    pub(super) async fn gone(&self) {
+        while self.conn.answers().await {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
     }
 }
 
@@ -104,18 +130,23 @@ impl Slot {
     /// Makes sure that there is a connection that lives.
     async fn ensure(&self, cx: &Cx) -> Result<()> {
         let mut conns = self.conns.lock().await;
-        conns.retain(|c| !c.handle.is_closed());
+        conns.retain(|c| !c.is_closed());
         if conns.is_empty() {
             conns.push(Arc::new(connect(cx, &self.target).await?));
         }
         Ok(())
     }
 
+    /// From now on, a connection to this host carries one command at a time.
+    pub(super) fn one_at_a_time(&self) {
+        self.cap.store(1, Ordering::Release);
+    }
+
     async fn place(&self, cx: &Cx, exclusive: bool) -> Result<Permit> {
         loop {
             {
                 let mut conns = self.conns.lock().await;
-                conns.retain(|c| !c.handle.is_closed());
+                conns.retain(|c| !c.is_closed());
                 let cap = self.cap.load(Ordering::Acquire);
                 let free = |c: &&Arc<Conn>| {
                     let n = c.in_use.load(Ordering::Acquire);
@@ -133,6 +164,9 @@ impl Slot {
                     None => None,
                 };
                 if let Some(conn) = conn {
+                    if !conn.answers().await {
+                        continue;
+                    }
                     conn.in_use.fetch_add(if exclusive { EXCLUSIVE } else { 1 }, Ordering::AcqRel);
                     return Ok(Permit { conn, exclusive });
                 }
@@ -151,9 +185,10 @@ impl Slot {
         };
         let began = tokio::time::Instant::now();
         let mut wait = Duration::from_millis(3);
+        let mut patience = Duration::from_secs(10);
         loop {
             let permit = self.place(cx, exclusive).await?;
-            let opening = tokio::time::timeout(Duration::from_secs(30), permit.conn.handle.channel_open_session());
+            let opening = tokio::time::timeout(patience, permit.conn.handle.channel_open_session());
             let opened = tokio::select! {
                 o = opening => o,
                 () = cx.cancel.cancelled() => return Err(aborted(&self.target.name)),
@@ -194,9 +229,13 @@ impl Slot {
                     }
                     cx.sleep(wait).await?;
                 }
+                // A kept connection may be dead without anybody having noticed, so a new one is tried, with more patience.
                 Err(_) => {
-                    self.conns.lock().await.retain(|c| !Arc::ptr_eq(c, &permit.conn));
-                    return Err(lost(&"it does not answer"));
+                    permit.conn.dead.store(true, Ordering::Release);
+                    if patience > Duration::from_secs(10) {
+                        return Err(lost(&"it does not answer"));
+                    }
+                    patience = Duration::from_secs(30);
                 }
             }
         }
@@ -262,8 +301,14 @@ async fn shake(cx: &Cx, t: &Target, look: bool) -> Result<(Result<Handle<Client>
 async fn connect_now(cx: &Cx, t: &Target) -> Result<Conn> {
     let (made, seen, held) = shake(cx, t, false).await?;
     let mut handle = made.map_err(|e| seen.refusal().unwrap_or(e))?;
-    let login = auth::login(cx, t, &mut handle, &seen).await?;
-    Ok(Conn { handle, login, in_use: AtomicUsize::new(0), _held: held })
+    let login = match auth::login(cx, t, &mut handle, &seen).await {
+        // The library takes the end of the connection for a refusal. A host that refuses says so before it closes.
+        Err(e) if e.code == Code::SSH_AUTH && !e.retryable && handle.is_closed() && seen.goodbye().is_none() => {
+            return Err(unreachable(t, "the connection broke in the middle of the login"));
+        }
+        login => login?,
+    };
+    Ok(Conn::new(cx, handle, login, held))
 }
 
 /// The key that a host shows now, and whether it is known (perhaps by its certificate); nothing is sent to it but what the exchange of

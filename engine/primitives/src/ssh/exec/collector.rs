@@ -8,7 +8,7 @@ use super::spill::{Kept, Spill};
 /// How much of each stream of a buffered command is kept.
 pub(in crate::ssh) const KEEP: usize = 4 << 20;
 /// How much of each stream the record of a command holds; beyond it, all of it is in a file beside the record.
-pub(in crate::ssh) const RECORD: usize = 1 << 20;
+pub(in crate::ssh) const RECORD: usize = 256 << 10;
 
 /// Strikes secrets from one stream, passes it on live and keeps its beginning, or all of it in a file.
 pub(in crate::ssh) struct Collector {

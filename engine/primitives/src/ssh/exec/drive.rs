@@ -23,6 +23,8 @@ pub(in crate::ssh) enum End {
     Status(i32),
     /// The channel ended without one: nobody knows.
     Lost,
+    /// The server closed the channel without one, over a connection that lives; all that was said has come.
+    Shut,
 }
 
 /// Runs a command line on a channel until it ends, passing every piece of output to `on`.
@@ -49,10 +51,10 @@ pub(in crate::ssh) async fn drive(
         }
         .fuse()
     );
+    let mut gone = pin!(permit.gone());
     let mut fed = false;
-    let mut status = None;
+    let (mut status, mut shut) = (None, false);
     loop {
-        let quiet = if status.is_some() { LINGER } else { Duration::from_secs(3) };
         tokio::select! {
             message = read.wait() => match message {
                 Some(ChannelMsg::Data { data }) => on(StreamKind::Stdout, &data),
@@ -62,25 +64,23 @@ pub(in crate::ssh) async fn drive(
                 Some(ChannelMsg::Failure) => {
                     return Err(not_run(host, None, b""));
                 }
-                Some(ChannelMsg::Close) | None => break,
+                Some(ChannelMsg::Close) => {
+                    shut = true;
+                    break;
+                }
+                None => break,
                 Some(_) => {}
             },
             () = &mut feed, if !fed => fed = true,
             Some(sig) = signal.recv() => {
                 let _ = write.signal(sig).await;
             }
-            () = tokio::time::sleep(quiet) => {
-                if status.is_some() {
-                    break;
-                }
-                if permit.is_closed() {
-                    return Ok(End::Lost);
-                }
-            }
+            () = &mut gone => return Ok(End::Lost),
+            () = tokio::time::sleep(LINGER), if status.is_some() => break,
         }
     }
     let _ = write.close().await;
-    Ok(status.map_or(End::Lost, End::Status))
+    Ok(status.map_or(if shut { End::Shut } else { End::Lost }, End::Status))
 }
 
 pub(super) fn number(sig: &Sig) -> i32 {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::{Cx, StreamKind};
 use runbook_core::{Code, Error, Result};
@@ -24,7 +25,7 @@ pub(super) use gate::{Gate, partial, rfind};
 pub(super) use wire::{check, exports, marker};
 
 use super::transport::aborted;
-use super::{Done, Exec, Session, privilege};
+use super::{Done, Exec, Session, connect, privilege};
 
 impl Session {
     /// The host's inventory name.
@@ -33,20 +34,73 @@ impl Session {
         &self.slot.target.name
     }
 
-    /// Runs a command that may be repeated (a read or a converge), without the supervisor. A non-zero status is not an error.
+    /// Runs a command without the supervisor. A non-zero status is not an error.
     ///
     /// # Errors
     /// `RB0300`–`RB0303` when the host cannot be reached, `RB0305` when the connection is lost before the command's end, `RB0312`
     /// after `timeout`, `RB0314` and `RB0317` to `RB0323` when privileges are not raised, `RB0316` when the login runs no commands, `RB0021` when cancelled.
     pub async fn exec(&self, cx: &Cx, exec: Exec) -> Result<Done> {
+        self.once(cx, exec, &Begun::default()).await
+    }
+
+    /// Runs a command that may be repeated (a read or a converge): when the connection is lost, it is made again within the host's
+    /// `reconnect_within`, what still runs is ended, and the command begins anew, three times at most.
+    ///
+    /// # Errors
+    /// As [`Session::exec`].
+    pub async fn exec_again(&self, cx: &Cx, exec: Exec) -> Result<Done> {
+        let mut session = self.clone();
+        for _ in 0..3 {
+            let begun = Begun::default();
+            let lost = match session.once(cx, exec.clone(), &begun).await {
+                Err(e) if e.code == Code::SSH_LOST && e.retryable => e,
+                done => return done,
+            };
+            session = self.reconnect(cx, lost).await?;
+            session.end(cx, &begun, &exec, true).await;
+            cx.message(format!("the connection to {} was lost in mid-command; the command may be repeated and begins anew", self.name()));
+        }
+        session.exec(cx, exec).await
+    }
+
+    /// Connects again, with longer and longer pauses, as long as the host's `reconnect_within`.
+    async fn reconnect(&self, cx: &Cx, lost: Error) -> Result<Session> {
+        let until = tokio::time::Instant::now() + self.slot.target.reconnect_within;
+        let mut wait = Duration::from_millis(50);
+        loop {
+            cx.sleep(wait).await?;
+            wait = (wait * 2).min(Duration::from_secs(5));
+            match connect(cx, self.name()).await {
+                Ok(s) => return Ok(s),
+                Err(e) if e.retryable && tokio::time::Instant::now() < until => {}
+                Err(e) if e.retryable => return Err(lost),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    async fn once(&self, cx: &Cx, exec: Exec, begun: &Begun) -> Result<Done> {
+        for n in 1..=5 {
+            if let Some(done) = self.attempt(cx, &exec, begun).await? {
+                return Ok(done);
+            }
+            // dropbear does this to some of the channels of one connection that begin at the same moment.
+            self.slot.one_at_a_time();
+            cx.sleep(Duration::from_millis(20 * n)).await?;
+        }
+        Err(Error::new(Code::SSH_LOST, "the host closes every channel before the command begins").host(self.name()).retryable(true))
+    }
+
+    /// `None` when the server has closed the channel and the command has provably not begun.
+    async fn attempt(&self, cx: &Cx, exec: &Exec, begun: &Begun) -> Result<Option<Done>> {
         let host = self.name().to_string();
-        let raise = self.raise(cx, &exec)?;
-        let wire = wire::wire(&exec, raise.as_ref())?;
+        let raise = self.raise(cx, exec)?;
+        let wire = wire::wire(exec, raise.as_ref())?;
         let lease = self.slot.channel(cx, false).await?;
         let mut out = Collector::new(cx, StreamKind::Stdout, exec.live, exec.whole);
         let mut err = Collector::new(cx, StreamKind::Stderr, exec.live, exec.whole);
-        let mut gates = Gates::new(&wire.marker);
-        let pid = gates.pid.clone();
+        begun.mark(&wire.marker);
+        let mut gates = Gates::new(&wire.marker, begun);
         let (tx, mut rx) = tokio::sync::mpsc::channel(4);
         let ended = {
             let on = |kind: StreamKind, piece: &[u8]| match kind {
@@ -68,9 +122,13 @@ impl Session {
             match stop {
                 Ok(end) => Ok(end),
                 Err(timed_out) => {
-                    let _ = tx.try_send(Sig::TERM);
-                    let ending = tokio::time::timeout(Duration::from_secs(8), &mut run);
-                    let _ = tokio::join!(self.end(cx, &pid, &exec), ending);
+                    let ending = tokio::time::timeout(Duration::from_secs(10), &mut run);
+                    let stopping = async {
+                        self.end(cx, begun, exec, false).await;
+                        // Not before: a shell that ends by itself leaves its children where nobody finds them.
+                        let _ = tx.try_send(Sig::TERM);
+                    };
+                    let _ = tokio::join!(stopping, ending);
                     Err(timed_out)
                 }
             }
@@ -78,8 +136,10 @@ impl Session {
         let (stdout, stderr, whole) = streams(out, err);
         match ended {
             Ok(End::Status(status)) if !gates.open() => Err(gates.refused(cx, &host, exec.sudo, status)),
-            Ok(End::Status(status)) => Ok(Done { status, stdout, stderr, whole }),
-            Ok(End::Lost) => Err(Error::new(Code::SSH_LOST, "the connection was lost before the command ended")
+            Ok(End::Status(status)) => Ok(Some(Done { status, stdout, stderr, whole })),
+            // All that was said has come, and the reader speaks before the command does.
+            Ok(End::Shut) if !gates.open() => Ok(None),
+            Ok(End::Lost | End::Shut) => Err(Error::new(Code::SSH_LOST, "the connection was lost before the command ended")
                 .host(&host)
                 .retryable(true)
                 .hint("the command may be repeated: run `runbook resume`")),
@@ -88,20 +148,18 @@ impl Session {
         }
     }
 
-    /// Ends a command by its process group, over another channel: OpenSSH takes no signals for the sessions of root.
-    async fn end(&self, cx: &Cx, pid: &AtomicU32, of: &Exec) {
-        let pid = pid.load(Ordering::Acquire);
+    /// Ends a command by its process group, over another channel: OpenSSH takes no signals for the sessions of root. With `look`, only
+    /// when the process is still that of the command.
+    async fn end(&self, cx: &Cx, begun: &Begun, of: &Exec, look: bool) {
+        let (pid, marker) = (begun.pid(), begun.marker());
         if pid < 2 {
             return;
         }
         let mut cx = cx.clone();
         // The end itself must not be stopped by the same cancellation.
         cx.cancel = Cancel::default();
-        let script = format!(
-            "g=-{pid}; kill -s TERM -- $g 2>/dev/null || {{ g={pid}; kill -s TERM $g; }}\n\
-             i=0; while [ $i -lt 30 ] && kill -s 0 -- $g 2>/dev/null; do i=$((i+1)); sleep .1 2>/dev/null || {{ sleep 1; i=$((i+9)); }}; done\n\
-             kill -s KILL -- $g 2>/dev/null"
-        );
+        let guard = if look { format!("grep -q {marker} /proc/{pid}/cmdline 2>/dev/null || exit 0\n") } else { String::new() };
+        let script = format!("{guard}p={pid}\n{END}");
         let exec = Exec { sudo: of.sudo, user: of.user.clone(), ..Exec::new(script) };
         // What cannot be ended is left alone: the caller's error is the one that counts.
         let _ = tokio::time::timeout(Duration::from_secs(8), Box::pin(self.exec(&cx, exec))).await;
@@ -114,17 +172,69 @@ pub(super) fn streams(out: Collector, err: Collector) -> (Vec<u8>, Vec<u8>, Vec<
     (stdout, stderr, all_out.into_iter().chain(all_err).collect())
 }
 
+/// Ends the process `p` with its group. A server that gives commands no group of their own (dropbear) is asked for everything below it.
+const END: &str = r#"g=-$p
+if ! kill -s TERM -- $g 2>/dev/null; then
+  g=$p n=
+  while [ "$g" != "$n" ]; do
+    n=$g
+    for f in /proc/[0-9]*/stat; do
+      l=
+      { read -r l <"$f"; } 2>/dev/null
+      set -- ${l##*")" }
+      f=${f#/proc/}
+      case " $g " in *" ${f%/stat} "*) ;; *" $2 "*) g="$g ${f%/stat}" ;; esac
+    done
+  done
+  kill -s TERM $g 2>/dev/null
+fi
+alive() {
+  for q in $g; do
+    if kill -s 0 -- $q 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+i=0
+while [ $i -lt 30 ] && alive; do
+  i=$((i+1))
+  sleep .1 2>/dev/null || { sleep 1; i=$((i+9)); }
+done
+for q in $g; do
+  kill -s KILL -- $q 2>/dev/null
+done
+"#;
+
+/// What is known of a command on the host: its marker, and its process once it runs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Begun {
+    pid: Arc<AtomicU32>,
+    marker: Arc<Mutex<String>>,
+}
+
+impl Begun {
+    pub(super) fn mark(&self, marker: &str) {
+        *self.marker.lock() = marker.to_string();
+    }
+
+    fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Acquire)
+    }
+
+    fn marker(&self) -> String {
+        self.marker.lock().clone()
+    }
+}
+
 /// The beginnings of both streams of a command.
 pub(super) struct Gates {
     pub out: Gate,
     err: Gate,
-    /// The process, once it is known.
-    pub pid: Arc<AtomicU32>,
+    begun: Begun,
 }
 
 impl Gates {
-    pub(super) fn new(marker: &str) -> Self {
-        Gates { out: Gate::new(marker), err: Gate::new(marker), pid: Arc::default() }
+    pub(super) fn new(marker: &str, begun: &Begun) -> Self {
+        Gates { out: Gate::new(marker), err: Gate::new(marker), begun: begun.clone() }
     }
 
     /// Takes a piece of standard error; returns what of it is the command's.
@@ -132,7 +242,7 @@ impl Gates {
         let shut = !self.open();
         let own = self.err.pass(piece);
         if shut && let Some(pid) = self.err.word().and_then(|w| w.parse().ok()) {
-            self.pid.store(pid, Ordering::Release);
+            self.begun.pid.store(pid, Ordering::Release);
         }
         own
     }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::collector::Tail;
 use super::drive::number;
 use super::wire::wire;
-use super::{Gates, not_run, timed_out};
+use super::{Begun, Gates, not_run, timed_out};
 use crate::ssh::transport::{Lease, aborted};
 use crate::ssh::{Channel, Exec, Session};
 
@@ -36,8 +36,9 @@ impl Session {
         let (mut to_caller, stdout) = tokio::io::duplex(256 << 10);
         let (mut tx, rx) = tokio::sync::oneshot::channel::<Result<(i32, String)>>();
         let cx = cx.clone();
-        let mut gates = Gates::new(&wire.marker);
-        let pid = gates.pid.clone();
+        let begun = Begun::default();
+        begun.mark(&wire.marker);
+        let mut gates = Gates::new(&wire.marker, &begun);
         let session = self.clone();
         let lost_later = lost.clone();
         tokio::spawn(async move {
@@ -113,8 +114,8 @@ impl Session {
                 }
             }
             if failed.is_some() {
+                session.end(&cx, &begun, &exec, false).await;
                 let _ = write.signal(Sig::TERM).await;
-                session.end(&cx, &pid, &exec).await;
             }
             let _ = write.close().await;
             drop(to_caller);

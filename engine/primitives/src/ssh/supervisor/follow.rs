@@ -166,7 +166,7 @@ impl Follow {
     pub(super) fn report(&self, end: End) -> Report {
         let Some(word) = self.out_gate.word() else {
             return match end {
-                End::Lost => Report::Lost,
+                End::Lost | End::Shut => Report::Lost,
                 End::Status(s) => Report::Mute(s, [self.out_gate.said(), self.err_gate.said()].concat()),
             };
         };
