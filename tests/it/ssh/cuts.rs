@@ -90,7 +90,10 @@ async fn cut_and_check(b: &mut Bench, way: &str, server: &str, tries: u64, mut c
                 p.act(&cx, &call).await
             })
         };
-        begun(&b.host.home().join(&name)).await;
+        let ran = b.host.home().join(&name);
+        while !ran.exists() && !work.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         tokio::time::sleep(moment(i)).await;
         cut(b, i).await;
         let o = work.await.unwrap().unwrap_or_else(|e| panic!("{way} on {server}, try {i}: {e:?}"));
