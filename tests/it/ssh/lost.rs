@@ -119,8 +119,8 @@ async fn a_controller_that_dies_at_any_moment_of_the_start_leaves_it_decidable()
             // Every time it is woken is a moment at which a controller can die, however fast or slow the machine is.
             die_after(i + 1, b.act(&id, "run", args())).await;
             b.shared = std::sync::Arc::default();
-        // What a dead process has handed to its network is on its way for a moment yet.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+            // What a dead process has handed to its network is on its way for a moment yet.
+            tokio::time::sleep(Duration::from_millis(200)).await;
             match b.reconcile(&id, "run", args()).await.unwrap() {
                 Reconciled::Done(_) => ran += 1,
                 Reconciled::NotStarted => {
