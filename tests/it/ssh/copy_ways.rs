@@ -412,7 +412,7 @@ async fn hosts_that_do_not_reach_each_other() {
     assert!(e.message.contains("Host key verification failed"), "{e}");
     p.tidy("impostor");
     let o = p.copy(options(nowhere())).await.unwrap();
-    assert_eq!((field(&o, "via"), field(&o, "tool")), ("controller".into(), "rsync".into()));
+    assert_eq!((field(&o, "via"), field(&o, "tool")), ("controller".into(), "tar".into()));
     assert!(p.b.world.messages.lock().iter().any(|m| m.contains("through the controller, since the hosts do not reach each other")));
     same(&p.from(), &p.to(), "nowhere");
     // One direction is enough.

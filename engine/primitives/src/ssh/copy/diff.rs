@@ -35,6 +35,8 @@ pub(super) struct Diff {
     pub all_bytes: u64,
     /// Bytes of those that are in `copy`.
     pub bytes: u64,
+    /// Bytes of files of which the target has another version.
+    pub updated: u64,
     /// Whether more differs than one round takes.
     pub more: bool,
     /// Room that the target needs.
@@ -62,6 +64,7 @@ impl Diff {
         if e.is_file() && e.same_as.is_none() {
             let before = there.filter(|t| t.is_file()).map_or(0, |t| t.stored);
             self.all_bytes += e.size;
+            self.updated += if before > 0 { e.size } else { 0 };
             self.needs += e.stored.min(e.size).saturating_sub(before);
         }
         // The rest is found again by the next comparison: lists of any length take bounded memory here.

@@ -211,7 +211,7 @@ impl Default for CopyFrom {
              when both are equal.\n\nFiles are taken as equal when size, permissions, owner and time of change are. Kept are permissions, times, links, \
              further names of one file (hard links), holes, extended attributes and ACLs, and owners when the login on the target is root. Sockets, \
              pipes and devices are left out, and counted. What the source changes meanwhile is copied again, up to five times.\n\n\
-             Large copies go straight from host to host, by `rsync` when both have it (by `tar` otherwise, or when all files are small): with a key made for this \
+             Large copies go straight from host to host, by `tar`, or by `rsync` where both have it and large files have changed: with a key made for this \
              copy, which can do nothing else, ends after 15 minutes, and is removed afterwards. Where no host can log in to the other, and for small \
              copies, the files go through the controller as a stream. What has come stays when a copy breaks off, and the next one goes on from there.",
         );

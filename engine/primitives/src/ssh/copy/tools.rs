@@ -83,11 +83,13 @@ pub(super) fn is_small(diff: &Diff) -> bool {
     diff.copy.len() <= SMALL.0 && diff.bytes <= SMALL.1
 }
 
-/// Whether `tar` is over sooner: it asks nothing back for each file, but sends whole files and does not go on within one.
+/// Whether `tar` is over sooner: it asks nothing back for each file and computes no sums, but sends whole files.
+///
+/// A large file that came in part is another version at the next try, which `rsync` then completes.
 fn suits_tar(job: &Job<'_>, diff: &Diff) -> bool {
     let largest = diff.copy.iter().map(|e| e.size).max().unwrap_or(0);
     let many_small = largest < 8 << 20 && diff.bytes / (diff.copy.len() as u64).max(1) < 128 << 10;
-    is_small(diff) || (many_small && job.o.bandwidth.is_none())
+    is_small(diff) || ((many_small || diff.updated == 0) && job.o.bandwidth.is_none())
 }
 
 /// Which tool carries the files.
