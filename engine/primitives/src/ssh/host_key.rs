@@ -23,6 +23,7 @@ pub(super) struct Seen {
     key: Mutex<Option<PublicKey>>,
     banner: Mutex<String>,
     goodbye: Mutex<Option<String>>,
+    software: Mutex<String>,
 }
 
 impl Seen {
@@ -39,6 +40,11 @@ impl Seen {
     /// What the host showed before the login.
     pub(super) fn banner(&self) -> Option<String> {
         Some(self.banner.lock().trim().to_string()).filter(|b| !b.is_empty())
+    }
+
+    /// Whether the server is dropbear, which now and then loses the exit status of one of several commands on one connection.
+    pub(super) fn dropbear(&self) -> bool {
+        self.software.lock().contains("dropbear")
     }
 
     /// What the host said when it closed the connection.
@@ -283,6 +289,16 @@ impl client::Handler for Client {
         let ok = refused.is_none() && !self.look;
         *self.seen.refusal.lock() = refused;
         Ok(ok)
+    }
+
+    async fn kex_done(
+        &mut self,
+        _shared: Option<&[u8]>,
+        _names: &russh::Names,
+        session: &mut client::Session,
+    ) -> std::result::Result<(), russh::Error> {
+        *self.seen.software.lock() = String::from_utf8_lossy(session.remote_sshid()).into_owned();
+        Ok(())
     }
 
     async fn auth_banner(&mut self, banner: &str, _session: &mut client::Session) -> std::result::Result<(), russh::Error> {

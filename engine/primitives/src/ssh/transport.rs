@@ -46,6 +46,8 @@ pub(super) struct Conn {
     handle: Handle<Client>,
     /// By what the login succeeded.
     login: String,
+    /// Whether it must carry one command at a time.
+    alone: bool,
     in_use: AtomicUsize,
     awake: Awake,
     /// Set when it does not answer any more, which the library notices later.
@@ -54,9 +56,9 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    fn new(cx: &Cx, handle: Handle<Client>, login: String, held: Held) -> Self {
+    fn new(cx: &Cx, handle: Handle<Client>, login: String, alone: bool, held: Held) -> Self {
         let awake = Awake::new(cx.clock.clone());
-        Conn { handle, login, in_use: AtomicUsize::new(0), awake, dead: AtomicBool::new(false), _held: held }
+        Conn { handle, login, alone, in_use: AtomicUsize::new(0), awake, dead: AtomicBool::new(false), _held: held }
     }
 
     fn is_closed(&self) -> bool {
@@ -132,9 +134,17 @@ impl Slot {
         let mut conns = self.conns.lock().await;
         conns.retain(|c| !c.is_closed());
         if conns.is_empty() {
-            conns.push(Arc::new(connect(cx, &self.target).await?));
+            conns.push(self.connect(cx).await?);
         }
         Ok(())
+    }
+
+    async fn connect(&self, cx: &Cx) -> Result<Arc<Conn>> {
+        let conn = connect(cx, &self.target).await?;
+        if conn.alone {
+            self.one_at_a_time();
+        }
+        Ok(Arc::new(conn))
     }
 
     /// From now on, a connection to this host carries one command at a time.
@@ -157,7 +167,7 @@ impl Slot {
                 let conn = match found {
                     Some(c) => Some(c),
                     None if conns.len() < MAX_CONNECTIONS => {
-                        let c = Arc::new(connect(cx, &self.target).await?);
+                        let c = self.connect(cx).await?;
                         conns.push(c.clone());
                         Some(c)
                     }
@@ -308,7 +318,7 @@ async fn connect_now(cx: &Cx, t: &Target) -> Result<Conn> {
         }
         login => login?,
     };
-    Ok(Conn::new(cx, handle, login, held))
+    Ok(Conn::new(cx, handle, login, seen.dropbear(), held))
 }
 
 /// The key that a host shows now, and whether it is known (perhaps by its certificate); nothing is sent to it but what the exchange of
