@@ -97,7 +97,7 @@ class Candidate:
         self.name, self.args, self.cwd, self.once = name, [str(a) for a in args], cwd, once
         self.env = {**os.environ, **(env or {})}
         self.before, self.proof = before, proof
-        self.times, self.peaks = [], []
+        self.times, self.peaks, self.cpu = [], [], []
 
     def go(self):
         if self.before:
@@ -108,6 +108,7 @@ class Candidate:
             _, status, usage = os.wait4(child.pid, 0)
             self.times.append(time.monotonic() - began)
             self.peaks.append(usage.ru_maxrss / 1024)
+            self.cpu.append(usage.ru_utime + usage.ru_stime)
             out.seek(0)
             text = out.read().decode(errors="replace")
         if os.waitstatus_to_exitcode(status) != 0:
@@ -141,7 +142,7 @@ def runbook_project(folder, servers, count, call_text):
     """A project whose runbook does the work; a new run each time, in a folder without older runs."""
     folder.mkdir(parents=True)
     hosts = "\n".join(
-        f'[environments.bench.hosts.h{i}]\nssh = "{USER}@127.0.0.1:{port}"\nroles = ["web"]\nidentity_file = ["{servers.folder}/key"]\nknown_hosts = ["{servers.folder}/known_hosts"]\n'
+        f'[environments.bench.hosts.h{i}]\nssh = "{USER}@127.0.0.1:{port}"\nroles = ["web"]\nidentity_file = "{servers.folder}/key"\nknown_hosts = "{servers.folder}/known_hosts"\n'
         for i, port in enumerate(servers.ports[:count])
     )
     (folder / "runbook.toml").write_text(f"[environments.bench]\n\n{hosts}")
@@ -243,7 +244,7 @@ def main():
     report = {
         "versions": versions,
         "commands": COMMANDS,
-        "hosts": {n: {c.name: {"seconds": c.times, "peak_mib": max(c.peaks)} for c in cs} for n, cs in results.items()},
+        "hosts": {n: {c.name: {"seconds": c.times, "cpu_seconds": c.cpu, "peak_mib": max(c.peaks)} for c in cs} for n, cs in results.items()},
     }
     if o.json:
         print(json.dumps(report, indent=1))
@@ -251,10 +252,10 @@ def main():
     print("versions: " + ", ".join(f"{n} {v}" for n, v in versions.items()))
     for count, cs in results.items():
         mark = next((statistics.median(c.times) for c in cs if c.name == "runbook, read"), None)
-        print(f"\n| {count} hosts, {COMMANDS} commands each | seconds | commands a second | times runbook's read | peak MiB |\n|---|---:|---:|---:|---:|")
+        print(f"\n| {count} hosts, {COMMANDS} commands each | seconds | of them CPU of the controller | commands a second | times runbook's read | peak MiB |\n|---|---:|---:|---:|---:|---:|")
         for c in cs:
             t = statistics.median(c.times)
-            print(f"| {c.name} | {t:.2f} | {count * COMMANDS / t:.0f} | {f'{t / mark:.2f}' if mark else '-'} | {max(c.peaks):.0f} |")
+            print(f"| {c.name} | {t:.2f} | {statistics.median(c.cpu):.2f} | {count * COMMANDS / t:.0f} | {f'{t / mark:.2f}' if mark else '-'} | {max(c.peaks):.0f} |")
 
 
 if __name__ == "__main__":
