@@ -125,14 +125,12 @@ async fn a_controller_that_dies_at_any_moment_of_the_start_leaves_it_decidable()
             // Every time it is woken is a moment at which a controller can die, however fast or slow the machine is.
             die_after(i + 1, b.act(&id, "run", args())).await;
             b.shared = std::sync::Arc::default();
-            // What a dead process has handed to its network is on its way for a moment yet.
-            tokio::time::sleep(Duration::from_millis(200)).await;
             match b.reconcile(&id, "run", args()).await.unwrap() {
                 Reconciled::Done(_) => ran += 1,
                 Reconciled::NotStarted => {
                     not += 1;
-                    // And then it really has not, and will not by itself.
-                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    // And then it really has not, and will not by itself, whatever the dead process has handed to its network.
+                    tokio::time::sleep(Duration::from_millis(200)).await;
                     assert_eq!(b.read(&name), "", "{i}");
                     b.act(&id, "run", args()).await.unwrap();
                 }

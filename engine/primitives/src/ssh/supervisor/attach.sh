@@ -1,14 +1,22 @@
 # Says what became of a claimed command; follow.sh goes on from there.
 # $1 marker  $2 run  $3 action  $4 bytes of output known  $5 bytes of errors known
+# "absent WORD" is said only once the folder holds a `pid` of "void WORD": a request to start it that is still on its way finds it taken.
 n=$1 r=$HOME/.runbook/$2 o=$4 e=$5 k=
 umask 077
-cd "$r/$3" 2>/dev/null || { echo "$n absent"; exit 0; }
+no() { echo "$n no $*"; exit 0; }
+if ! cd "$r/$3" 2>/dev/null; then
+  [ -n "$HOME" ] || no "the login has no HOME"
+  c=
+  [ -d "$HOME/.runbook" ] || c=$(mkdir "$HOME/.runbook" 2>&1) || [ -d "$HOME/.runbook" ] || no "$c"
+  [ -d "$r" ] || c=$(mkdir "$r" 2>&1) || [ -d "$r" ] || no "$c"
+  c=$(mkdir "$r/$3" 2>&1)
+  cd "$r/$3" 2>/dev/null || no "$c"
+fi
 i=0
 while [ ! -s pid ]; do
   # Nothing runs yet: who makes this file decides that nothing ever will.
-  if (set -C; echo void >pid) 2>/dev/null; then
-    cd "$r" && mv "$3" "$3.void.$n"
-    echo "$n absent"
+  if (set -C; echo "void $n" >pid) 2>/dev/null; then
+    echo "$n absent $n"
     exit 0
   fi
   i=$((i+1))
@@ -16,7 +24,7 @@ while [ ! -s pid ]; do
   sleep .1 2>/dev/null || sleep 1
 done
 read -r q b t <pid
-if [ "$q" = void ]; then echo "$n absent"; exit 0; fi
+if [ "$q" = void ]; then echo "$n absent $b"; exit 0; fi
 g=-
 if [ -s deadline ]; then
   read -r g c <deadline

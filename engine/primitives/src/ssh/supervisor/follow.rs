@@ -26,7 +26,10 @@ pub(super) enum Report {
         why: Option<String>,
     },
     /// Nothing was begun, and nothing of an earlier try can begin any more.
-    Absent,
+    Absent {
+        /// What a new start must name to take the place of the void claim.
+        word: String,
+    },
     /// The action is claimed already.
     Taken,
     /// The process is gone without a status; why.
@@ -172,7 +175,7 @@ impl Follow {
         };
         let (first, rest) = word.split_once(' ').unwrap_or((word, ""));
         match first {
-            "absent" => return Report::Absent,
+            "absent" => return Report::Absent { word: rest.to_string() },
             "taken" => return Report::Taken,
             "no" => return Report::Refused(rest.to_string()),
             "ok" => {}

@@ -2,7 +2,7 @@
 //! command apart from the connection, and keeps pid, boot id, output and exit status there (design, section 3.5).
 //!
 //! `~/.runbook/<run>/<action>/` holds: `script` (the command; never its environment or input), `out`, `err`, `pid` (process, boot id,
-//! start time; making this file is the second claim, after which the command is known to have begun), `status` (once it has ended),
+//! start time; making this file is the second claim, after which the command is known to have begun; or `void`: it never will), `status` (once it has ended),
 //! `slot` (room for the status on a full disk), `deadline`, `ended` (why it was ended by us), `raised` (sudo let it in).
 
 pub(super) mod script;
@@ -35,16 +35,17 @@ use super::{Done, Exec, Session, connect, privilege, quote};
 pub async fn supervised(cx: &Cx, host: &str, exec: Exec) -> Result<Done> {
     super::exec::check(&exec)?;
     let session = connect(cx, host).await?;
-    let mut job = Job { cx, host, follow: Follow::new(cx, exec.live, exec.whole), limit: exec.timeout, began: false, heard: false };
-    let first = job.start(&session, &exec, false).await?;
+    let mut job =
+        Job { cx, host, follow: Follow::new(cx, exec.live, exec.whole), limit: exec.timeout, began: false, heard: false, own: false };
+    let first = job.start(&session, &exec, "").await?;
     let claimed_before = first == Report::Taken;
     let known = loop_until_known(&mut job, first, Some(&exec)).await?;
-    if claimed_before && matches!(known, Known::Gone(_)) {
+    if claimed_before && !job.own && matches!(known, Known::Gone(_)) {
         // An earlier controller's command, of which the host cannot know more: being asked to act all the same means that the
         // operator has looked and wants it to run again.
         job.follow = Follow::new(cx, exec.live, exec.whole);
         let session = connect(cx, host).await?;
-        let first = job.start(&session, &exec, true).await?;
+        let first = job.start(&session, &exec, "again").await?;
         return loop_until_known(&mut job, first, Some(&exec)).await?.into_done(host, job);
     }
     known.into_done(host, job)
@@ -62,7 +63,7 @@ pub async fn reconcile_supervised(
     done: &(dyn Fn(Done) -> Result<Outcome> + Send + Sync),
 ) -> Result<Reconciled> {
     let session = connect(cx, host).await?;
-    let mut job = Job { cx, host, follow: Follow::new(cx, live, live), limit: None, began: false, heard: false };
+    let mut job = Job { cx, host, follow: Follow::new(cx, live, live), limit: None, began: false, heard: false, own: false };
     let first = job.attach(&session).await?;
     Ok(match loop_until_known(&mut job, first, None).await {
         Ok(Known::Absent) => Reconciled::NotStarted,
@@ -128,6 +129,8 @@ struct Job<'a> {
     began: bool,
     /// Whether the supervisor has answered in any session.
     heard: bool,
+    /// Whether this controller has set a void claim aside and begun anew.
+    own: bool,
 }
 
 /// How often in a row a host may end a session with a status and without a word of the supervisor, before that is taken for its answer:
@@ -155,8 +158,8 @@ async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>)
                 // Once it has begun, what the login does now says nothing about it.
                 return Err(if job.heard { in_doubt(job.host, &e) } else { e });
             }
-            Report::Absent if exec.is_none() => return Ok(Known::Absent),
-            Report::Absent | Report::Taken | Report::Lost | Report::Mute(..) => {}
+            Report::Absent { .. } if exec.is_none() => return Ok(Known::Absent),
+            Report::Absent { .. } | Report::Taken | Report::Lost | Report::Mute(..) => {}
         }
         if matches!(report, Report::Lost | Report::Mute(..)) {
             let since = *lost_since.get_or_insert_with(Instant::now);
@@ -176,7 +179,10 @@ async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>)
         } else {
             let session = connect(job.cx, job.host).await.map_err(|e| if job.began { in_doubt(job.host, &e) } else { e })?;
             report = match (&report, exec) {
-                (Report::Absent, Some(exec)) => job.start(&session, exec, false).await?,
+                (Report::Absent { word }, Some(exec)) => {
+                    job.own = true;
+                    job.start(&session, exec, word).await?
+                }
                 _ => job.attach(&session).await.map_err(|e| in_doubt(job.host, &e))?,
             };
         }
@@ -194,8 +200,8 @@ fn in_doubt(host: &str, cause: &Error) -> Error {
 }
 
 impl Job<'_> {
-    /// Claims and starts the command, and follows it.
-    async fn start(&mut self, session: &Session, exec: &Exec, again: bool) -> Result<Report> {
+    /// Claims and starts the command, and follows it. `instead`: the claim that is set aside for it, as start.sh takes it.
+    async fn start(&mut self, session: &Session, exec: &Exec, instead: &str) -> Result<Report> {
         let raise = session.raise(self.cx, exec)?;
         let parts = privilege::parts(exec, raise.as_ref());
         self.follow.sudo = exec.sudo;
@@ -222,7 +228,7 @@ impl Job<'_> {
             quote(script::run()),
             quote(script::reader()),
             quote(&parts.mode),
-            if again { "again" } else { "''" },
+            quote(instead),
             quote(&parts.raise),
             quote(parts.tty),
         );

@@ -1,7 +1,8 @@
 # Claims an action and starts its command apart from this session; follow.sh goes on from there.
 # Standard input: the script, a marker line, then $4 bytes for the command alone (password, environment, standard input).
 # $1 marker  $2 run  $3 action  $4 length of the private input  $5 run.sh  $6 reader.sh  $7 how privileges are raised, as run.sh takes it  $8 limit in s or 0
-# $9 again: a claim of which nothing more can be known is set aside, since the operator wants the command to run again
+# $9 again: a claim of which nothing more can be known is set aside, since the operator wants the command to run again; another word: so
+# is the claim that was made void under this word, which a request of an earlier try cannot know
 # $10 raise.sh or nothing  $11 code for the reader's terminal or nothing
 n=$1 r=$HOME/.runbook/$2 p=$PWD b=${IFS#??} s= u=$(umask) o=0 e=0
 umask 077
@@ -9,7 +10,11 @@ no() { echo "$n no $*"; exit 0; }
 while IFS= read -r l && [ "$l" != "$n" ]; do s=$s$l$b; done
 # The connection was lost before the script was whole: nothing has begun.
 [ "$l" = "$n" ] || exit 255
-if [ "$9" = again ]; then mv "$r/$3" "$r/$3.old.$n" 2>/dev/null; fi
+if [ -n "$9" ]; then
+  c= q=
+  if [ -s "$r/$3/pid" ]; then read -r q c <"$r/$3/pid"; fi
+  case "$9 $q" in again*|"$c void") mv "$r/$3" "$r/$3.old.$n" 2>/dev/null ;; esac
+fi
 if ! mkdir "$r/$3" 2>/dev/null; then
   [ -n "$HOME" ] || no "the login has no HOME"
   # Never the home folder itself: one that is missing must not be made.
@@ -22,9 +27,10 @@ if ! mkdir "$r/$3" 2>/dev/null; then
   fi
 fi
 cd "$r/$3" || no "cannot enter $r/$3"
-drop() { cd "$r"; rm -rf "$r/$3"; }
+# Only what is in this folder, whatever its name is now: the name may be another claim's by now. One that was made void stays.
+drop() { rm -f script out err slot input; rmdir "$1" 2>/dev/null; }
 # The slot keeps room for the exit status on a disk that the command fills.
-{ printf "%s" "$s" >script && : >out && : >err && echo "             " >slot; } 2>/dev/null || { drop; no "cannot write in $r (is the disk full?)"; }
+{ printf "%s" "$s" >script && : >out && : >err && echo "             " >slot; } 2>/dev/null || { drop "$r/$3"; no "cannot write in $r (is the disk full?)"; }
 if [ "$4" -gt 0 ]; then
   # A file without a name: secrets are in memory where there is /dev/shm, and nowhere after the command.
   f=/dev/shm/.runbook-$n
@@ -34,7 +40,7 @@ if [ "$4" -gt 0 ]; then
   cat >&5
   c=$(wc -c <&7)
   # Cut short: the command must not see half of its input.
-  [ "$c" -eq "$4" ] || { drop; exit 255; }
+  [ "$c" -eq "$4" ] || { drop "$r/$3"; exit 255; }
   exec 5>&- 7<&-
 else
   exec 6</dev/null
