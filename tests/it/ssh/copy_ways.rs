@@ -630,7 +630,7 @@ fn a_controller_killed_in_mid_transfer_leaves_nothing_that_resume_does_not_take_
             // What had come was not sent again.
             let note = runbook(dir.path(), &["log", "--json"]).output().unwrap();
             let log = String::from_utf8_lossy(&note.stdout).into_owned();
-            eprintln!("{}", log.lines().filter(|l| l.contains("copied (")).next_back().unwrap_or("no note"));
+            eprintln!("{}", log.lines().rfind(|l| l.contains("copied (")).unwrap_or("no note"));
         }
     }
 }
