@@ -36,6 +36,13 @@ pub(super) fn transfer(sides: &Sides<'_>, side: Side, stderr: &str, status: i32)
         !l.is_empty() && !l.contains("previous errors") && !l.starts_with("rsync error:") && !l.contains("Error is not recoverable")
     };
     let lines: Vec<&str> = stderr.lines().filter(noise).collect();
+    // 255 is what `ssh` and our own reader end with when their connection breaks; tar and rsync have no such status and never end in silence.
+    if status == 255 && lines.is_empty() {
+        return Error::new(Code::SSH_LOST, format!("the connection was lost while {} was copied", sides.source))
+            .host(if side == Side::From { sides.from } else { sides.to })
+            .retryable(true)
+            .hint("copy it again: what has come so far is kept, and only the rest is sent");
+    }
     let any = |what: &[&str]| lines.iter().copied().find(|l| what.iter().any(|w| l.contains(w)));
     let to = |code: Code, why: &str| Error::new(code, format!("{} cannot be written: {why}", sides.target)).host(sides.to);
     let e = if let Some(why) = any(&["No space left", "quota exceeded"]) {
