@@ -7,7 +7,7 @@ use std::path::Path;
 use runbook_core::inventory::schema::KINDS;
 
 /// What stands before the name of a setting where it is read.
-const READS: [&str; 9] = [".str(\"", ".need(\"", ".list(\"", ".int(\"", ".flag(\"", "settings.get(\"", "text(\"", "files(\"", "span(\""];
+const READS: [&str; 9] = [".str(\"", ".need(\"", ".list(\"", ".int(\"", ".flag(\"", "settings.get(\"", "text(\"", "files(\"", "span(r, \""];
 
 /// Every source file of a folder, without its tests.
 fn sources(folder: &Path, found: &mut BTreeMap<String, String>) {
