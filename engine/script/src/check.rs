@@ -269,7 +269,14 @@ impl Walker<'_> {
                 .hint("use a copy in the closure: let copy = list; before it");
             self.found(file, pos, e);
         }
-        let body = ast.clone_functions_only_filtered(|_, _, _, n, _| n == name);
+        self.captures(file, ast, &name, &captured, window);
+    }
+
+    /// What a closure of a branch assigns must be its own; so must what the closures in it assign, which may capture the same variables.
+    fn captures(&mut self, file: &str, ast: &AST, closure: &str, captured: &[String], window: bool) {
+        // Not `clone_functions_only_filtered`, which keeps every function (Rhai 1.27: a filter is not applied on the way into an empty module).
+        let mut body = ast.clone_functions_only();
+        body.retain_functions(|_, _, n, _| n == closure);
         // What the closure declares at its top is not among the nodes around an assignment.
         let mut own: HashSet<String> = HashSet::new();
         body.walk(&mut |nodes| {
@@ -289,37 +296,15 @@ impl Walker<'_> {
                             self.found(file, pos, e);
                         }
                     }
-                    // A closure in it that captures the same variables.
                     Some(ASTNode::Expr(e @ Expr::FnCall(..))) => {
                         if let Some((name, inner)) = anonymous(e) {
                             let outer: Vec<String> = inner.into_iter().filter(|n| captured.contains(n) && !own.contains(n)).collect();
-                            self.inner_closure(file, ast, &name, &outer);
+                            self.captures(file, ast, &name, &outer, window);
                         }
                     }
                     Some(ASTNode::Expr(Expr::Custom(x, pos))) if window => self.reversible(file, true, nodes, x, *pos),
                     _ => {}
                 },
-            }
-            true
-        });
-    }
-
-    fn inner_closure(&mut self, file: &str, ast: &AST, name: &str, captured: &[String]) {
-        let body = ast.clone_functions_only_filtered(|_, _, _, n, _| n == name);
-        let mut own: HashSet<String> = HashSet::new();
-        body.walk(&mut |nodes| {
-            if let [ASTNode::Stmt(Stmt::Var(x, ..))] = nodes {
-                own.insert(x.0.as_str().to_string());
-            }
-            if let Some(ASTNode::Stmt(Stmt::Assignment(x))) = nodes.last()
-                && let Some((name, pos)) = root_variable(&x.1.lhs)
-                && captured.iter().any(|c| c == name)
-                && !own.contains(name)
-                && !declared(nodes, name)
-            {
-                let e = Error::new(Code::BAD_WORD, format!("a branch of each cannot assign to the outer variable \"{name}\""))
-                    .hint("let the closure have the value: each gives the values by name");
-                self.found(file, pos, e);
             }
             true
         });

@@ -105,6 +105,7 @@ fn a_branch_cannot_change_what_is_around_it() {
         ("let t = 0; all.each(|b| { t += 1; });", 27),
         ("let t = 0; all.each(#{ at_once: 2 }, |b| { if true { t = 1; } });", 54),
         ("let t = 0; all.each(|b| { let f = |x| { t = x; }; f.call(1); });", 41),
+        ("let t = 0; all.each(|b| { let f = |x| { let g = |y| { t = y; }; g.call(x); }; f.call(1); });", 55),
         ("let t = #{ a: 1 }; all.each(|b| { t.a = 2; });", 35),
         ("let t = [1]; all.each(|b| { step \"s\" { t[0] = 2; } });", 40),
     ] {
@@ -124,6 +125,10 @@ fn a_branch_cannot_change_what_is_around_it() {
     );
     assert_eq!(own.controller().check("r.rhai", None), []);
     assert_eq!(own.run().state, State::Finished);
+    // … and what another closure does, which is none of the branch's.
+    let other = rig("let t = 0; let add = |n| { t += n; }; add.call(2); let r = all.each(|b| { t + 1 }); log(r.web0);");
+    assert_eq!(other.controller().check("r.rhai", None), []);
+    assert_eq!(other.run().state, State::Finished);
     // … and refused by the run everywhere.
     for script in [
         "let t = []; all.each(|b| { t.push(1); });",
