@@ -7,6 +7,7 @@ mod act;
 mod branches;
 mod compare;
 mod control;
+mod doubt;
 mod frame;
 mod history;
 mod lease;
