@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::desk::{Project, until};
+use crate::support::desk::{Project, Running, until};
 use crate::support::sshd::Sshd;
 
 /// A command that takes as long as the file `go` is not there, and leaves a line each time it is run.
@@ -19,13 +19,22 @@ fn runbook() -> String {
     )
 }
 
+/// A run whose command is running, on a host without what an earlier one left.
+fn held(host: &Sshd) -> (Project, Running) {
+    for left in ["ran", "go"] {
+        let _ = std::fs::remove_file(host.home().join(left));
+    }
+    let p = Project::on(host, &runbook());
+    let run = p.start(&["run", "a.rhai"]);
+    until("the command runs", || read(&host.home().join("ran")).contains("once"));
+    (p, run)
+}
+
 #[test]
 fn a_first_signal_lets_the_action_in_hand_end() {
     let Some(host) = Sshd::start("") else { return };
     for signal in ["-INT", "-TERM"] {
-        let p = Project::on(&host, &runbook());
-        let mut run = p.start(&["run", "a.rhai"]);
-        until("the command runs", || read(&host.home().join("ran")).contains("once"));
+        let (p, mut run) = held(&host);
         run.signal(signal);
         std::thread::sleep(Duration::from_millis(500));
         assert!(run.0.try_wait().unwrap().is_none(), "{signal}: the command is still running, and it is waited for");
@@ -39,8 +48,6 @@ fn a_first_signal_lets_the_action_in_hand_end() {
         p.expect(&["resume"], 0);
         assert_eq!(read(&host.home().join("ran")), "once\nended\nafter\n", "{signal}");
         p.expect(&["audit", "verify"], 0);
-        std::fs::remove_file(host.home().join("ran")).unwrap();
-        std::fs::remove_file(host.home().join("go")).unwrap();
     }
 }
 
@@ -48,9 +55,7 @@ fn a_first_signal_lets_the_action_in_hand_end() {
 fn a_second_signal_stops_now_and_the_action_is_found_again() {
     let Some(host) = Sshd::start("") else { return };
     for signal in ["-INT", "-TERM"] {
-        let p = Project::on(&host, &runbook());
-        let mut run = p.start(&["run", "a.rhai"]);
-        until("the command runs", || read(&host.home().join("ran")).contains("once"));
+        let (p, mut run) = held(&host);
         run.signal(signal);
         std::thread::sleep(Duration::from_millis(200));
         let began = Instant::now();
@@ -69,8 +74,6 @@ fn a_second_signal_stops_now_and_the_action_is_found_again() {
         assert_eq!(again.wait(), 0, "{signal}");
         assert_eq!(read(&host.home().join("ran")), "once\nended\nafter\n", "{signal}: the command ran once");
         assert_eq!(p.entries("outcome")[0]["via"], "reconcile", "{signal}");
-        std::fs::remove_file(host.home().join("ran")).unwrap();
-        std::fs::remove_file(host.home().join("go")).unwrap();
     }
 }
 
