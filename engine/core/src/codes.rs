@@ -122,6 +122,10 @@ codes! {
     DB_COPY = 505, Failed, "A database copy failed";
     DB_BEHIND = 506, Failed, "A database does not have everything yet";
     DB_HELPER = 507, Failed, "The database helper cannot work on a host";
+    DB_CANNOT = 508, Failed, "A kind of database cannot do that";
+    DB_REPLICATION = 509, Failed, "Replication has stopped";
+    DB_LOGIN = 510, Unreachable, "A database server refuses the login";
+    DB_SETTINGS = 511, Failed, "A database server is not set up for this";
 
     DNS_QUERY = 600, Unreachable, "A name server does not answer";
     DNS_REFUSED = 601, Failed, "A name server refused an update";

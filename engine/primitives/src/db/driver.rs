@@ -10,6 +10,9 @@ use runbook_core::inventory::{Resource, Section};
 use runbook_core::primitive::Cx;
 use runbook_core::{Call, Code, Error, Record, Result, Value};
 
+pub use super::model::{
+    Account, AccountsCopied, Chunk, CopyOptions, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions,
+};
 use super::sqlite::Sqlite;
 
 /// A database of the inventory.
@@ -216,6 +219,8 @@ pub struct Switched {
 }
 
 /// The operations of one kind of database. Each may be repeated after a crash at any point.
+///
+/// What a kind does not have keeps its default, which says so ([`cannot`]).
 #[async_trait]
 pub trait Driver: Send + Sync {
     /// Rows of a statement that only reads.
@@ -230,14 +235,56 @@ pub trait Driver: Send + Sync {
     /// Fields of the record `DatabaseFacts`.
     async fn facts(&self, cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>>;
 
-    /// Schema and content; without `checksums` rows are counted only.
+    /// Schema and content; without `checksums` rows are counted only. Tables that the engine or `runbook` keeps are left out.
     async fn content(&self, cx: &Cx, db: &Db, checksums: bool) -> Result<Content>;
 
-    /// Keys and checksums of a table's rows, in order of their keys.
-    async fn rows(&self, cx: &Cx, db: &Db, table: &str) -> Result<Box<dyn Rows>>;
+    /// Keys and checksums of a table's rows, in order of their keys. Only for kinds that are not [`Driver::chunked`].
+    async fn rows(&self, _cx: &Cx, db: &Db, _table: &str) -> Result<Box<dyn Rows>> {
+        Err(cannot(db, "reading a table row by row"))
+    }
+
+    /// Whether `compare` goes by chunks, which the server itself sums up: [`Driver::schema`], [`Driver::bounds`], [`Driver::chunk`],
+    /// [`Driver::chunk_rows`], and the two that ask both sides at one position. Otherwise it takes [`Driver::content`] and [`Driver::rows`].
+    fn chunked(&self) -> bool {
+        false
+    }
+
+    /// Definitions by object (`table orders`, `view v`), and the tables in the form in which chunks are asked for.
+    async fn schema(&self, _cx: &Cx, db: &Db) -> Result<(BTreeMap<String, String>, Vec<Keyed>)> {
+        Err(cannot(db, "comparing by chunks"))
+    }
+
+    /// Keys that cut the rows of `span` into chunks of about `rows` rows each: the last key of every chunk but the last, in order.
+    /// Values are such that [`Span`] takes them back without loss: text where a type of the server has no exact value here.
+    async fn bounds(&self, _cx: &Cx, db: &Db, _table: &Keyed, _span: &Span, _rows: u64) -> Result<Vec<Vec<Value>>> {
+        Err(cannot(db, "comparing by chunks"))
+    }
+
+    /// Number and checksum of the rows of a span, worked out by the server, whatever their order. May be called many times at once.
+    async fn chunk(&self, _cx: &Cx, db: &Db, _table: &Keyed, _span: &Span) -> Result<Chunk> {
+        Err(cannot(db, "comparing by chunks"))
+    }
+
+    /// Key and checksum of each row of a span, which is known to be small.
+    async fn chunk_rows(&self, _cx: &Cx, db: &Db, _table: &Keyed, _span: &Span) -> Result<Vec<Row>> {
+        Err(cannot(db, "comparing by chunks"))
+    }
+
+    /// A chunk of both sides, at one and the same position when `b` replicates from `a`: asked where [`Driver::chunk`] of each differs.
+    ///
+    /// For example: a short transaction on `a` locks the span and reads position and checksum; `b` is asked when it has reached that
+    /// position. The default asks both as they are, which is right when nobody writes.
+    async fn chunk_of_both(&self, cx: &Cx, a: &Db, b: &Db, table: &Keyed, span: &Span) -> Result<(Chunk, Chunk)> {
+        futures::try_join!(self.chunk(cx, a, table, span), self.chunk(cx, b, table, span))
+    }
+
+    /// As [`Driver::chunk_of_both`], for the rows of a span that is known to be small.
+    async fn rows_of_both(&self, cx: &Cx, a: &Db, b: &Db, table: &Keyed, span: &Span) -> Result<(Vec<Row>, Vec<Row>)> {
+        futures::try_join!(self.chunk_rows(cx, a, table, span), self.chunk_rows(cx, b, table, span))
+    }
 
     /// Makes `to` a write-protected copy of `from`.
-    async fn copy(&self, cx: &Cx, from: &Db, to: &Db) -> Result<Copied>;
+    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<Copied>;
 
     /// Makes a consistent copy in a file on the same host.
     async fn copy_to_file(&self, cx: &Cx, db: &Db, path: &str) -> Result<Copied>;
@@ -254,7 +301,10 @@ pub trait Driver: Send + Sync {
     /// Lets writes through again; false when there was no fence.
     async fn unfence(&self, cx: &Cx, db: &Db, force: bool) -> Result<bool>;
 
-    /// Whether the copy has everything that the fence stands for.
+    /// Whether the copy has everything that the fence stands for. Asked again every few milliseconds; it may itself wait a little.
+    ///
+    /// # Errors
+    /// `RB0509` with the server's own text, at once, when replication has stopped on an error: waiting cannot help.
     async fn caught_up(&self, cx: &Cx, db: &Db, fence: &Fence) -> Result<Caught>;
 
     /// Makes the copy `db` of `source` writable, when the fence still stands and holds and the copy has everything.
@@ -265,4 +315,64 @@ pub trait Driver: Send + Sync {
 
     /// Takes a promotion back, with the rows that came since copied back into `other`.
     async fn demote(&self, cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Switched>;
+
+    /// Makes `db` a write-protected replica of `primary`, from a consistent snapshot taken while that one is in use, and returns when
+    /// replication runs. Finds out by itself what an earlier try has done; what was begun and cannot go on is begun again.
+    ///
+    /// What is replaced must be empty, or what an earlier try left, or a replica of the same primary; anything else only with
+    /// [`Replicate::replace`].
+    async fn replicate_from(&self, _cx: &Cx, db: &Db, _primary: &Db, _options: &Replicate) -> Result<Replicated> {
+        Err(cannot(db, "replicating"))
+    }
+
+    /// Ends replication into `db` for good, on both sides (accounts and slots that were made for it go too), and leaves it
+    /// write-protected; false when there was none. Refused once it was promoted.
+    async fn stop_replication(&self, _cx: &Cx, db: &Db) -> Result<bool> {
+        Err(cannot(db, "replicating"))
+    }
+
+    /// How replication stands. Replication that has stopped on an error is a field of it and no error.
+    async fn status(&self, _cx: &Cx, db: &Db) -> Result<Status> {
+        Err(cannot(db, "replicating"))
+    }
+
+    /// Lets a replica lag behind its primary on purpose; zero ends that. False when it is so already.
+    async fn set_delay(&self, _cx: &Cx, db: &Db, _delay: Duration) -> Result<bool> {
+        Err(cannot(db, "delayed replication"))
+    }
+
+    /// Lets a delayed replica apply what it holds up to just before a time (a [`Value::Time`]) or a position (a text), and stops there.
+    async fn roll_forward(&self, _cx: &Cx, db: &Db, _until: &Value) -> Result<Switched> {
+        Err(cannot(db, "delayed replication"))
+    }
+
+    /// Writes a dump into the folder `path` on the database's host, as of one moment, while it is in use.
+    async fn dump(&self, _cx: &Cx, db: &Db, _path: &str, _options: &CopyOptions) -> Result<Copied> {
+        Err(cannot(db, "dumping into a folder"))
+    }
+
+    /// Loads what [`Driver::dump`] wrote, from the folder `path` on the database's host. Tables that an earlier try has loaded whole are
+    /// left alone; tables that it left half loaded begin anew; tables with rows of another origin are refused by name.
+    async fn load(&self, _cx: &Cx, db: &Db, _path: &str, _options: &CopyOptions) -> Result<Copied> {
+        Err(cannot(db, "loading from a folder"))
+    }
+
+    /// The accounts, without those that the system keeps for itself, in order of their names.
+    async fn accounts(&self, _cx: &Cx, db: &Db) -> Result<Vec<Account>> {
+        Err(cannot(db, "listing accounts"))
+    }
+
+    /// Makes the accounts of `from` (those in `only`, when it names any) exist in `to` with the same passwords and grants. Accounts
+    /// that only `to` has are left alone. Hashes never leave the two servers but through the redactor.
+    async fn copy_accounts(&self, _cx: &Cx, from: &Db, _to: &Db, _only: &[String]) -> Result<AccountsCopied> {
+        Err(cannot(from, "copying accounts"))
+    }
+}
+
+/// The error of an operation that a kind of database does not have.
+#[must_use]
+pub fn cannot(db: &Db, what: &str) -> Error {
+    Error::new(Code::DB_CANNOT, format!("a database of kind {} cannot do that: {what} (\"{}\")", db.settings.kind, db.name))
+        .hint("see the primitive's page for the kinds that can")
+        .host(&db.host)
 }

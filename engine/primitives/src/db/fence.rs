@@ -44,12 +44,12 @@ pub(super) fn register(r: &mut Registry) {
             "wait_caught_up",
             Effect::Read,
             "Waits until this copy has everything that the fenced database has.\n\nFails at once where waiting cannot help: a SQLite copy gets \
-             newer by `copy_from` only.",
+             newer by `copy_from` only, and replication that has stopped on an error is told in the server's words.",
         )
         .arg("fence", Ty::Record("Fence"), "What `fence` returned.")
         .option("within", Ty::Duration, "How long to wait; 2m unless given.")
         .example("database(\"shop_new\").wait_caught_up(database(\"shop_old\").fence(), #{ within: \"30s\" });")
-        .errors(&[Code::DB_CONNECT, Code::DB_BEHIND, Code::DB_NOT_FENCED, Code::DB_HELPER]),
+        .errors(&[Code::DB_CONNECT, Code::DB_BEHIND, Code::DB_REPLICATION, Code::DB_NOT_FENCED, Code::DB_HELPER]),
     ));
     r.add_type(
         TypeSpec::new("Fence", "A fence that was proven by refused writes; only `fence` makes one.")
@@ -121,6 +121,8 @@ impl Primitive for WaitCaughtUp {
         let within = call.opt_duration("within").unwrap_or(Duration::from_secs(120));
         let driver = db.driver(cx)?;
         let begun = tokio::time::Instant::now();
+        // Short at first: in a switch, users wait for this.
+        let mut pause = Duration::from_millis(10);
         loop {
             let (missing, may_pass) = match driver.caught_up(cx, &db, &fence).await? {
                 Caught::Up => return Ok(Value::Unit.into()),
@@ -132,7 +134,8 @@ impl Primitive for WaitCaughtUp {
                     .hint(if may_pass { "look at its replication, or wait longer" } else { "run copy_from after fence, and wait then" })
                     .host(db.host.clone()));
             }
-            cx.sleep(Duration::from_millis(500)).await?;
+            cx.sleep(pause).await?;
+            pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Databases: one interface for every kind. `driver.rs` says what a kind must be able to do, `sqlite/` is the first one; the other
-//! files are the primitives, which know no dialect.
+//! Databases: one interface for every kind. `driver.rs` says what a kind must be able to do, `model.rs` holds what is passed; each kind
+//! has a folder (`sqlite/`, …); the other files are the primitives, which know no dialect.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,16 @@ use runbook_core::inventory::{Environment, Section};
 use runbook_core::primitive::Registry;
 use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
 
+mod accounts;
 mod compare;
 mod copy;
 mod data;
 pub mod driver;
+mod dump;
 mod fence;
+mod model;
 mod promote;
+mod replicate;
 pub mod sqlite;
 
 pub use sqlite::{HelperExe, helper_main};
@@ -33,7 +37,7 @@ pub fn register(r: &mut Registry) {
     r.add_type(
         TypeSpec::new(DATABASE, "A database of the inventory, made by `database(name)`.")
             .field("name", Ty::Str, "Its name in the inventory.")
-            .field("kind", Ty::Str, "Its kind, such as `sqlite`.")
+            .field("kind", Ty::Str, "Its kind: `sqlite`, `mariadb`, `mysql` and so on.")
             .field("host", Ty::Str, "The name of the host it is on.")
             .field("path", Ty::OneOf(vec![Ty::Str, Ty::Unit]), "The file's path, for kinds that are a file."),
     );
@@ -42,6 +46,9 @@ pub fn register(r: &mut Registry) {
     copy::register(r);
     fence::register(r);
     promote::register(r);
+    replicate::register(r);
+    dump::register(r);
+    accounts::register(r);
 }
 
 fn database(env: &Environment, call: &Call) -> Result<Value> {
