@@ -13,6 +13,7 @@ mod dns;
 mod docs;
 mod http;
 mod lab;
+mod postgres;
 mod proxy;
 mod replay;
 mod secrets;

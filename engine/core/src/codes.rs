@@ -90,6 +90,7 @@ codes! {
     SSH_CONFIG = 304, Check, "The SSH configuration cannot be used";
     SSH_LOST = 305, Unreachable, "The connection to a host was lost";
     SSH_HOST_KEY_FINGERPRINT = 306, Unreachable, "A host's key does not have the fingerprint that was given";
+    SSH_SOCKET = 307, Unreachable, "A socket on a host cannot be reached";
     COMMAND_FAILED = 310, Failed, "A command failed";
     COMMAND_DOUBT = 311, InDoubt, "It cannot be known what became of a command";
     COMMAND_TIMEOUT = 312, Failed, "A command took too long";

@@ -18,6 +18,7 @@ mod model;
 mod promote;
 mod replicate;
 pub mod sqlite;
+pub mod tunnel;
 
 pub use sqlite::{HelperExe, helper_main};
 

@@ -17,6 +17,7 @@ mod privilege;
 pub mod reach;
 mod route;
 mod service;
+mod stream;
 mod supervisor;
 mod target;
 mod transport;
@@ -29,6 +30,7 @@ use runbook_core::primitive::{Cx, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use exec::spill::Kept;
+pub use stream::{NotOpened, Place, Stream};
 pub use supervisor::{reconcile_supervised, supervised};
 
 /// Adds the primitives of this family.

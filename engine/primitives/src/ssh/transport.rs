@@ -20,12 +20,15 @@ use super::awake::Awake;
 use super::host_key::{Client, Record, Seen};
 use super::route::{self, Held, unreachable};
 use super::target::{Target, resolve};
+use super::stream::Place;
 use super::{Session, auth, negotiate};
 
 /// OpenSSH's `MaxSessions` is 10; staying well below leaves room for others.
 const CHANNELS_EACH: usize = 5;
 /// More connections to one host than this help nobody and meet `MaxStartups`.
 const MAX_CONNECTIONS: usize = 24;
+/// How long a host may take to connect to a socket.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The connections of this process, by environment and host; lives in [`runbook_core::primitive::Shared`].
 #[derive(Default)]
@@ -246,6 +249,52 @@ impl Slot {
                         return Err(lost(&"it does not answer"));
                     }
                     patience = Duration::from_secs(30);
+                }
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// Opens a channel to a socket, on a connection of its own. The inner error is the host's answer.
+    ///
+    /// # Errors
+    /// `RB0300`–`RB0303` when no connection can be made; `RB0305` when connections are lost for ten seconds; `RB0307` when the host does
+    /// not answer whether it connects.
+    pub(super) async fn direct(&self, cx: &Cx, to: &Place) -> Result<std::result::Result<Lease, ChannelOpenFailure>> {
+        let began = tokio::time::Instant::now();
+        loop {
+            let permit = self.place(cx, true).await?;
+            let opening = async {
+                match to {
+                    Place::Unix(path) => permit.conn.handle.channel_open_direct_streamlocal(path.as_str()).await,
+                    Place::Tcp(host, port) => permit.conn.tunnel(host, *port).await,
+                }
+            };
+            let opened = tokio::select! {
+                o = tokio::time::timeout(SOCKET_PATIENCE, opening) => o,
+                () = cx.cancel.cancelled() => return Err(aborted(&self.target.name)),
+            };
+            match opened {
+                Ok(Ok(channel)) => return Ok(Ok(Lease { channel, permit })),
+                Ok(Err(russh::Error::ChannelOpenFailure(why))) => return Ok(Err(why)),
+                Ok(Err(e)) => {
+                    // A kept connection may have died unseen; a new one is tried, and its errors are its own.
+                    permit.conn.dead.store(true, Ordering::Release);
+                    if began.elapsed() > Duration::from_secs(10) {
+                        let why = format!("{} does not open a channel: {e}", self.target.host);
+                        return Err(Error::new(Code::SSH_LOST, why).host(&self.target.name).retryable(true));
+                    }
+                    cx.sleep(Duration::from_millis(20)).await?;
+                }
+                Err(_) => {
+                    // The answer may still come: nobody shall take it for that to a later question.
+                    permit.conn.dead.store(true, Ordering::Release);
+                    let within = runbook_core::units::show_duration(SOCKET_PATIENCE);
+                    return Err(Error::new(Code::SSH_SOCKET, format!("{to} does not answer within {within}, asked from the host"))
+                        .host(&self.target.name)
+                        .retryable(true)
+                        .hint("look at the firewall between the host and that address"));
                 }
             }
         }

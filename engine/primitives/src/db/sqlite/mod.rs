@@ -3,7 +3,7 @@
 mod helper;
 mod link;
 mod proto;
-mod remote;
+pub(super) mod remote;
 mod sqlite3;
 #[cfg(test)]
 mod tests;
@@ -30,6 +30,10 @@ pub use remote::HelperExe;
 pub fn helper_main(args: &[String]) -> i32 {
     match args.iter().map(String::as_str).find(|a| *a != "__helper") {
         Some("sqlite") => i32::from(!helper::serve(&mut std::io::stdin().lock(), &mut std::io::stdout().lock())),
+        Some("relay") => {
+            let rest = args.iter().position(|a| a == "relay").and_then(|i| args.get(i + 1..)).unwrap_or_default();
+            super::tunnel::relay_main(rest)
+        }
         Some("version") => {
             println!("{}", proto::PROTOCOL);
             0

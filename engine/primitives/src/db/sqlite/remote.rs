@@ -81,6 +81,23 @@ pub async fn way(cx: &Cx, session: &Session, host: &str) -> Result<Way> {
     Ok(found)
 }
 
+/// Puts this program on a host as a helper, for the login or for another user, and gives its path.
+///
+/// # Errors
+/// `RB0507` when it cannot run there.
+pub(in crate::db) async fn helper(cx: &Cx, session: &Session, host: &str, user: Option<&str>) -> Result<String> {
+    let key = user.map_or_else(|| format!("{host} "), |u| format!("{host} {u}"));
+    let slot = cx.shared.get::<Ways>().0.lock().await.entry(key).or_default().clone();
+    let mut slot = slot.lock().await;
+    if let Some(Way::Helper(path)) = slot.as_ref() {
+        return Ok(path.clone());
+    }
+    let (found, _) = probe(cx, session, user).await.map_err(|e| e.host(host))?;
+    let path = found.map_err(|why| Error::new(Code::DB_HELPER, format!("this program cannot help there: {why}")).host(host))?;
+    *slot = Some(Way::Helper(path.clone()));
+    Ok(path)
+}
+
 /// Forgets what was found out about a host.
 pub async fn forget(cx: &Cx, host: &str) {
     cx.shared.get::<Ways>().0.lock().await.remove(host);
@@ -128,7 +145,13 @@ async fn exe(cx: &Cx) -> Option<Exe> {
     Some(found)
 }
 
-async fn find(cx: &Cx, session: &Session) -> Result<Way> {
+/// A command as the login, or as another user.
+fn exec_as(user: Option<&str>, script: String) -> Exec {
+    Exec { sudo: user.is_some(), user: user.filter(|u| *u != "root").map(String::from), ..Exec::new(script) }
+}
+
+/// Finds or puts the helper: its path, or why there is none; and the version of the host's `sqlite3`.
+async fn probe(cx: &Cx, session: &Session, user: Option<&str>) -> Result<(std::result::Result<String, String>, String)> {
     let exe = exe(cx).await;
     let (prefix, local) = exe
         .as_ref()
@@ -145,7 +168,7 @@ async fn find(cx: &Cx, session: &Session) -> Result<Way> {
         ));
     }
     probe.push_str("true\n");
-    let done = session.exec(cx, Exec::new(probe)).await?;
+    let done = session.exec(cx, exec_as(user, probe)).await?;
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
     let said = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')).unwrap_or("").trim().to_string();
 
@@ -155,19 +178,27 @@ async fn find(cx: &Cx, session: &Session) -> Result<Way> {
         let may_share = !cx.shared.get::<HelperExe>().1.load(Ordering::Relaxed);
         if may_share && !own_boot.is_empty() && said("boot") == own_boot.trim() && said("local") == exe.inode {
             // This very machine and this very file: nothing to upload.
-            return Ok(Way::Helper(exe.path.to_string_lossy().into_owned()));
+            return Ok((Ok(exe.path.to_string_lossy().into_owned()), said("sqlite3")));
         }
         if said("platform") == platform() {
             let at = said("at");
-            match put(cx, session, &exe, &at, said("have") == exe.sha256).await {
-                Ok(()) => return Ok(Way::Helper(at)),
+            match put(cx, session, &exe, &at, said("have") == exe.sha256, user).await {
+                Ok(()) => return Ok((Ok(at), said("sqlite3"))),
                 Err(e) => why_not = e.message,
             }
         } else {
             why_not = format!("the host is {}, this program was built for {}", said("platform"), platform());
         }
     }
-    let version = said("sqlite3");
+    Ok((Err(why_not), said("sqlite3")))
+}
+
+async fn find(cx: &Cx, session: &Session) -> Result<Way> {
+    let (found, version) = probe(cx, session, None).await?;
+    let why_not = match found {
+        Ok(helper) => return Ok(Way::Helper(helper)),
+        Err(why_not) => why_not,
+    };
     if recent(&version) {
         cx.message(format!("using the host's sqlite3 {}: {why_not}", version.split(' ').next().unwrap_or("")));
         return Ok(Way::Sqlite3);
@@ -184,7 +215,7 @@ fn recent(version: &str) -> bool {
 }
 
 /// Puts the helper on the host unless it is there, and sees that it runs.
-async fn put(cx: &Cx, session: &Session, exe: &Exe, at: &str, there: bool) -> Result<()> {
+async fn put(cx: &Cx, session: &Session, exe: &Exe, at: &str, there: bool, user: Option<&str>) -> Result<()> {
     let fail = |why: String| Error::new(Code::DB_HELPER, format!("the helper cannot run there ({})", why.trim()));
     let h = ssh::quote(at);
     if !there {
@@ -196,7 +227,7 @@ async fn put(cx: &Cx, session: &Session, exe: &Exe, at: &str, there: bool) -> Re
             sum = exe.sha256,
             size = exe.size
         );
-        let mut channel = session.open(cx, Exec::new(script)).await?;
+        let mut channel = session.open(cx, exec_as(user, script)).await?;
         let mut file = tokio::fs::File::open(&exe.path).await.map_err(|e| fail(e.to_string()))?;
         let (mut buf, mut sent) = (vec![0; 128 << 10], 0u64);
         loop {
@@ -214,7 +245,7 @@ async fn put(cx: &Cx, session: &Session, exe: &Exe, at: &str, there: bool) -> Re
             return Err(fail(format!("upload ended with status {status} {text}")));
         }
     }
-    let done = session.exec(cx, Exec::new(format!("{h} __helper version"))).await?;
+    let done = session.exec(cx, exec_as(user, format!("{h} __helper version"))).await?;
     if done.status != 0 || String::from_utf8_lossy(&done.stdout).trim() != PROTOCOL.to_string() {
         return Err(fail(String::from_utf8_lossy(&done.stderr).lines().next().unwrap_or("no answer").to_string()));
     }

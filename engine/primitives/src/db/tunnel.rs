@@ -1,0 +1,401 @@
+//! Streams to the sockets of database servers, over the SSH session of their host, as the login or as another user.
+//!
+//! As the login: a channel that the host's SSH server connects. As another user (peer authentication knows the user at the other end of a
+//! unix socket), or where the server forwards nothing: a relay that runs on the host as that user, with perl where there is one (Debian
+//! always has perl-base), else with this program's helper.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use runbook_core::cancel::Cancel;
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use super::sqlite::remote;
+use crate::ssh::{self, Exec, NotOpened, Session, quote};
+pub use crate::ssh::{Place, Stream};
+
+/// What carries bytes on the host when its SSH server does not. Shared by [`Cx::shared`].
+#[derive(Default)]
+pub struct Relays(RwLock<Relay>);
+
+/// A program that carries bytes on a host.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Relay {
+    /// Perl where there is one, else the helper.
+    #[default]
+    Any,
+    /// The helper alone.
+    Helper,
+}
+
+impl Relays {
+    /// Chooses which is used.
+    pub fn set(&self, relay: Relay) {
+        *self.0.write() = relay;
+    }
+}
+
+/// What was found out: hosts and kinds of places that only the relay reaches; hosts without perl.
+#[derive(Default)]
+struct Known(Mutex<BTreeSet<(String, &'static str)>>);
+
+/// Opens a stream to a socket as seen from a host: as the login, or as `user`.
+///
+/// # Errors
+/// `RB0300`–`RB0305` of the SSH connection; `RB0307` when the socket cannot be reached, with the detail `reason` (`absent`, `refused`,
+/// `denied`, `timeout`, `forwarding` or `other`); the errors of raised privileges.
+pub async fn stream(cx: &Cx, host: &str, to: &Place, user: Option<&str>) -> Result<Stream> {
+    let session = ssh::connect(cx, host).await?;
+    let user = user.filter(|u| *u != session.login());
+    let known = cx.shared.get::<Known>();
+    let kind = match to {
+        Place::Unix(_) => "unix",
+        Place::Tcp(..) => "tcp",
+    };
+    let key = (format!("{}/{host}", cx.env.name), kind);
+    let refused = if user.is_some() || known.0.lock().contains(&key) {
+        None
+    } else {
+        match session.socket(cx, to).await? {
+            Ok(stream) => return Ok(stream),
+            Err(why) => Some(why),
+        }
+    };
+    let relayed = relay(cx, &session, host, to, user).await;
+    match (relayed, refused) {
+        (Ok(stream), None) => Ok(stream),
+        (Ok(stream), Some(_)) => {
+            if known.0.lock().insert(key) {
+                let option = if kind == "unix" { "AllowStreamLocalForwarding" } else { "AllowTcpForwarding" };
+                cx.message(format!("{host} does not forward to {to} ({option}, PermitOpen): a relay on the host is used instead"));
+            }
+            Ok(stream)
+        }
+        // The relay ran and says why: that is what the operator wants to know.
+        (Err(e), _) if e.code == Code::SSH_SOCKET => Err(e),
+        (Err(e), Some(NotOpened::Failed)) if e.retryable => Err(e),
+        (Err(e), Some(why)) => {
+            let why = match why {
+                NotOpened::Prohibited => "does not allow it",
+                NotOpened::Unknown => "cannot forward to such a socket",
+                NotOpened::Failed => "could not connect it or does not allow it",
+            };
+            Err(Error::new(Code::SSH_SOCKET, format!("there is no way to {to}: the SSH server {why}, and a relay: {}", e.message))
+                .host(host)
+                .hint("allow AllowTcpForwarding and AllowStreamLocalForwarding for this login in sshd_config, or install perl-base on the host")
+                .detail("reason", "forwarding"))
+        }
+        (Err(e), None) => Err(e),
+    }
+}
+
+/// Connects, says `ok` or why not, then carries bytes both ways. Two processes, since each way must go on while the other is stuck.
+const PERL: &str = r#"use strict; use Socket; use Errno;
+my ($user,$kind,@a)=@ARGV; my $s;
+binmode STDIN; binmode STDOUT; $|=1;
+sub fail { my ($w,$t)=@_; $t=~s/\s+/ /g; syswrite STDOUT,"no $w $t\n"; exit 1 }
+sub failed { my $t="$!"; fail($!{ENOENT}||$!{ENOTDIR}?"absent":$!{ECONNREFUSED}?"refused":$!{EACCES}||$!{EPERM}?"denied":$!{ETIMEDOUT}||$!{EHOSTUNREACH}?"timeout":"other",$t) }
+if ($user ne "") {
+  my @u=getpwnam $user; @u or fail("other","there is no user $user");
+  my @g=($u[3]); setgrent; while (my @e=getgrent) { push @g,$e[2] if grep { $_ eq $user } split / /,$e[3] } endgrent;
+  $!=0; $)=join " ",$u[3],@g; $(=$u[3]; $<=$u[2]; $>=$u[2];
+  fail("denied","cannot become $user") if $< != $u[2] || $> != $u[2] || ($u[2] && ($) =~ /(^| )0( |$)/) && !grep { $_==0 } @g);
+}
+if ($kind eq "unix") { socket($s,PF_UNIX,SOCK_STREAM,0) && connect($s,pack_sockaddr_un($a[0])) or failed() }
+else {
+  my ($e,@r)=Socket::getaddrinfo($a[0],$a[1],{socktype=>SOCK_STREAM}); fail("other","$e") if $e;
+  my $ok; for my $r (@r) { if (socket($s,$r->{family},SOCK_STREAM,0) && connect($s,$r->{addr})) { $ok=1; setsockopt($s,6,1,1); last } }
+  failed() unless $ok;
+}
+syswrite STDOUT,"ok\n";
+sub carry { my ($f,$t)=@_; while (1) { my $n=sysread $f,my $b,65536; next if !defined $n && $!{EINTR}; return unless $n; my $o=0; while ($o<$n) { my $w=syswrite $t,$b,$n-$o,$o; next if !defined $w && $!{EINTR}; return unless defined $w; $o+=$w } } }
+my $p=fork; defined $p or exit 1;
+if (!$p) { carry(\*STDIN,$s); shutdown $s,1; exit 0 }
+close STDIN; carry($s,\*STDOUT); kill 9,$p; waitpid $p,0; exit 0;
+"#;
+
+/// Opens a stream through a relay on the host.
+async fn relay(cx: &Cx, session: &Session, host: &str, to: &Place, user: Option<&str>) -> Result<Stream> {
+    // A login as root becomes any user by itself; another needs what the host has for that.
+    let (become_user, raised) = match user {
+        Some(u) if session.login() == "root" => (u, None),
+        Some(u) => ("", Some(u)),
+        None => ("", None),
+    };
+    let as_user = |script: String| Exec { sudo: raised.is_some(), user: raised.filter(|u| *u != "root").map(String::from), ..Exec::new(script) };
+    let words = match to {
+        Place::Unix(path) => format!("{} unix {}", quote(become_user), quote(path)),
+        Place::Tcp(name, port) => format!("{} tcp {} {port}", quote(become_user), quote(name)),
+    };
+    let known = cx.shared.get::<Known>();
+    let no_perl = (format!("{}/{host}", cx.env.name), "no perl");
+    let may_perl = *cx.shared.get::<Relays>().0.read() == Relay::Any && !known.0.lock().contains(&no_perl);
+    if may_perl {
+        let script = format!(
+            "command -v perl >/dev/null 2>&1 && perl -MSocket -MErrno -e 1 >/dev/null 2>&1 || {{ echo none; exit 0; }}\nexec perl -e {} {words}",
+            quote(PERL)
+        );
+        if let Some(stream) = begin(cx, session, as_user(script), to, user).await? {
+            return Ok(stream);
+        }
+        known.0.lock().insert(no_perl);
+    }
+    let helper = remote::helper(cx, session, host, raised).await?;
+    let script = format!("exec {} __helper relay {words}", quote(&helper));
+    begin(cx, session, as_user(script), to, user).await?.ok_or_else(|| Error::internal("the relay has no relay"))
+}
+
+/// Starts a relay and reads its first line; `None` when it says that it cannot run there.
+async fn begin(cx: &Cx, session: &Session, exec: Exec, to: &Place, user: Option<&str>) -> Result<Option<Stream>> {
+    // The stream may live longer than the action that opens it.
+    let lasting = Cx { cancel: Cancel::default(), ..cx.clone() };
+    let open = async {
+        let mut channel = session.open(&lasting, exec).await?;
+        let mut line = Vec::new();
+        while line.len() < 1000 && line.last() != Some(&b'\n') {
+            match channel.stdout.read_u8().await {
+                Ok(b) => line.push(b),
+                Err(_) => break,
+            }
+        }
+        Ok::<_, Error>((channel, line))
+    };
+    let (channel, line) = tokio::select! {
+        opened = open => opened?,
+        () = cx.cancel.cancelled() => return Err(Error::new(Code::ABORTED, "stopped while connecting to a socket").host(session.name())),
+    };
+    let said = String::from_utf8_lossy(&line).trim().to_string();
+    match said.split_once(' ').unwrap_or((&said, "")) {
+        ("ok", _) => return Ok(Some(Stream::of_command(channel))),
+        ("none", _) => return Ok(None),
+        ("no", why) => {
+            let (reason, text) = why.split_once(' ').unwrap_or((why, ""));
+            return Err(unreached(session.name(), to, user, reason, text));
+        }
+        _ => {}
+    }
+    let (status, text) = channel.done.await?;
+    let text = if text.trim().is_empty() { said } else { text.trim().to_string() };
+    Err(Error::new(Code::DB_HELPER, format!("the relay to {to} ended with status {status}: {text}")).host(session.name()))
+}
+
+/// The error of a socket that a relay could not reach.
+fn unreached(host: &str, to: &Place, user: Option<&str>, reason: &str, text: &str) -> Error {
+    let (what, hint) = match reason {
+        "absent" => ("is not there", "see whether the service runs and where it listens: ss -xltn on the host"),
+        "refused" => ("refuses the connection: nothing listens", "see whether the service runs and where it listens: ss -xltn on the host"),
+        "denied" => ("may not be connected to", "reach it as a user who may (sudo), or open the socket's folder to this one"),
+        "timeout" => ("does not answer", "look at the firewall between the host and that address"),
+        _ => ("cannot be connected to", "look at the service on the host"),
+    };
+    let who = user.map_or(String::new(), |u| format!(", asked as {u}"));
+    let text = if reason == "absent" || text.is_empty() { String::new() } else { format!(" ({text})") };
+    Error::new(Code::SSH_SOCKET, format!("{to} {what}{text}{who}"))
+        .host(host)
+        .hint(hint)
+        .retryable(matches!(reason, "absent" | "refused" | "timeout"))
+        .detail("reason", reason)
+}
+
+/// A private unix socket on this machine that leads to a socket on a host. Ended on drop, with every connection through it.
+pub struct Forward {
+    folder: tempfile::TempDir,
+    last: Arc<Mutex<Option<Error>>>,
+    _work: JoinSet<()>,
+}
+
+impl Forward {
+    /// The socket on this machine; only this user can reach it.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
+    /// Why the last connection could not be made, when it could not.
+    #[must_use]
+    pub fn error(&self) -> Option<Error> {
+        self.last.lock().clone()
+    }
+}
+
+/// Longer paths than this do not fit into a socket's address on every system.
+const LONGEST: usize = 100;
+
+/// Makes a socket on this machine that forwards every connection to a socket as seen from a host, as the login or as `user`.
+///
+/// The first connection is made at once, so that what is wrong is said here.
+///
+/// # Errors
+/// As [`stream`]; `RB0500` when there is no place for the socket on this machine.
+pub async fn forward(cx: &Cx, host: &str, to: &Place, user: Option<&str>) -> Result<Forward> {
+    let first = stream(cx, host, to, user).await?;
+    let here = |e: std::io::Error| Error::new(Code::DB_CONNECT, format!("a socket for {to} on {host} cannot be made on this machine: {e}"));
+    let (folder, listener) = listen().map_err(here)?;
+    let last = Arc::new(Mutex::new(None));
+    let mut work = JoinSet::new();
+    // The connections may be made by later actions than this one.
+    let cx = Cx { cancel: Cancel::default(), ..cx.clone() };
+    let (host, to, user, seen) = (host.to_string(), to.clone(), user.map(String::from), last.clone());
+    work.spawn(async move {
+        let mut ready = Some((first, Instant::now()));
+        let mut open = JoinSet::new();
+        loop {
+            tokio::select! {
+                Ok((local, _)) = listener.accept() => {
+                    // A server gives up a client that says nothing for long.
+                    let fresh = ready.take().filter(|(_, since)| since.elapsed() < Duration::from_secs(3)).map(|(s, _)| s);
+                    let (cx, host, to, user, seen) = (cx.clone(), host.clone(), to.clone(), user.clone(), seen.clone());
+                    open.spawn(async move {
+                        let made = match fresh {
+                            Some(s) => Ok(s),
+                            None => stream(&cx, &host, &to, user.as_deref()).await,
+                        };
+                        match made {
+                            Ok(remote) => carry(local, remote).await,
+                            Err(e) => *seen.lock() = Some(e),
+                        }
+                    });
+                }
+                Some(_) = open.join_next() => {}
+            }
+        }
+    });
+    Ok(Forward { folder, last, _work: work })
+}
+
+/// A socket in a folder that only this user can enter.
+fn listen() -> std::io::Result<(tempfile::TempDir, UnixListener)> {
+    let make = |at: &Path| tempfile::Builder::new().prefix("runbook-").tempdir_in(at);
+    let mut folder = make(&std::env::temp_dir())?;
+    if folder.path().as_os_str().len() + 2 > LONGEST {
+        folder = make(Path::new("/tmp"))?;
+    }
+    let listener = UnixListener::bind(folder.path().join("s"))?;
+    Ok((folder, listener))
+}
+
+async fn carry(mut local: UnixStream, mut remote: Stream) {
+    // When either side is lost, the client sees its connection end; its own error is the one that counts.
+    let _ = tokio::io::copy_bidirectional_with_sizes(&mut local, &mut remote, 64 << 10, 64 << 10).await;
+}
+
+/// Serves `runbook __helper relay USER KIND WHERE…`; what [`PERL`] does. Returns the exit status.
+pub(super) fn relay_main(args: &[String]) -> i32 {
+    match connect_here(args) {
+        Ok((read, write, end)) => carry_here(read, write, end),
+        Err((reason, text)) => {
+            println!("no {reason} {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
+            1
+        }
+    }
+}
+
+type Halves = (Box<dyn std::io::Read + Send>, Box<dyn std::io::Write + Send>, Box<dyn Fn() + Send>);
+
+fn connect_here(args: &[String]) -> std::result::Result<Halves, (&'static str, String)> {
+    use std::io::ErrorKind as K;
+    let failed = |e: std::io::Error| {
+        let reason = match e.kind() {
+            K::NotFound | K::NotADirectory => "absent",
+            K::ConnectionRefused => "refused",
+            K::PermissionDenied => "denied",
+            K::TimedOut | K::HostUnreachable => "timeout",
+            _ => "other",
+        };
+        (reason, e.to_string())
+    };
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let [user, place @ ..] = words.as_slice() else { return Err(("other", "no place is given".into())) };
+    if !user.is_empty() {
+        become_user(user).map_err(|e| ("denied", format!("cannot become {user}: {e}")))?;
+    }
+    match place {
+        ["unix", path] => {
+            let s = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
+            let (r, w) = (s.try_clone().map_err(failed)?, s.try_clone().map_err(failed)?);
+            Ok((Box::new(r), Box::new(w), Box::new(move || drop(s.shutdown(std::net::Shutdown::Write)))))
+        }
+        ["tcp", name, port] => {
+            let port = port.parse::<u16>().map_err(|e| ("other", e.to_string()))?;
+            let s = std::net::TcpStream::connect((*name, port)).map_err(failed)?;
+            s.set_nodelay(true).map_err(failed)?;
+            let (r, w) = (s.try_clone().map_err(failed)?, s.try_clone().map_err(failed)?);
+            Ok((Box::new(r), Box::new(w), Box::new(move || drop(s.shutdown(std::net::Shutdown::Write)))))
+        }
+        _ => Err(("other", format!("not a place: {}", place.join(" ")))),
+    }
+}
+
+fn become_user(name: &str) -> std::io::Result<()> {
+    let user = nix::unistd::User::from_name(name)?.ok_or_else(|| std::io::Error::other("there is no such user"))?;
+    let text = std::ffi::CString::new(name)?;
+    nix::unistd::initgroups(&text, user.gid)?;
+    nix::unistd::setgid(user.gid)?;
+    nix::unistd::setuid(user.uid)?;
+    Ok(())
+}
+
+fn carry_here(mut read: Box<dyn std::io::Read + Send>, mut write: Box<dyn std::io::Write + Send>, end: Box<dyn Fn() + Send>) -> i32 {
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsFd as _;
+    // Not through the buffers of the standard library, which wait for line ends.
+    let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map(std::fs::File::from);
+    let (Ok(mut stdin), Ok(mut stdout)) = (own(std::io::stdin().as_fd()), own(std::io::stdout().as_fd())) else { return 1 };
+    if stdout.write_all(b"ok\n").is_err() {
+        return 1;
+    }
+    std::thread::spawn(move || {
+        let mut buf = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = stdin.read(&mut buf) {
+            if write.write_all(buf.get(..n).unwrap_or_default()).is_err() {
+                break;
+            }
+        }
+        end();
+    });
+    let mut buf = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = read.read(&mut buf) {
+        if stdout.write_all(buf.get(..n).unwrap_or_default()).is_err() {
+            break;
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn places_read_as_people_write_them() {
+        assert_eq!(Place::Unix("/run/x.sock".into()).to_string(), "/run/x.sock");
+        assert_eq!(Place::Tcp("db".into(), 5432).to_string(), "db:5432");
+        assert_eq!(Place::Tcp("::1".into(), 5432).to_string(), "[::1]:5432");
+    }
+
+    #[tokio::test]
+    async fn the_local_socket_is_for_this_user_alone() {
+        let (folder, _listener) = listen().unwrap();
+        assert_eq!(std::fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(folder.path().as_os_str().len() + 2 <= LONGEST);
+    }
+
+    #[test]
+    fn what_a_relay_says_is_typed() {
+        let to = Place::Unix("/run/db.sock".into());
+        let e = unreached("old", &to, Some("postgres"), "absent", "No such file or directory");
+        assert_eq!(e.message, "/run/db.sock is not there, asked as postgres");
+        assert_eq!((e.code, e.retryable, e.details["reason"].as_str()), (Code::SSH_SOCKET, true, "absent"));
+        let e = unreached("old", &to, None, "denied", "Permission denied");
+        assert_eq!((e.message.as_str(), e.retryable), ("/run/db.sock may not be connected to (Permission denied)", false));
+    }
+}

@@ -1,0 +1,3 @@
+//! End-to-end tests of PostgreSQL, and of the streams to database servers that it shares with the others.
+
+mod tunnel;
