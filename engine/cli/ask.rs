@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use runbook_core::cancel::Cancel;
 use runbook_core::error::Result;
-use runbook_core::exec::{Ask, DoubtAnswer, GateAnswer, OnFailure, StepChoice, StepView};
+use runbook_core::exec::{Ask, DoubtAnswer, GateAnswer, OnFailure, Said, StepChoice, StepView};
 use runbook_core::inventory::{Environment, Resource, Section};
 use runbook_core::units::show_duration;
 use runbook_core::{Code, Error};
@@ -281,9 +281,9 @@ impl Ask for Asker {
         }
     }
 
-    fn overrun(&self, window: &str, open: Duration, budget: Duration) -> Result<Option<bool>> {
+    fn overrun(&self, window: &str, open: Duration, budget: Duration) -> Result<Option<Said<bool>>> {
         if self.yes {
-            return Ok(Some(true));
+            return Ok(Some(by_flag(true, "--yes")));
         }
         let question = format!(
             "{} \"{}\" is open for {}, its budget is {}  [g]o on, roll [b]ack: ",
@@ -299,16 +299,16 @@ impl Ask for Asker {
         if answer.is_none() {
             self.interrupted()?;
         }
-        Ok(answer.map(|(c, _)| c == 'g'))
+        Ok(answer.map(|(c, _)| Said { answer: c == 'g', by: user() }))
     }
 
     fn doubt_told(&self) -> bool {
         self.doubt.lock().is_some()
     }
 
-    fn doubt(&self, call: &str, known: &str) -> Result<Option<DoubtAnswer>> {
+    fn doubt(&self, call: &str, known: &str) -> Result<Option<Said<DoubtAnswer>>> {
         if let Some(a) = self.doubt.lock().take() {
-            return Ok(Some(a));
+            return Ok(Some(by_flag(a, "--answer")));
         }
         let question = format!(
             "{} it cannot be known what became of {}\n{}  look at the host, then answer:\n  [r]etry: it did not happen, do it   [d]one: it happened, go on   roll [b]ack   [q]uit: ",
@@ -323,13 +323,19 @@ impl Ask for Asker {
         if answer.is_none() {
             self.interrupted()?;
         }
-        Ok(answer.and_then(|(c, _)| match c {
+        let answer = answer.and_then(|(c, _)| match c {
             'r' => Some(DoubtAnswer::Retry),
             'd' => Some(DoubtAnswer::Done),
             'b' => Some(DoubtAnswer::RollBack),
             _ => None,
-        }))
+        });
+        Ok(answer.map(|answer| Said { answer, by: user() }))
     }
+}
+
+/// An answer that a flag gave before anything was asked.
+fn by_flag<T>(answer: T, flag: &str) -> Said<T> {
+    Said { answer, by: format!("{} ({flag})", user()) }
 }
 
 fn preview(source: &str) -> String {

@@ -86,6 +86,12 @@ fn why(e: Option<&Error>) -> String {
     e.map(|e| format!(": {}", e.message)).unwrap_or_default()
 }
 
+/// Whether a failed step inside of the branch has said why already.
+fn told_below(branch: &str, error: Option<&Error>) -> bool {
+    let inside = |p: &String| p.strip_prefix(branch).is_some_and(|rest| rest.starts_with('/') && !readable(rest).is_empty());
+    error.is_some_and(|e| e.at.iter().any(inside))
+}
+
 /// The name of a state for people.
 pub fn state(s: State) -> &'static str {
     match s {
@@ -181,7 +187,10 @@ pub fn describe(body: &Body) -> Line {
         }
         Body::BranchStarted { path } => detail("begin", readable(path)),
         Body::BranchEnded { path, status, ms, error } => match status {
-            Status::Failed => line("failed", format!("{}  {}{}", readable(path), span(*ms), why(error.as_ref()))),
+            Status::Failed => {
+                let why = if told_below(path, error.as_ref()) { String::new() } else { why(error.as_ref()) };
+                line("failed", format!("{}  {}{why}", readable(path), span(*ms)))
+            }
             Status::Ok | Status::Skipped => line("done", format!("{}  {}", readable(path), span(*ms))),
         },
         Body::BranchesEnded { failed, not_begun, ms, .. } if failed.is_empty() && not_begun.is_empty() => {
@@ -227,4 +236,23 @@ fn printed(value: Option<&Json>) -> Vec<String> {
     let text = |key: &str| fields.and_then(|f| f.get(key)).and_then(Json::as_str).unwrap_or("").to_string();
     let all: Vec<String> = text("stdout").lines().chain(text("stderr").lines()).map(printable).collect();
     all[all.len().saturating_sub(20)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use runbook_core::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_once() {
+        let text = |at: &str| {
+            let mut e = Error::new(Code::LAB, "no disk");
+            e.at.push(at.into());
+            describe(&Body::BranchEnded { path: "a/web1".into(), status: Status::Failed, ms: 20, error: Some(e) }).text
+        };
+        assert_eq!(text("a/web1/Copy"), "a / web1  0.0s", "its step has said so");
+        assert_eq!(text("a/web1/#0"), "a / web1  0.0s: no disk", "an action of the branch itself has no line of its own");
+        assert_eq!(text("a/web10/Copy"), "a / web1  0.0s: no disk", "another branch");
+    }
 }

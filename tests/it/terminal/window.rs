@@ -12,6 +12,12 @@ fn project(on_overrun: &str) -> Project {
     Project::new(INVENTORY, &runbook)
 }
 
+/// The name of the user who runs the tests.
+fn me() -> String {
+    let out = std::process::Command::new("id").arg("-un").output().unwrap();
+    String::from_utf8(out.stdout).unwrap().trim().to_string()
+}
+
 fn logged(p: &Project) -> Vec<String> {
     p.entries("log").iter().map(|e| e["message"].as_str().unwrap().to_string()).collect()
 }
@@ -43,9 +49,16 @@ fn a_person_decides() {
         s.answer("its budget is 500ms  [g]o on, roll [b]ack:", answer);
         assert_eq!(s.wait(), status, "{}", s.text());
         assert_eq!(p.entries("window_overrun")[0]["decision"], decision);
-        assert_eq!(p.entries("window_overrun")[0]["by"], "the operator");
+        assert_eq!(p.entries("window_overrun")[0]["by"], me(), "the record names the person");
         assert_eq!(logged(&p), [log]);
     }
+}
+
+#[test]
+fn the_flag_yes_decides_and_is_on_record() {
+    let p = project("");
+    let text = p.expect(&["run", "a.rhai", "--yes"], 0);
+    assert_eq!(p.entries("window_overrun")[0]["by"], format!("{} (--yes)", me()), "{text}");
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::ask::GateAnswer;
 use super::frame::{Frame, Window};
 use super::history::since;
-use super::run::{Fault, GateAnswer, Run};
+use super::run::{Fault, Run};
 use crate::error::{Code, Error, Kind, Result};
 use crate::journal::{Body, Status};
 use crate::units::show_duration;
@@ -156,7 +157,7 @@ impl Run {
                 _ => match self.message("overrun", &w.path)? {
                     Some(m) => (m.answer == "continue", m.by),
                     None => match self.parts.around.ask.overrun(name, open, budget)? {
-                        Some(go_on) => (go_on, "the operator".into()),
+                        Some(said) => (said.answer, said.by),
                         None => (true, "nobody was there to ask".into()),
                     },
                 },

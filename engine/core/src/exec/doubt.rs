@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use super::act::Act;
+use super::ask::DoubtAnswer;
 use super::frame::Frame;
-use super::run::{CrashPoint, DoubtAnswer};
+use super::run::CrashPoint;
 use crate::error::{Code, Error, Kind, Result};
 use crate::journal::{Body, Via};
 use crate::primitive::{ActionId, Outcome, Reconciled};
@@ -99,13 +100,13 @@ impl Act<'_> {
         let (answer, by) = match run.message("doubt", &self.path)? {
             Some(m) => (m.answer.clone(), m.by),
             None => match run.parts.around.ask.doubt(&self.shown(), &known)? {
-                Some(a) => {
-                    let text = match a {
+                Some(said) => {
+                    let text = match said.answer {
                         DoubtAnswer::Retry => "retry",
                         DoubtAnswer::Done => "done",
                         DoubtAnswer::RollBack => "rollback",
                     };
-                    (text.to_string(), "the operator".to_string())
+                    (text.to_string(), said.by)
                 }
                 None => {
                     return Err(Error::new(Code::IN_DOUBT, format!("it cannot be known what became of {}: {known}", self.shown()))

@@ -4,6 +4,7 @@
 //! the place it is at; these answer from the [`History`] while it lasts and act when it ends. Nothing here knows the language.
 
 mod act;
+mod ask;
 mod branches;
 mod compare;
 mod control;
@@ -17,14 +18,12 @@ mod step;
 mod undo;
 mod wait;
 
+pub use ask::{Ask, DoubtAnswer, GateAnswer, NoAsk, OnFailure, Said, StepChoice, StepView};
 pub use branches::{Branch, BranchPlan, Branched};
 pub use compare::Comparison;
 pub use frame::{Frame, Window, escape, unescape};
 pub use history::History;
 pub use lease::{LEASE, Lease, Liveness};
-pub use run::{
-    Ask, CrashPoint, DoubtAnswer, Fault, GateAnswer, Mode, NoAsk, Observer, OnFailure, Quiet, Run, RunParts, StepChoice, StepView,
-    Surroundings,
-};
+pub use run::{CrashPoint, Fault, Mode, Observer, Quiet, Run, RunParts, Surroundings};
 pub use step::StepOptions;
 pub use undo::Undo;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ask::{OnFailure, StepChoice, StepView};
 use super::frame::Frame;
 use super::history::StepRecord;
-use super::run::{Fault, Mode, OnFailure, Run, StepChoice, StepView};
+use super::run::{Fault, Mode, Run};
 use crate::cancel::Cancel;
 use crate::error::{Code, Error, Kind, Result};
 use crate::journal::{Body, Status, UndoKind};

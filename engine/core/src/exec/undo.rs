@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::ask::{OnFailure, StepView};
 use super::frame::{Frame, escape};
 use super::history::StepRecord;
-use super::run::{Mode, OnFailure, Run, StepView};
+use super::run::{Mode, Run};
 use super::step::attempt_frame;
 use crate::error::{Code, Error, Kind, Result};
 use crate::journal::{Body, State, Status};
