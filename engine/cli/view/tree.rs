@@ -1,16 +1,20 @@
 //! A run as a tree of phases, windows, steps and gates, made from its entries, live or afterwards.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 
+use crate::terminal::Style;
 use jiff::Timestamp;
 use runbook_core::Error;
 use runbook_core::exec::escape;
 use runbook_core::journal::{Body, Operator, Purpose, State, Status, UndoKind};
-use serde_json::{Value as Json, json};
 
-use super::span;
-use crate::terminal::{Style, columns, printable};
+mod show;
+#[cfg(test)]
+mod tests;
+
+pub use show::{Paint, label, row};
+#[cfg(test)]
+pub use tests::sample;
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -364,233 +368,5 @@ impl Tree {
         let mut all: Vec<&str> = self.calls.values().filter(|(_, once)| *once).map(|(c, _)| c.as_str()).collect();
         all.sort_unstable();
         all
-    }
-
-    /// The tree as text of a width, depth first; children of one parent in the order in which they began.
-    pub fn text(&self, width: usize, paint: &Paint<'_>) -> String {
-        let mut out = String::new();
-        self.children(&mut out, width, paint, None, 0);
-        out
-    }
-
-    fn children(&self, out: &mut String, width: usize, paint: &Paint<'_>, parent: Option<usize>, depth: usize) {
-        // Of many branches, those that went well are a line each.
-        let branches = self.nodes.iter().filter(|n| n.parent == parent && n.kind == Kind::Branch).count();
-        let folds = self.kept.is_empty() && branches > UNFOLDED;
-        for (i, n) in self.nodes.iter().enumerate().filter(|(i, n)| n.parent == parent && self.shows(*i)) {
-            // What failed in a branch is told where it failed.
-            let told = n.kind == Kind::Branch && self.nodes.iter().any(|c| c.parent == Some(i) && c.mark == Mark::Failed);
-            let line = if told { row(&Node { error: None, ..n.clone() }, depth, width, paint) } else { row(n, depth, width, paint) };
-            out.push_str(&line);
-            if !(folds && n.kind == Kind::Branch && matches!(n.mark, Mark::Done | Mark::Skipped)) {
-                self.children(out, width, paint, Some(i), depth + 1);
-            }
-        }
-    }
-
-    /// The tree for machines.
-    pub fn json(&self) -> Json {
-        let nodes = self.nodes.iter().enumerate().filter(|(i, _)| self.shows(*i)).map(|(_, n)| {
-            json!({
-                "path": n.path,
-                "kind": match n.kind {
-                    Kind::Phase => "phase",
-                    Kind::Window => "window",
-                    Kind::Step => "step",
-                    Kind::Gate => "gate",
-                    Kind::Undo => "undo",
-                    Kind::NoReturn => "point_of_no_return",
-                    Kind::Branch => "branch",
-                },
-                "state": n.mark.name(),
-                "attempt": n.attempt,
-                "began": n.began.to_string(),
-                "ms": n.ms,
-                "budget_ms": n.budget_ms,
-                "on": n.on,
-                "note": n.note,
-                "error": n.error,
-            })
-        });
-        Json::Array(nodes.collect())
-    }
-}
-
-/// Paints text for the stream that it goes to.
-pub type Paint<'a> = dyn Fn(Style, &str) -> String + 'a;
-
-/// The column in which times end, where there is room for it.
-const TIMES: usize = 72;
-
-/// A node as a line (and a second one for its failure). `width` is that of the terminal.
-pub fn row(n: &Node, depth: usize, width: usize, paint: &Paint<'_>) -> String {
-    let (sign, style) = n.mark.sign();
-    let indent = depth * 2;
-    let label = label(n);
-    let time = n.ms.map(span).unwrap_or_default();
-    let mut rest = vec![];
-    if n.attempt > 1 {
-        rest.push(format!("attempt {}", n.attempt));
-    }
-    if let Some(b) = n.budget_ms {
-        rest.push(format!("budget {}", span(b)));
-    }
-    if let Some(note) = n.note.as_ref().filter(|_| n.kind != Kind::NoReturn) {
-        rest.push(printable(note));
-    }
-    let rest = if rest.is_empty() { String::new() } else { format!("  {}", paint(Style::Dim, &rest.join(", "))) };
-    let name = indent + 2 + columns(&label);
-    // A time that ends in the last column would wrap on some terminals.
-    let pad = TIMES.min(width.saturating_sub(1)).saturating_sub(name + columns(&time)).max(1);
-    let line = format!("{:indent$}{} {label}{:pad$}{time}{rest}", "", paint(style, sign), "");
-    let mut out = format!("{}\n", line.trim_end());
-    if let Some(e) = n.error.as_ref().filter(|_| n.mark == Mark::Failed) {
-        let _ = writeln!(out, "{:indent$}    {}: {}", "", e.code, printable(&e.message));
-    }
-    out
-}
-
-/// What a node is called in a tree.
-pub fn label(n: &Node) -> String {
-    let name = printable(&n.name);
-    match n.kind {
-        Kind::Phase | Kind::Step | Kind::Gate | Kind::Branch => name,
-        Kind::Window => format!("{name} (users are cut off)"),
-        Kind::Undo => format!("take back: {}", printable(&readable(&n.path))),
-        Kind::NoReturn => format!("point of no return: {name}"),
-    }
-}
-
-/// A finished small run, for tests of everything that shows runs.
-#[cfg(test)]
-pub fn sample() -> Vec<(Timestamp, Body)> {
-    use runbook_core::Code;
-    use runbook_core::journal::Via;
-    let step = |path: &str, attempt, undo| Body::StepStarted { path: path.into(), attempt, undo, at: None, on: None };
-    let end = |path: &str, attempt, status, ms, error| Body::StepEnded { path: path.into(), attempt, status, ms, error, reason: None };
-    let operator = Operator { user: "ann".into(), host: "ops1".into(), pid: 4711, version: "0.1.0".into(), ..Operator::default() };
-    let bodies = vec![
-        Body::RunStarted {
-            runbook: "runbooks/cutover/runbook.rhai".into(),
-            environment: "demo".into(),
-            params: Json::Null,
-            sources: Default::default(),
-            format: 1,
-        },
-        Body::SessionStarted { purpose: Purpose::Run, operator, fence: 1, edited: None, matching: None, took_over: None },
-        Body::PhaseStarted { path: "Prepare".into() },
-        step("Prepare/Copy a%2Fb", 1, UndoKind::Block),
-        Body::Intent {
-            path: "Prepare/Copy a%2Fb/#0".into(),
-            action: "x".into(),
-            name: "Host.run".into(),
-            call: "host(\"old\").run(\"cp\")".into(),
-            digest: String::new(),
-            effect: "once".into(),
-            on: Some("old".into()),
-        },
-        Body::Output { path: "Prepare/Copy a%2Fb/#0".into(), stream: "stdout".into(), text: "one\ntwo\n".into() },
-        Body::Outcome {
-            path: "Prepare/Copy a%2Fb/#0".into(),
-            action: "x".into(),
-            name: "Host.run".into(),
-            call: None,
-            digest: String::new(),
-            effect: "once".into(),
-            value: Some(json!({"$": "Output", "v": {"stdout": "one\ntwo\n", "status": 0}})),
-            error: None,
-            changed: Some(true),
-            note: Some("2 files".into()),
-            ms: 1200,
-            via: Via::Act,
-        },
-        end("Prepare/Copy a%2Fb", 1, Status::Ok, 1250, None),
-        Body::PhaseEnded { path: "Prepare".into(), status: Status::Ok, ms: 1300 },
-        Body::GateAsked { path: "Go or no-go?".into(), question: "Go or no-go?".into() },
-        Body::GateAnswered { path: "Go or no-go?".into(), yes: true, by: "ann".into(), comment: Some("all quiet".into()) },
-        Body::WindowOpened { path: "Cutover".into(), budget_ms: Some(120_000), on_overrun: "ask".into() },
-        step("Cutover/Smoke test", 1, UndoKind::None),
-        end("Cutover/Smoke test", 1, Status::Failed, 300, Some(Error::new(Code::HTTP, "http://new/health answered 502 instead of 200"))),
-        Body::RetryScheduled { path: "Cutover/Smoke test".into(), attempt: 2, after_ms: 1000 },
-        step("Cutover/Smoke test", 2, UndoKind::None),
-        end("Cutover/Smoke test", 2, Status::Ok, 200, None),
-        Body::PointOfNoReturn { path: "Cutover/The new database takes writes".into(), why: "The new database takes writes".into() },
-        Body::Log { path: "Cutover/#3".into(), level: "info".into(), message: "half way".into() },
-        step("Cutover/Forward", 1, UndoKind::Irreversible),
-        end("Cutover/Forward", 1, Status::Failed, 90, Some(Error::new(Code::SSH_LOST, "the connection to host \"old\" was lost"))),
-        Body::SessionEnded {
-            state: State::Failed,
-            at: vec!["Cutover/Forward/#0".into()],
-            error: Some(Error::new(Code::SSH_LOST, "the connection to host \"old\" was lost").host("old")),
-        },
-    ];
-    let start: Timestamp = "2026-11-21T03:15:00Z".parse().unwrap_or_default();
-    bodies.into_iter().enumerate().map(|(i, b)| (start + jiff::SignedDuration::from_millis(i as i64 * 400), b)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tree(entries: &[(Timestamp, Body)]) -> Tree {
-        let mut t = Tree::default();
-        for (time, body) in entries {
-            t.apply(*time, body);
-        }
-        t
-    }
-
-    #[test]
-    fn a_run_as_a_tree() {
-        let t = tree(&sample());
-        insta::assert_snapshot!(t.text(usize::MAX, &|_, s| s.to_string()));
-        insta::assert_snapshot!("a_run_as_a_tree_on_a_narrow_terminal", t.text(20, &|_, s| s.to_string()));
-        assert_eq!(t.state, Some(State::Failed));
-        assert_eq!(t.window().map(|w| w.name.as_str()), Some("Cutover"), "it is still open");
-        let mut back = tree(&sample());
-        back.apply(sample()[0].0, &Body::SessionEnded { state: State::RolledBack, at: vec![], error: None });
-        assert!(back.window().is_none(), "users are served again");
-        assert_eq!(t.owner("Cutover/Smoke test@2/#0").and_then(|i| t.nodes.get(i)).map(|n| n.name.as_str()), Some("Smoke test"));
-        insta::assert_snapshot!(serde_json::to_string_pretty(&t.json()).unwrap());
-    }
-
-    #[test]
-    fn a_session_that_goes_on_brings_back_what_was_stopped() {
-        let mut entries = sample();
-        entries.truncate(4);
-        let mut t = tree(&entries);
-        let now = entries[0].0;
-        t.apply(now, &Body::SessionEnded { state: State::Interrupted, at: vec![], error: None });
-        assert_eq!(t.get("Prepare/Copy a%2Fb").unwrap().mark, Mark::Stopped);
-        t.apply(
-            now,
-            &Body::SessionStarted {
-                purpose: Purpose::Resume,
-                operator: Operator::default(),
-                fence: 2,
-                edited: None,
-                matching: None,
-                took_over: None,
-            },
-        );
-        assert_eq!(t.get("Prepare/Copy a%2Fb").unwrap().mark, Mark::Running);
-    }
-
-    #[test]
-    fn a_step_says_in_which_branch_it_is() {
-        let mut t = Tree::default();
-        let now = sample()[0].0;
-        t.apply(now, &Body::PhaseStarted { path: "Prepare".into() });
-        for path in ["Prepare/#1/web%2F1/Copy", "Prepare/#1/web2/Copy", "Prepare/#1/web2/Copy/Inner"] {
-            t.apply(now, &Body::StepStarted { path: path.into(), attempt: 1, undo: UndoKind::None, at: None, on: None });
-        }
-        let names: Vec<&str> = t.nodes.iter().map(|n| n.name.as_str()).collect();
-        assert_eq!(names, ["Prepare", "web/1 / Copy", "web2 / Copy", "Inner"]);
-    }
-
-    #[test]
-    fn every_entry_as_a_line() {
-        let text: String = sample().iter().map(|(time, b)| crate::view::lines::describe(b).render(*time)).collect();
-        insta::assert_snapshot!(text);
     }
 }

@@ -2,14 +2,16 @@
 //! static check, `.d.rhai` definitions, the reference pages and error messages.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::time::Duration;
 
 use crate::codes::Code;
 use crate::error::{Error, Result};
-use crate::secret::Secret;
-use crate::units::{parse_bytes, parse_duration};
 use crate::value::{Record, Value};
+
+mod call;
+mod ty;
+
+pub use call::Call;
+pub use ty::Ty;
 
 /// What an action does to the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,101 +36,6 @@ impl Effect {
             Effect::Converge => "converge",
             Effect::Once => "once",
         }
-    }
-}
-
-/// The type of an argument, an option, a field or a result.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Ty {
-    /// No value.
-    Unit,
-    /// `true` or `false`.
-    Bool,
-    /// A whole number.
-    Int,
-    /// A number with or without a fraction.
-    Float,
-    /// Text.
-    Str,
-    /// Bytes; text is taken as UTF-8.
-    Blob,
-    /// A span of time; text such as `"10m"` is taken too.
-    Duration,
-    /// An amount of data; text such as `"64MiB"` is taken too.
-    Bytes,
-    /// A moment.
-    Time,
-    /// A secret; plain text is refused.
-    Secret,
-    /// An array of one type.
-    List(Box<Ty>),
-    /// An object map with values of one type.
-    Map(Box<Ty>),
-    /// A record or handle with this type name.
-    Record(&'static str),
-    /// One of several types, tried in order.
-    OneOf(Vec<Ty>),
-    /// Any value.
-    Any,
-}
-
-impl fmt::Display for Ty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Ty::Unit => f.write_str("()"),
-            Ty::Bool => f.write_str("bool"),
-            Ty::Int => f.write_str("int"),
-            Ty::Float => f.write_str("float"),
-            Ty::Str => f.write_str("string"),
-            Ty::Blob => f.write_str("blob"),
-            Ty::Duration => f.write_str("Duration"),
-            Ty::Bytes => f.write_str("Bytes"),
-            Ty::Time => f.write_str("Time"),
-            Ty::Secret => f.write_str("Secret"),
-            Ty::List(t) => write!(f, "array of {t}"),
-            Ty::Map(t) if **t == Ty::Any => f.write_str("map"),
-            Ty::Map(t) => write!(f, "map of {t}"),
-            Ty::Record(name) => f.write_str(name),
-            Ty::OneOf(of) => {
-                for (i, t) in of.iter().enumerate() {
-                    write!(f, "{}{t}", if i > 0 { " or " } else { "" })?;
-                }
-                Ok(())
-            }
-            Ty::Any => f.write_str("any value"),
-        }
-    }
-}
-
-impl Ty {
-    /// Takes `value` as this type, reading durations and sizes from text.
-    ///
-    /// # Errors
-    /// `RB0205` when the value is of another type; `RB0203`, `RB0204` when a text is not a duration or size.
-    pub fn coerce(&self, value: Value) -> Result<Value> {
-        let wrong = |v: &Value| Error::new(Code::WRONG_TYPE, format!("{self} is wanted here, not {} ({})", v.type_name(), v));
-        Ok(match (self, value) {
-            (Ty::Any, v) | (Ty::Unit, v @ Value::Unit) | (Ty::Bool, v @ Value::Bool(_)) | (Ty::Int, v @ Value::Int(_)) => v,
-            (Ty::Float, v @ Value::Float(_)) | (Ty::Str, v @ Value::Str(_)) | (Ty::Blob, v @ Value::Blob(_)) => v,
-            (Ty::Float, Value::Int(i)) => Value::Float(i as f64),
-            (Ty::Blob, Value::Str(s)) => Value::Blob(s.into_bytes()),
-            (Ty::Duration, v @ Value::Duration(_)) | (Ty::Bytes, v @ Value::Bytes(_)) => v,
-            (Ty::Duration, Value::Str(s)) => Value::Duration(parse_duration(&s)?),
-            (Ty::Bytes, Value::Str(s)) => Value::Bytes(parse_bytes(&s)?),
-            (Ty::Time, v @ Value::Time(_)) | (Ty::Secret, v @ Value::Secret(_)) => v,
-            (Ty::List(of), Value::List(items)) => Value::List(items.into_iter().map(|v| of.coerce(v)).collect::<Result<_>>()?),
-            (Ty::Map(of), Value::Map(m)) => Value::Map(m.into_iter().map(|(k, v)| Ok((k, of.coerce(v)?))).collect::<Result<_>>()?),
-            (Ty::Record(name), Value::Record(r)) if r.ty == *name => Value::Record(r),
-            (Ty::OneOf(of), v) => {
-                for t in of {
-                    if let Ok(v) = t.coerce(v.clone()) {
-                        return Ok(v);
-                    }
-                }
-                return Err(wrong(&v));
-            }
-            (_, v) => return Err(wrong(&v)),
-        })
     }
 }
 
@@ -311,92 +218,6 @@ impl Spec {
     }
 }
 
-/// A call with checked arguments, as a primitive gets it. The accessors never fail on what [`Spec::bind`] let through.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Call {
-    /// The receiver of a method.
-    pub receiver: Option<Record>,
-    /// Positional arguments; those left out at the end are missing.
-    pub args: Vec<Value>,
-    /// Options that were given.
-    pub options: BTreeMap<String, Value>,
-}
-
-impl Call {
-    /// The inventory name of the receiver; empty for a free function.
-    #[must_use]
-    pub fn target(&self) -> &str {
-        self.receiver.as_ref().and_then(|r| r.name.as_deref()).unwrap_or("")
-    }
-
-    /// A positional argument, or [`Value::Unit`] when it was left out.
-    #[must_use]
-    pub fn arg(&self, i: usize) -> &Value {
-        self.args.get(i).unwrap_or(&Value::Unit)
-    }
-
-    /// A positional text argument, or the empty text.
-    #[must_use]
-    pub fn str(&self, i: usize) -> &str {
-        self.arg(i).as_str().unwrap_or("")
-    }
-
-    /// A positional duration.
-    #[must_use]
-    pub fn duration(&self, i: usize) -> Option<Duration> {
-        if let Value::Duration(d) = self.arg(i) { Some(*d) } else { None }
-    }
-
-    /// An option.
-    #[must_use]
-    pub fn opt(&self, name: &str) -> Option<&Value> {
-        self.options.get(name)
-    }
-
-    /// A text option.
-    #[must_use]
-    pub fn opt_str(&self, name: &str) -> Option<&str> {
-        self.opt(name).and_then(Value::as_str)
-    }
-
-    /// A duration option.
-    #[must_use]
-    pub fn opt_duration(&self, name: &str) -> Option<Duration> {
-        if let Some(Value::Duration(d)) = self.opt(name) { Some(*d) } else { None }
-    }
-
-    /// A truth option; `false` when it was not given.
-    #[must_use]
-    pub fn opt_bool(&self, name: &str) -> bool {
-        self.opt(name).and_then(Value::as_bool).unwrap_or(false)
-    }
-
-    /// A whole-number option.
-    #[must_use]
-    pub fn opt_int(&self, name: &str) -> Option<i64> {
-        self.opt(name).and_then(Value::as_int)
-    }
-
-    /// A secret option.
-    #[must_use]
-    pub fn opt_secret(&self, name: &str) -> Option<&Secret> {
-        if let Some(Value::Secret(s)) = self.opt(name) { Some(s) } else { None }
-    }
-
-    /// Shows the call as the script has it, secrets struck: `host("old").run("id")`.
-    #[must_use]
-    pub fn show(&self, name: &str) -> String {
-        let mut parts: Vec<String> = self.args.iter().map(ToString::to_string).collect();
-        if !self.options.is_empty() {
-            parts.push(Value::Map(self.options.clone()).to_string());
-        }
-        match &self.receiver {
-            Some(r) => format!("{}.{name}({})", Value::from(r.clone()), parts.join(", ")),
-            None => format!("{name}({})", parts.join(", ")),
-        }
-    }
-}
-
 /// The declaration of a record or handle type.
 #[derive(Debug, Clone)]
 pub struct TypeSpec {
@@ -434,6 +255,8 @@ impl TypeSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn spec() -> Spec {

@@ -12,10 +12,12 @@ use super::schema::{self, Field, Holds, Need};
 use super::source::Source;
 use super::{Resource, SecretRef, Section};
 use crate::error::{Code, Error};
-use crate::spec::Ty;
 use crate::suggest::closest;
 use crate::units::parse_duration;
 use crate::value::Value;
+
+mod param;
+mod secret;
 
 /// A table of the file or a value in it, with its place.
 type Item<'i> = Spanned<DeValue<'i>>;
@@ -312,154 +314,6 @@ impl Walk<'_> {
             order_every: span("order_every", Duration::from_millis(20))?,
         })
     }
-
-    fn secrets(&mut self, parent: &DeTable<'_>, what: &str) -> BTreeMap<String, SecretRef> {
-        let mut found = BTreeMap::new();
-        for (name, at, v) in self.named(parent, "secrets", what) {
-            if let Some(r) = self.secret(&name, &at, v) {
-                found.insert(name, r);
-            }
-        }
-        found
-    }
-
-    fn secret(&mut self, name: &str, at: &Range<usize>, v: &Item<'_>) -> Option<SecretRef> {
-        let what = format!("secret \"{name}\"");
-        let how = "write it as { env = \"NAME\" }, { file = \"path\" } or { command = [\"program\", \"argument\"] }";
-        if v.get_ref().is_str() {
-            // The value itself is not repeated in the message.
-            let message = format!("{what} must not be in this file: say where it comes from");
-            self.report(Code::INVENTORY_TYPE, v.span(), message, Some(how.into()));
-            return None;
-        }
-        let t = self.table(v, &what)?;
-        self.keys(t, &secret_keys(), &what);
-        let given: Vec<&str> = secret_keys().into_iter().filter(|k| t.contains_key(*k)).collect();
-        let &[key] = given.as_slice() else {
-            let message = if given.is_empty() { format!("{what} has no source") } else { format!("{what} has several sources") };
-            self.report(Code::INVENTORY_MISSING, at.clone(), message, Some(how.into()));
-            return None;
-        };
-        let value = t.get(key)?;
-        if key == "command" {
-            let words = value.get_ref().as_array().and_then(|a| {
-                a.iter().map(|i| i.get_ref().as_str().map(str::to_string)).collect::<Option<Vec<_>>>().filter(|w| !w.is_empty())
-            });
-            if words.is_none() {
-                self.wrong_type(value, &format!("\"command\" of {what}"), "an array of words (no shell reads it)");
-            }
-            return words.map(SecretRef::Command);
-        }
-        let text = self.text(value, &format!("\"{key}\" of {what}"))?;
-        Some(if key == "env" { SecretRef::Env(text) } else { SecretRef::File(text) })
-    }
-
-    fn param_decls(&mut self, root: &DeTable<'_>) -> BTreeMap<String, ParamDecl> {
-        let mut found = BTreeMap::new();
-        for (name, at, v) in self.named(root, "params", "[params]") {
-            if let Some(d) = self.param_decl(&name, &at, v) {
-                found.insert(name, d);
-            }
-        }
-        found
-    }
-
-    fn param_decl(&mut self, name: &str, at: &Range<usize>, v: &Item<'_>) -> Option<ParamDecl> {
-        let what = format!("parameter \"{name}\"");
-        let location = self.src.locate(at.start);
-        let Some(t) = v.get_ref().as_table() else {
-            let default = self.param_value(v, &what)?;
-            return Some(ParamDecl { ty: type_for(&default), default: Some(default), description: None, required: false, location });
-        };
-        let known: Vec<&str> = schema::PARAM.iter().map(|(k, _)| *k).collect();
-        self.keys(t, &known, &what);
-        let description = t.get("description").and_then(|d| self.text(d, &format!("\"description\" of {what}")));
-        let required = self.flag(t, "required", &what);
-        let declared = match t.get("type") {
-            None => None,
-            Some(ty) => {
-                let given = self.text(ty, &format!("\"type\" of {what}"))?;
-                let found = TYPES.iter().find(|(n, _)| *n == given);
-                if found.is_none() {
-                    let names: Vec<&str> = TYPES.iter().map(|(n, _)| *n).collect();
-                    let hint = format!("there are: {}", names.join(", "));
-                    self.report(Code::INVENTORY_TYPE, ty.span(), format!("{what}: no type is called \"{given}\""), Some(hint));
-                    return None;
-                }
-                found.map(|(_, t)| t())
-            }
-        };
-        let default = match t.get("default") {
-            None => None,
-            Some(d) => {
-                let value = self.param_value(d, &what)?;
-                match declared.clone().unwrap_or_else(|| type_for(&value)).coerce(value) {
-                    Ok(value) => Some(value),
-                    Err(e) => {
-                        self.report(Code::BAD_PARAM, d.span(), format!("default of {what}: {}", e.message), e.hint);
-                        return None;
-                    }
-                }
-            }
-        };
-        let Some(ty) = declared.or_else(|| default.as_ref().map(type_for)) else {
-            let hint = "add type = \"string\" (or another), or a default".to_string();
-            self.report(Code::INVENTORY_MISSING, at.clone(), format!("{what} has neither type nor default"), Some(hint));
-            return None;
-        };
-        Some(ParamDecl { ty, default, description, required, location })
-    }
-
-    fn param_value(&mut self, v: &Item<'_>, what: &str) -> Option<Value> {
-        let value = free(v.get_ref()).filter(|v| !matches!(v, Value::Map(_)));
-        if value.is_none() {
-            self.wrong_type(v, what, "a text, a number, true or false, or an array");
-        }
-        value
-    }
-
-    fn param_values(&mut self, env: &DeTable<'_>, what: &str, declared: &BTreeMap<String, ParamDecl>) -> BTreeMap<String, Value> {
-        let mut found = BTreeMap::new();
-        for (name, _, v) in self.named(env, "params", &format!("\"params\" of {what}")) {
-            let Some(value) = self.param_value(v, &format!("parameter \"{name}\"")) else { continue };
-            let ty = declared.get(&name).map_or_else(|| type_for(&value), |d| d.ty.clone());
-            match ty.coerce(value) {
-                Ok(value) => {
-                    found.insert(name, value);
-                }
-                Err(e) => self.report(Code::BAD_PARAM, v.span(), format!("parameter \"{name}\" of {what}: {}", e.message), e.hint),
-            }
-        }
-        found
-    }
-}
-
-/// The types that a parameter can be declared with.
-pub(super) const TYPES: &[(&str, fn() -> Ty)] = &[
-    ("string", || Ty::Str),
-    ("int", || Ty::Int),
-    ("float", || Ty::Float),
-    ("bool", || Ty::Bool),
-    ("duration", || Ty::Duration),
-    ("bytes", || Ty::Bytes),
-    ("list", || Ty::List(Box::new(Ty::Str))),
-];
-
-/// The type that a parameter has by its default.
-fn type_for(v: &Value) -> Ty {
-    match v {
-        Value::Bool(_) => Ty::Bool,
-        Value::Int(_) => Ty::Int,
-        Value::Float(_) => Ty::Float,
-        Value::Str(_) => Ty::Str,
-        Value::List(l) if l.iter().all(|v| matches!(v, Value::Str(_))) => Ty::List(Box::new(Ty::Str)),
-        Value::List(_) => Ty::List(Box::new(Ty::Any)),
-        _ => Ty::Any,
-    }
-}
-
-fn secret_keys() -> Vec<&'static str> {
-    schema::SECRET.iter().map(|(k, _)| *k).collect()
 }
 
 fn integer(i: &toml::de::DeInteger<'_>) -> Result<i64, std::num::ParseIntError> {

@@ -129,7 +129,8 @@ async fn relay(cx: &Cx, session: &Session, host: &str, to: &Place, user: Option<
         Some(u) => ("", Some(u)),
         None => ("", None),
     };
-    let as_user = |script: String| Exec { sudo: raised.is_some(), user: raised.filter(|u| *u != "root").map(String::from), ..Exec::new(script) };
+    let as_user =
+        |script: String| Exec { sudo: raised.is_some(), user: raised.filter(|u| *u != "root").map(String::from), ..Exec::new(script) };
     let words = match to {
         Place::Unix(path) => format!("{} unix {}", quote(become_user), quote(path)),
         Place::Tcp(name, port) => format!("{} tcp {} {port}", quote(become_user), quote(name)),

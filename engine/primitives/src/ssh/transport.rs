@@ -19,8 +19,8 @@ use russh::{ChannelOpenFailure, Preferred, cipher};
 use super::awake::Awake;
 use super::host_key::{Client, Record, Seen};
 use super::route::{self, Held, unreachable};
-use super::target::{Target, resolve};
 use super::stream::Place;
+use super::target::{Target, resolve};
 use super::{Session, auth, negotiate};
 
 /// OpenSSH's `MaxSessions` is 10; staying well below leaves room for others.
