@@ -165,8 +165,8 @@ impl Slot {
                     let n = c.in_use.load(Ordering::Acquire);
                     if exclusive { n == 0 } else { n < cap }
                 };
-                // A stream takes the last idle connection, so that the first stays for commands.
-                let found = if exclusive { conns.iter().skip(1).find(free) } else { conns.iter().find(free) }.cloned();
+                // A stream takes the last idle connection, so that the first stays for commands while there are others.
+                let found = if exclusive { conns.iter().rev().find(free) } else { conns.iter().find(free) }.cloned();
                 let conn = match found {
                     Some(c) => Some(c),
                     None if conns.len() < MAX_CONNECTIONS => {
