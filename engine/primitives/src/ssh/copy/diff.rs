@@ -47,6 +47,8 @@ pub(super) struct Diff {
     pub owners: bool,
     /// Room on the target: bytes and files.
     pub room: (Option<u64>, Option<u64>),
+    /// What the source's clock said before it was listed.
+    pub clock: String,
     /// The folders of the source.
     pub folders: HashMap<Box<[u8]>, Entry>,
     /// All names of each file of the source that has several, by the first.
@@ -97,10 +99,7 @@ const MOST: usize = 200_000;
 /// Compares both folders. `forced` are paths whose content is known to differ.
 pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Result<Diff> {
     let o = &job.o;
-    let (a, b) = futures::join!(
-        Manifest::open(job.cx, &job.from, job.source, o.sudo, o.numeric_ids),
-        Manifest::open(job.cx, &job.to, job.target, o.sudo, o.numeric_ids)
-    );
+    let (a, b) = futures::join!(Manifest::open(job, &job.from, job.source), Manifest::open(job, &job.to, job.target));
     let (mut a, mut b) = (a?, b?);
     if !a.there {
         return Err(Error::new(Code::FILE_MISSING, format!("there is no folder {}", job.source))
@@ -108,7 +107,7 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
             .hint("paths are absolute, or relative to the login's home folder"));
     }
     let attributes = if o.xattrs && b.there { Some(xattrs::read_both(job).await?) } else { None };
-    let mut diff = Diff { owners: b.root, room: b.room, ..Diff::default() };
+    let mut diff = Diff { owners: b.root, room: b.room, clock: std::mem::take(&mut a.clock), ..Diff::default() };
     let (mut left, mut right) = (wanted(job, &mut a).await?, wanted(job, &mut b).await?);
     loop {
         let order = match (&left, &right) {

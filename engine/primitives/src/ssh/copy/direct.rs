@@ -73,10 +73,10 @@ pub(super) async fn attempt(job: &Job<'_>, load: &Load<'_>, direction: Direction
         return no(why);
     }
     clean::mark(job.cx, &[client, server]).await?;
-    let ended = Call { job, load, direction, client, server }.make(address.as_deref()).await;
-    clean::tidy(job.cx, &[client, server]).await;
-    match ended? {
+    job.left.lock().extend([client.clone(), server.clone()]);
+    match (Call { job, load, direction, client, server }).make(address.as_deref()).await? {
         Attempt::NoWay(why) => {
+            job.tidy().await;
             closed.0.lock().insert(key, (Instant::now(), why.clone()));
             no(why)
         }

@@ -1,6 +1,7 @@
 //! A copy from its beginning to its end: compare, refuse, remove, carry, check, and again when the source has changed meanwhile.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::time::Duration;
 
 use runbook_core::primitive::Outcome;
@@ -10,7 +11,7 @@ use runbook_core::{Code, Error, Record, Result, Value};
 use super::diff::{Diff, compare};
 use super::direct::{Attempt, Direction};
 use super::manifest::{list, shown};
-use super::{Job, Tool, Via, direct, relay, remove, tools, verify};
+use super::{Job, Tool, Via, clean, direct, relay, remove, tools, verify};
 
 /// How often a source that changes is looked at again.
 const ROUNDS: usize = 5;
@@ -54,6 +55,20 @@ impl Load<'_> {
 
 impl Job<'_> {
     pub(super) async fn run(&self) -> Result<Outcome> {
+        let ended = self.rounds().await;
+        self.tidy().await;
+        ended
+    }
+
+    /// Takes back what transfers have put on hosts, once they are over.
+    pub(super) async fn tidy(&self) {
+        let left = std::mem::take(&mut *self.left.lock());
+        if !left.is_empty() {
+            clean::tidy(self.cx, &left.iter().collect::<Vec<_>>()).await;
+        }
+    }
+
+    async fn rounds(&self) -> Result<Outcome> {
         let mut done = Done::default();
         let mut forced: BTreeSet<Box<[u8]>> = BTreeSet::new();
         let mut lost = 0;
@@ -75,8 +90,9 @@ impl Job<'_> {
             if diff.copy.is_empty() {
                 return Ok(self.outcome(&done, diff.equal));
             }
-            let sent = match self.carry(&diff, !forced.is_empty()).await {
+            let (sent, sums) = match self.carry_and_sum(&diff, !forced.is_empty()).await {
                 Err(e) if e.code == Code::SSH_LOST && lost < RECONNECTS => {
+                    self.tidy().await;
                     // What has come is there: the next comparison finds what is still missing.
                     self.cx.message(format!("{}; going on from what has come so far", e.message));
                     self.cx.sleep(Duration::from_secs(1 << lost)).await?;
@@ -89,7 +105,15 @@ impl Job<'_> {
             done.bytes += diff.bytes;
             done.sent += sent.bytes;
             done.way = Some((sent.via, sent.tool));
-            let verdict = if self.o.sizes_only { verify::sizes(self, &diff.copy).await? } else { verify::sums(self, &diff.copy).await? };
+            let verify = async {
+                match sums {
+                    _ if self.o.sizes_only => verify::sizes(self, &diff.copy).await,
+                    Some(sums) => verify::copied(self, &diff, sums).await,
+                    None => verify::sums(self, &diff.copy).await,
+                }
+            };
+            let (verdict, ()) = tokio::join!(verify, self.tidy());
+            let verdict = verdict?;
             if diff.more && verdict.differ.is_empty() && diff.differ < left {
                 left = diff.differ;
                 forced.clear();
@@ -164,9 +188,29 @@ impl Job<'_> {
         }
     }
 
+    /// Carries the files, and sums them on the source meanwhile where that is worth a connection of its own.
+    async fn carry_and_sum(&self, diff: &Diff, forced: bool) -> Result<(Sent, Option<verify::Sums>)> {
+        let carry = self.carry(diff, forced);
+        if self.o.sizes_only || tools::is_small(diff) {
+            return Ok((carry.await?, None));
+        }
+        let files = verify::files(&diff.copy);
+        let (mut carry, mut summing) = (pin!(carry), pin!(verify::source(self, &files)));
+        tokio::select! {
+            // A transfer that has failed has no use for sums.
+            sent = &mut carry => {
+                let sent = sent?;
+                Ok((sent, summing.await.ok()))
+            }
+            // Sums that could not be had are made afterwards.
+            sums = &mut summing => Ok((carry.await?, sums.ok())),
+        }
+    }
+
     /// Carries the files by the best way that there is.
     async fn carry(&self, diff: &Diff, forced: bool) -> Result<Sent> {
-        let (a, b) = futures::try_join!(tools::probe(self.cx, &self.from, self.o.sudo), tools::probe(self.cx, &self.to, self.o.sudo))?;
+        let of = |host| tools::known(self.cx, host, self.o.sudo).unwrap_or_default();
+        let (a, b) = (of(&self.from), of(&self.to));
         let both = tools::both(a, b);
         let load = Load { diff, tool: tools::choose(self, diff, both, forced)?, tools: both, forced };
         let own = diff.copy.first().filter(|e| load.tool == Tool::Rsync && e.path.is_empty());

@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
+use super::{Job, tools};
 use crate::ssh::files::dashed;
 use crate::ssh::{Channel, Exec, Session, quote};
 
@@ -118,6 +118,33 @@ pub(super) struct Manifest {
     pub there: bool,
     /// Bytes and files for which there is room, when the host tells.
     pub room: (Option<u64>, Option<u64>),
+    /// What the host's clock said before the listing, as `date +%s.%N` does.
+    pub clock: String,
+}
+
+/// What a host says of itself: lines under headings.
+#[derive(Debug, Default)]
+pub(super) struct Said(Vec<(String, String)>);
+
+impl Said {
+    /// Takes the next line: a heading `@…`, or one of the lines below it.
+    pub(super) fn take(&mut self, line: &str) {
+        match (line.strip_prefix('@'), self.0.last_mut()) {
+            (Some(heading), _) => self.0.push((heading.to_string(), String::new())),
+            (None, Some((_, text))) => {
+                if !text.is_empty() {
+                    text.push('\n');
+                }
+                text.push_str(line);
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// What stands below a heading.
+    pub(super) fn part(&self, heading: &str) -> &str {
+        self.0.iter().find(|(h, _)| h == heading).map_or("", |(_, text)| text)
+    }
 }
 
 /// What is seen once and referred to by many entries.
@@ -130,16 +157,17 @@ struct Names {
 
 impl Manifest {
     /// Begins to list `folder` on the host of `session`.
-    pub(super) async fn open(cx: &Cx, session: &Session, folder: &str, sudo: bool, numeric: bool) -> Result<Manifest> {
+    pub(super) async fn open(job: &Job<'_>, session: &Session, folder: &str) -> Result<Manifest> {
+        let (cx, sudo) = (job.cx, job.o.sudo);
         let f = quote(&dashed(folder));
-        let owner = if numeric { "%U:%G" } else { "%u:%g" };
+        let owner = if job.o.numeric_ids { "%U:%G" } else { "%u:%g" };
+        let probe = if tools::known(cx, session, sudo).is_none() { tools::PROBE } else { "" };
         // No path has `//` in it. The room is that of the nearest folder that exists.
         let script = format!(
-            "id -u\nd={f}\nwhile [ ! -d \"$d\" ]; do case $d in */*) d=${{d%/*}};; *) d=.;; esac; d=${{d:-/}}; done\n\
-             k=$(df -Pk -- \"$d\" 2>/dev/null | awk 'NR == 2 {{ print $4 }}'); i=$(df -Pi -- \"$d\" 2>/dev/null | awk 'NR == 2 {{ print $4 }}')\n\
-             echo \"${{k:--}} ${{i:--}}\"\n\
-             if [ ! -e {f} ] && [ ! -L {f} ]; then echo none; exit 0; fi\nif [ ! -d {f} ]; then echo file; exit 0; fi\n\
-             cd -- {f} || exit 1\necho there\n\
+            "exec 4>&2 2>/dev/null\nd={f}\nwhile [ ! -d \"$d\" ]; do case $d in */*) d=${{d%/*}};; *) d=.;; esac; d=${{d:-/}}; done\n\
+             echo @user; id -u; echo @clock; date +%s.%N; echo @room; df -Pk -- \"$d\"; echo @files; df -Pi -- \"$d\"\n{probe}exec 2>&4 4>&-\n\
+             if [ ! -e {f} ] && [ ! -L {f} ]; then echo @none; exit 0; fi\nif [ ! -d {f} ]; then echo @file; exit 0; fi\n\
+             cd -- {f} || exit 1\necho @there\n\
              LC_ALL=C find . -printf '%P//%y %m %s %T@ %D:%i %n %b {owner}//%l\\0' | LC_ALL=C sort -z"
         );
         let Channel { stdin, stdout, done } = session.open(cx, Exec { sudo, ..Exec::new(script) }).await?;
@@ -153,15 +181,28 @@ impl Manifest {
             root: false,
             there: false,
             room: (None, None),
+            clock: String::new(),
         };
-        m.root = m.line().await? == "0";
-        let room = m.line().await?;
-        let mut room = room.split(' ').map(|w| w.parse::<u64>().ok());
-        m.room = (room.next().flatten().map(|k| k.saturating_mul(1024)), room.next().flatten().filter(|n| *n > 0));
-        match m.line().await?.as_str() {
-            "there" => m.there = true,
-            "none" => {}
-            "file" => {
+        let mut said = Said::default();
+        let how = loop {
+            let line = m.line().await?;
+            match line.trim_end() {
+                how @ ("@there" | "@none" | "@file") => break how.to_string(),
+                "" if line.is_empty() => break String::new(),
+                text => said.take(text),
+            }
+        };
+        let free = |part| said.part(part).lines().last().and_then(|l| l.split_whitespace().nth(3)?.parse::<u64>().ok());
+        m.root = said.part("user") == "0";
+        m.room = (free("room").map(|k| k.saturating_mul(1024)), free("files").filter(|n| *n > 0));
+        m.clock = said.part("clock").to_string();
+        if !probe.is_empty() {
+            tools::learn(cx, session, sudo, &said);
+        }
+        match how.as_str() {
+            "@there" => m.there = true,
+            "@none" => {}
+            "@file" => {
                 return Err(Error::new(Code::FILE_READ, format!("{folder} is not a folder"))
                     .host(&m.host)
                     .hint("copy_from copies folders; name the folder that holds the file, with exclude for the rest"));
@@ -177,7 +218,7 @@ impl Manifest {
     async fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         self.out.read_line(&mut line).await.map_err(|e| self.failed(&e.to_string()))?;
-        Ok(line.trim_end().to_string())
+        Ok(line)
     }
 
     fn failed(&self, why: &str) -> Error {

@@ -24,6 +24,7 @@ mod xattrs;
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::units::show_bytes;
@@ -160,6 +161,8 @@ struct Job<'a> {
     source: &'a str,
     target: &'a str,
     o: Options,
+    /// The hosts on which something of a finished transfer is still to be taken back.
+    left: Mutex<Vec<Session>>,
 }
 
 impl<'a> Job<'a> {
@@ -170,7 +173,7 @@ impl<'a> Job<'a> {
         let o = Options::of(call)?;
         let from = call.arg(0).as_record().and_then(|r| r.name.as_deref()).unwrap_or("");
         let (from, to) = futures::try_join!(connect(cx, from), connect(cx, call.target()))?;
-        Ok(Job { cx, from, to, source, target, o })
+        Ok(Job { cx, from, to, source, target, o, left: Mutex::default() })
     }
 
     fn sides(&self) -> failure::Sides<'_> {

@@ -102,12 +102,7 @@ pub(super) async fn tar(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
 /// The calling `rsync` on the source, the other one on the target, and the controller in place of `ssh`.
 pub(super) async fn rsync(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
     clean::mark(job.cx, &[&job.from]).await?;
-    let done = run(job, load).await;
-    clean::tidy(job.cx, &[&job.from]).await;
-    done
-}
-
-async fn run(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
+    job.left.lock().push(job.from.clone());
     let rsync = rsync_words(job, load);
     let names = load.names();
     let prepared = prepare(job, &job.from, TUNNEL, "", &record(&rsync, Direction::Push), names).await?.map_err(|why| {

@@ -7,8 +7,9 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
 use super::diff::{Diff, PARTIAL};
+use super::manifest::Said;
 use super::{Job, Tool};
-use crate::ssh::{Exec, Session, quote};
+use crate::ssh::{Session, quote};
 
 /// What a host has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,41 +28,37 @@ pub(super) struct Tools {
 #[derive(Default)]
 struct Known(Mutex<HashMap<String, Tools>>);
 
-/// Asks a host what it has, once a process.
-pub(super) async fn probe(cx: &Cx, session: &Session, sudo: bool) -> Result<Tools> {
-    let known = cx.shared.get::<Known>();
-    let key = format!("{}/{}/{sudo}", cx.env.name, session.name());
-    if let Some(t) = known.0.lock().get(&key) {
-        return Ok(*t);
-    }
-    let script = "echo \"R $(rsync --version 2>/dev/null | tr '\\n' ' ')\"; echo \"T $(tar --version 2>/dev/null | head -n 1)\"\n\
-                  echo \"X $(tar --help 2>/dev/null | grep -c -e --xattrs-include -e --acls)\"\n\
-                  command -v ssh >/dev/null && command -v ssh-keygen >/dev/null && echo S; :";
-    let done = session.exec(cx, Exec { sudo, ..Exec::new(script) }).await?;
-    let tools = parse(&String::from_utf8_lossy(&done.stdout));
-    known.0.lock().insert(key, tools);
-    Ok(tools)
+fn key(cx: &Cx, session: &Session, sudo: bool) -> String {
+    format!("{}/{}/{sudo}", cx.env.name, session.name())
 }
 
-fn parse(said: &str) -> Tools {
-    let mut t = Tools::default();
-    for line in said.lines() {
-        match line.split_once(' ').unwrap_or((line, "")) {
-            ("R", text) => {
-                let mut words = text.split_whitespace().skip_while(|w| *w != "version").skip(1);
-                let mut numbers = words.next().unwrap_or("").trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
-                // --info, --outbuf and times in nanoseconds came with 3.1.
-                t.rsync = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (3, 1);
-                t.rsync_xattrs = text.contains("xattrs") && !text.contains("no xattrs");
-                t.rsync_acls = text.contains("ACLs") && !text.contains("no ACLs");
-            }
-            ("T", text) => t.tar = text.contains("GNU tar"),
-            ("X", n) => t.tar_xattrs = n.trim().parse::<u32>().unwrap_or(0) >= 2,
-            ("S", _) => t.ssh = true,
-            _ => {}
-        }
+/// By what a host tells what it has, together with what it lists: asked once a process.
+pub(super) const PROBE: &str =
+    "echo @rsync; rsync --version; echo @tar; tar --version; tar --help; echo @ssh; command -v ssh && command -v ssh-keygen && echo yes\n";
+
+/// What a host has, once it was asked.
+pub(super) fn known(cx: &Cx, session: &Session, sudo: bool) -> Option<Tools> {
+    cx.shared.get::<Known>().0.lock().get(&key(cx, session, sudo)).copied()
+}
+
+/// Keeps what a host has answered.
+pub(super) fn learn(cx: &Cx, session: &Session, sudo: bool, said: &Said) {
+    cx.shared.get::<Known>().0.lock().insert(key(cx, session, sudo), read(said));
+}
+
+fn read(said: &Said) -> Tools {
+    let (rsync, tar) = (said.part("rsync"), said.part("tar"));
+    let mut words = rsync.split_whitespace().skip_while(|w| *w != "version").skip(1);
+    let mut numbers = words.next().unwrap_or("").trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    Tools {
+        // --info, --outbuf and times in nanoseconds came with 3.1.
+        rsync: (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (3, 1),
+        rsync_xattrs: rsync.contains("xattrs") && !rsync.contains("no xattrs"),
+        rsync_acls: rsync.contains("ACLs") && !rsync.contains("no ACLs"),
+        tar: tar.lines().next().is_some_and(|l| l.contains("GNU tar")),
+        tar_xattrs: tar.contains("--xattrs-include") && tar.contains("--acls"),
+        ssh: said.part("ssh").ends_with("yes"),
     }
-    t
 }
 
 /// What both have.
@@ -217,11 +214,18 @@ mod tests {
 
     #[test]
     fn tools_are_read() {
-        let t = parse("R rsync  version 3.2.7  protocol version 31 Capabilities: ACLs, xattrs, no iconv\nT tar (GNU tar) 1.34\nX 3\nS\n");
+        let of = |text: &str| {
+            let mut said = Said::default();
+            text.lines().for_each(|l| said.take(l));
+            read(&said)
+        };
+        let t = of(
+            "@rsync\nrsync  version 3.2.7  protocol version 31\nCapabilities:\n    ACLs, xattrs, no iconv\n@tar\ntar (GNU tar) 1.34\n\n\
+                    --acls\n --xattrs-include=MASK\n@ssh\n/usr/bin/ssh\n/usr/bin/ssh-keygen\nyes\n",
+        );
         assert_eq!(t, Tools { rsync: true, rsync_xattrs: true, rsync_acls: true, tar: true, tar_xattrs: true, ssh: true });
-        let t = parse("R rsync  version v3.0.6  protocol\nT busybox\nX 0\n");
-        assert_eq!(t, Tools::default());
-        assert!(!parse("R rsync  version 3.1.3 no ACLs, no xattrs").rsync_acls && !parse("R \nT \nX \n").rsync);
+        assert_eq!(of("@rsync\nrsync  version v3.0.6  protocol\n@tar\ntar (busybox) 1.36\n@ssh\n/usr/bin/ssh\n"), Tools::default());
+        assert!(!of("@rsync\nrsync  version 3.1.3 no ACLs, no xattrs").rsync_acls && !of("@rsync\n@tar\n@ssh\n").rsync);
     }
 
     #[test]

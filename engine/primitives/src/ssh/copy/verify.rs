@@ -1,23 +1,28 @@
 //! Whether what was copied is the same on both sides: by SHA-256 sums, or by size alone.
+//!
+//! The source is summed while the copy is on its way. What has changed there since it was listed, by its time of status change, which
+//! nobody can set, is summed again afterwards: so every verdict is about the source as it is when the copy has ended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use runbook_core::Result;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
+use super::diff::Diff;
 use super::manifest::{Entry, list};
 use super::{Job, diff};
 use crate::ssh::files::dashed;
 use crate::ssh::{Channel, Exec, Session, quote};
 
-/// Files from this size on are summed one by one, by the fastest tool there is.
-const LARGE: u64 = 8 << 20;
+/// Prints the sums of the files that come by on standard input, in their order, a line each; a file that cannot be read has none.
+///
+/// `openssl` has the instructions that processors have for it; `sha256sum` takes up to four times as long.
+const PLAIN: &str =
+    "if echo | openssl dgst -sha256 -r >/dev/null 2>&1; then xargs -0 -r openssl dgst -sha256 -r\nelse xargs -0 -r sha256sum --; fi";
+/// The same for names that do not stand in a line as they are; each sum ends in NUL.
+const ODD: &str = "xargs -0 -r sha256sum -z --";
 
-/// Sums of the files that come by on standard input, in their order; a file that cannot be read has none.
-const SMALL_SUMS: &str = "xargs -0 -r sha256sum -z --";
-const LARGE_SUMS: &str = "if echo | openssl dgst -sha256 -r >/dev/null 2>&1; then\n\
-    xargs -0 -r -n 1 sh -c 's=$(openssl dgst -sha256 -r <\"$1\") && printf \"%s  %s\\0\" \"${s%% *}\" \"$1\"' sh\n\
-    else xargs -0 -r sha256sum -z --; fi";
+type Sum = [u8; 32];
 
 /// What a comparison found.
 #[derive(Default)]
@@ -28,92 +33,135 @@ pub(super) struct Verdict {
     pub vanished: bool,
 }
 
-/// Compares the SHA-256 sums of the files among these entries on both hosts.
-pub(super) async fn sums(job: &Job<'_>, entries: &[Entry]) -> Result<Verdict> {
-    let mut verdict = Verdict::default();
-    let all: Vec<&Entry> = entries.iter().filter(|e| e.is_file() && e.same_as.is_none()).collect();
-    let (large, small): (Vec<&Entry>, Vec<&Entry>) = all.iter().partition(|e| e.size >= LARGE);
-    let total: u64 = all.iter().map(|e| e.size).sum();
-    let mut done = 0;
-    for (files, script) in [(small, SMALL_SUMS), (large, LARGE_SUMS)] {
-        if !files.is_empty() {
-            compare(job, &files, script, &mut verdict, &mut done, total).await?;
-        }
-    }
-    Ok(verdict)
+/// The sums of some files on one side, by their place among them; `None` for what could not be read.
+pub(super) struct Sums(Vec<Option<Sum>>);
+
+/// Those of the entries that have a content of their own.
+pub(super) fn files(entries: &[Entry]) -> Vec<&Entry> {
+    entries.iter().filter(|e| e.is_file() && e.same_as.is_none()).collect()
 }
 
-async fn compare(job: &Job<'_>, files: &[&Entry], script: &str, verdict: &mut Verdict, bytes: &mut u64, total: u64) -> Result<()> {
-    let (mut a, mut b) =
-        futures::try_join!(Sums::open(job, &job.from, job.source, files, script), Sums::open(job, &job.to, job.target, files, script))?;
-    let what = format!("comparing checksums of {} files", files.len());
-    for (i, e) in files.iter().enumerate() {
-        match futures::try_join!(a.of(e), b.of(e))? {
-            (None, _) => verdict.vanished = true,
-            (Some(x), Some(y)) if x == y => {}
-            _ => {
-                verdict.differ.insert(e.path.clone());
+/// The sums of these files of the source.
+pub(super) async fn source(job: &Job<'_>, files: &[&Entry]) -> Result<Sums> {
+    read(job, &job.from, job.source, files, false).await
+}
+
+/// Compares these files of both hosts.
+pub(super) async fn sums(job: &Job<'_>, entries: &[Entry]) -> Result<Verdict> {
+    let files = files(entries);
+    let (a, b) = futures::try_join!(source(job, &files), read(job, &job.to, job.target, &files, true))?;
+    Ok(verdict(&files, &a, &b))
+}
+
+/// Compares what was copied with the source's sums from the time of the copy, or from now where it has changed since.
+pub(super) async fn copied(job: &Job<'_>, diff: &Diff, early: Sums) -> Result<Verdict> {
+    let files = files(&diff.copy);
+    let late = async {
+        let Some(changed) = changed(job, &diff.clock).await? else { return source(job, &files).await };
+        let places: Vec<usize> = files.iter().enumerate().filter(|(_, e)| changed.contains(&*e.path)).map(|(i, _)| i).collect();
+        let again: Vec<&Entry> = places.iter().filter_map(|i| files.get(*i).copied()).collect();
+        let mut sums = early;
+        for (place, sum) in places.into_iter().zip(source(job, &again).await?.0) {
+            if let Some(slot) = sums.0.get_mut(place) {
+                *slot = sum;
             }
         }
-        *bytes += e.size;
-        if i % 500 == 0 || e.size >= LARGE {
-            job.cx.progress(what.as_str(), *bytes, Some(total), "bytes");
+        Ok(sums)
+    };
+    let (a, b) = futures::try_join!(late, read(job, &job.to, job.target, &files, true))?;
+    Ok(verdict(&files, &a, &b))
+}
+
+fn verdict(files: &[&Entry], a: &Sums, b: &Sums) -> Verdict {
+    let mut verdict = Verdict::default();
+    for (e, (x, y)) in files.iter().zip(a.0.iter().zip(&b.0)) {
+        if x.is_none() {
+            verdict.vanished = true;
+        } else if x != y {
+            verdict.differ.insert(e.path.clone());
         }
     }
-    a.end().await?;
-    b.end().await
+    verdict
 }
 
-/// The sums of one side as they come.
-struct Sums {
-    out: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
-    ahead: Option<(Vec<u8>, Vec<u8>)>,
-    done: futures::future::BoxFuture<'static, Result<(i32, String)>>,
-    feed: tokio::task::JoinHandle<()>,
+/// The files of the source whose status has changed since its clock said `since`; `None` when it cannot tell.
+async fn changed(job: &Job<'_>, since: &str) -> Result<Option<BTreeSet<Vec<u8>>>> {
+    let Some(since) = a_moment_before(since) else { return Ok(None) };
+    let script =
+        format!("cd -- {} || exit 96\nfind . -type f -newerct @{since} -printf '%P\\0' 2>/dev/null; echo end", quote(&dashed(job.source)));
+    let Channel { stdin: _stdin, mut stdout, done } = job.from.open(job.cx, Exec { sudo: job.o.sudo, ..Exec::new(script) }).await?;
+    let mut names = Vec::new();
+    let _ = stdout.read_to_end(&mut names).await;
+    done.await?;
+    let Some(names) = names.strip_suffix(b"end\n") else { return Ok(None) };
+    Ok(Some(names.split(|b| *b == 0).map(<[u8]>::to_vec).collect()))
 }
 
-impl Sums {
-    async fn open(job: &Job<'_>, session: &Session, folder: &str, files: &[&Entry], script: &str) -> Result<Sums> {
+/// Times of files come from a clock that lags by up to a tick.
+fn a_moment_before(clock: &str) -> Option<String> {
+    let (seconds, fraction) = clock.split_once('.')?;
+    let (seconds, fraction): (u64, u64) = (seconds.parse().ok()?, fraction.get(..9)?.parse().ok()?);
+    let all = (seconds * 1_000_000_000 + fraction).checked_sub(20_000_000)?;
+    Some(format!("{}.{:09}", all / 1_000_000_000, all % 1_000_000_000))
+}
+
+/// Reads the sums of files on a host as they come.
+async fn read(job: &Job<'_>, session: &Session, folder: &str, files: &[&Entry], shown: bool) -> Result<Sums> {
+    let odd = |e: &Entry| e.path.iter().any(|b| matches!(b, b'\n' | b'\\'));
+    let total: u64 = files.iter().map(|e| e.size).sum();
+    let what = format!("comparing checksums of {} files", files.len());
+    let (mut sums, mut bytes) = (vec![None; files.len()], 0);
+    for (script, end, odds) in [(PLAIN, b'\n', false), (ODD, 0, true)] {
+        let these: Vec<&Entry> = files.iter().copied().filter(|e| odd(e) == odds).collect();
+        if these.is_empty() {
+            continue;
+        }
+        let places: HashMap<&[u8], usize> = files.iter().enumerate().filter(|(_, e)| odd(e) == odds).map(|(i, e)| (&*e.path, i)).collect();
         let script = format!("cd -- {} || exit 96\n{script}", quote(&dashed(folder)));
         let Channel { mut stdin, stdout, done } = session.open(job.cx, Exec { sudo: job.o.sudo, ..Exec::new(script) }).await?;
-        let pieces: Vec<Vec<u8>> = files.chunks(4096).map(|some| list(some.iter().copied())).collect();
-        let feed = tokio::spawn(async move {
-            for piece in pieces {
-                if stdin.write_all(&piece).await.is_err() {
+        let feed = async {
+            // In pieces: the list of a large folder is large.
+            for some in these.chunks(4096) {
+                if stdin.write_all(&list(some.iter().copied())).await.is_err() {
                     break;
                 }
             }
             let _ = stdin.shutdown().await;
-        });
-        Ok(Sums { out: BufReader::new(stdout), ahead: None, done, feed })
-    }
-
-    /// The sum of this file; `None` when it could not be read.
-    async fn of(&mut self, e: &Entry) -> Result<Option<Vec<u8>>> {
-        if self.ahead.is_none() {
-            let mut raw = Vec::new();
-            let _ = self.out.read_until(0, &mut raw).await;
-            if raw.pop() != Some(0) {
-                return Ok(None);
+        };
+        let take = async {
+            let (mut out, mut line, mut n) = (BufReader::new(stdout), Vec::new(), 0u64);
+            while out.read_until(end, &mut line).await.is_ok_and(|n| n > 0) {
+                if line.pop() == Some(end)
+                    && let Some((sum, path)) = parse(&line)
+                    && let Some(place) = places.get(path)
+                {
+                    bytes += files.get(*place).map_or(0, |e| e.size);
+                    n += 1;
+                    if let Some(slot) = sums.get_mut(*place) {
+                        *slot = Some(sum);
+                    }
+                    if shown && (n % 500 == 1 || n as usize == files.len()) {
+                        job.cx.progress(what.as_str(), bytes, Some(total), "bytes");
+                    }
+                }
+                line.clear();
             }
-            let (sum, path) = raw.split_at_checked(66).unwrap_or((&raw, &[]));
-            self.ahead = Some((path.strip_prefix(b"./").unwrap_or(path).to_vec(), sum.to_vec()));
-        }
-        match self.ahead.take() {
-            Some((path, sum)) if path == *e.path => Ok(Some(sum)),
-            other => {
-                self.ahead = other;
-                Ok(None)
-            }
-        }
+        };
+        tokio::join!(feed, take);
+        // What was not read shows by its missing sum; what counts here is that the connection held.
+        done.await?;
     }
+    Ok(Sums(sums))
+}
 
-    /// What was not read shows by its missing sum; what counts here is that the connection held.
-    async fn end(self) -> Result<()> {
-        let _ = self.feed.await;
-        drop(self.out);
-        self.done.await.map(|_| ())
+/// `SUM  ./PATH` or `SUM *./PATH`.
+fn parse(line: &[u8]) -> Option<(Sum, &[u8])> {
+    let (hex, rest) = line.split_at_checked(64)?;
+    let mut sum = [0u8; 32];
+    for (byte, pair) in sum.iter_mut().zip(hex.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
+    Some((sum, rest.get(2..)?.strip_prefix(b"./")?))
 }
 
 /// Compares the sizes of what was copied, by listing both sides again.
@@ -122,4 +170,38 @@ pub(super) async fn sizes(job: &Job<'_>, entries: &[Entry]) -> Result<Verdict> {
     let now = diff::compare(job, &BTreeSet::new()).await?;
     let differ = now.copy.into_iter().filter(|e| e.is_file() && copied.contains(&*e.path)).map(|e| e.path).collect();
     Ok(Verdict { differ, vanished: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_read_as_both_tools_print_them() {
+        let sum = "00ff".repeat(16);
+        for line in [format!("{sum}  ./a b"), format!("{sum} *./a b")] {
+            let (found, path) = parse(line.as_bytes()).unwrap();
+            assert_eq!((found[0], found[31], path), (0, 255, &b"a b"[..]));
+        }
+        for bad in ["", "00ff  ./a", &format!("{}  ./a", "zz".repeat(32)), &format!("{sum}  a"), &format!("\\{sum}  ./a")] {
+            assert_eq!(parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_moment_before_the_clock() {
+        assert_eq!(a_moment_before("1700000000.010000000").as_deref(), Some("1699999999.990000000"));
+        for bad in ["", "1700000000", "1700000000.%N", "x.000000000"] {
+            assert_eq!(a_moment_before(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_differs_and_what_went_away_is_told_apart() {
+        let e = |p: &str| super::super::manifest::tests::entry(p, "f 644 1 1.0 1:1 1 8 a:b");
+        let all = [e("same"), e("other"), e("gone here"), e("gone there")];
+        let (x, y) = (Some([1; 32]), Some([2; 32]));
+        let v = verdict(&files(&all), &Sums(vec![x, x, None, x]), &Sums(vec![x, y, x, None]));
+        assert!(v.vanished && v.differ.iter().map(|p| super::super::manifest::shown(p)).eq(["gone there", "other"]));
+    }
 }
