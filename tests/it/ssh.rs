@@ -17,6 +17,8 @@ mod commands;
 mod config;
 mod connect;
 mod copy;
+mod copy_blocks;
+mod copy_broken;
 mod copy_ways;
 mod cuts;
 mod fanout;

@@ -15,17 +15,17 @@ use super::{Bench, failure, field, options};
 use crate::support::have;
 use crate::support::sshd::{Sshd, environment, processes};
 
-const WAYS: [(&str, &str); 4] = [("direct", "rsync"), ("controller", "rsync"), ("direct", "tar"), ("controller", "tar")];
-const FROM: &str = "up loads";
-const TO: &str = "the \"co'py\"";
+pub(super) const WAYS: [(&str, &str); 4] = [("direct", "rsync"), ("controller", "rsync"), ("direct", "tar"), ("controller", "tar")];
+pub(super) const FROM: &str = "up loads";
+pub(super) const TO: &str = "the \"co'py\"";
 
-struct Pair {
-    b: Bench,
-    new: Sshd,
+pub(super) struct Pair {
+    pub b: Bench,
+    pub new: Sshd,
 }
 
 impl Pair {
-    fn start() -> Option<Pair> {
+    pub fn start() -> Option<Pair> {
         if !["rsync", "setfattr", "setfacl"].iter().all(|t| have(t)) {
             return None;
         }
@@ -35,11 +35,11 @@ impl Pair {
         Some(Pair { b, new })
     }
 
-    fn from(&self) -> PathBuf {
+    pub fn from(&self) -> PathBuf {
         self.b.host.home().join(FROM)
     }
 
-    fn to(&self) -> PathBuf {
+    pub fn to(&self) -> PathBuf {
         self.new.home().join(TO)
     }
 
@@ -48,13 +48,13 @@ impl Pair {
         self.b.act_on(&self.b.cx(id), host("new"), name, vec![host("old").into(), FROM.into(), TO.into(), opts]).await
     }
 
-    async fn copy(&self, opts: Value) -> Result<Outcome> {
+    pub async fn copy(&self, opts: Value) -> Result<Outcome> {
         self.call("copy-1", "copy_from", opts).await
     }
 
     /// Nothing of a copy is left on the hosts, and none of its processes.
     #[track_caller]
-    fn tidy(&self, how: &str) {
+    pub fn tidy(&self, how: &str) {
         for home in [self.b.host.home(), self.new.home()] {
             assert!(!home.join(".runbook").exists(), "{how}: {}", list(&home.join(".runbook")));
             assert!(!home.join(".ssh").exists(), "{how}: {}", list(&home.join(".ssh")));
@@ -65,7 +65,7 @@ impl Pair {
     }
 }
 
-fn run(program: &str, args: &[&OsStr]) -> String {
+pub(super) fn run(program: &str, args: &[&OsStr]) -> String {
     let out = Command::new(program).args(args).output().unwrap();
     assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8_lossy(&out.stdout).into_owned()
@@ -75,7 +75,7 @@ fn list(dir: &Path) -> String {
     run("find", &[dir.as_os_str()])
 }
 
-fn all(root: &Path) -> Vec<PathBuf> {
+pub(super) fn all(root: &Path) -> Vec<PathBuf> {
     let (mut found, mut stack) = (Vec::new(), vec![root.to_path_buf()]);
     while let Some(dir) = stack.pop() {
         found.push(dir.clone());
@@ -88,7 +88,7 @@ fn all(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Everything that must be equal on both sides, by path.
-fn picture(root: &Path) -> BTreeMap<Vec<u8>, String> {
+pub(super) fn picture(root: &Path) -> BTreeMap<Vec<u8>, String> {
     let mut first = BTreeMap::new();
     let mut map = BTreeMap::new();
     for path in all(root) {
@@ -144,7 +144,7 @@ fn md5(bytes: &[u8]) -> u64 {
 }
 
 #[track_caller]
-fn same(a: &Path, b: &Path, how: &str) {
+pub(super) fn same(a: &Path, b: &Path, how: &str) {
     let (x, y) = (picture(a), picture(b));
     for (path, facts) in &x {
         assert_eq!(Some(facts), y.get(path), "{how}: {:?}", String::from_utf8_lossy(path));
@@ -152,7 +152,7 @@ fn same(a: &Path, b: &Path, how: &str) {
     assert_eq!(x.len(), y.len(), "{how}");
 }
 
-fn noise(n: usize, seed: u64) -> Vec<u8> {
+pub(super) fn noise(n: usize, seed: u64) -> Vec<u8> {
     let mut x = seed | 1;
     (0..n)
         .map(|_| {
@@ -164,7 +164,7 @@ fn noise(n: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
-fn touch(path: &Path, at: &str) {
+pub(super) fn touch(path: &Path, at: &str) {
     run("touch", &[OsStr::new("-h"), OsStr::new("-d"), OsStr::new(at), path.as_os_str()]);
 }
 
@@ -228,7 +228,7 @@ fn fill(root: &Path) {
     touch(root, "2013-01-01T00:00:00");
 }
 
-fn way(via: &str, tool: &str, more: &[(&str, Value)]) -> Value {
+pub(super) fn way(via: &str, tool: &str, more: &[(&str, Value)]) -> Value {
     let mut all: BTreeMap<String, Value> = more.iter().map(|(k, v)| ((*k).to_string(), v.clone())).collect();
     all.insert("via".into(), via.into());
     all.insert("tool".into(), tool.into());
@@ -268,7 +268,7 @@ async fn every_attribute_in_every_way() {
         same(&p.from(), &p.to(), &how);
         assert_eq!(field(&o, "deleted"), 2i64.into(), "{how}");
         let Value::Bytes(sent) = field(&o, "sent") else { panic!("{o:?}") };
-        assert_eq!(tool == "rsync", sent < 1 << 20, "{how}: only what changed of a large file goes over: {sent}");
+        assert!(sent < if tool == "rsync" { 1 << 20 } else { 3 << 20 }, "{how}: only what changed of a large file goes over: {sent}");
         // What is left alone stays so, also when the folder around it has changed.
         std::fs::write(p.from().join("left alone"), "x").unwrap();
         std::fs::write(p.from().join("comes"), "y").unwrap();
@@ -562,75 +562,4 @@ async fn without_rsync_tar_carries_it() {
     assert_eq!((field(&o, "via"), field(&o, "tool")), ("direct".into(), "tar".into()));
     same(&p.from(), &p.to(), "no rsync");
     p.tidy("no rsync");
-}
-
-/// A project with both hosts, for the binary.
-fn project(p: &Pair) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let host = |name: &str, s: &Sshd| {
-        format!(
-            "[environments.test.hosts.{name}]\nssh = \"root@127.0.0.1:{}\"\nidentity_file = \"{}\"\nknown_hosts = \"{}\"\n",
-            s.port,
-            s.path("user_key").display(),
-            s.path("known_hosts").display()
-        )
-    };
-    std::fs::write(
-        dir.path().join("runbook.toml"),
-        format!("[project]\nname = \"x\"\n[environments.test]\n{}{}", host("old", &p.b.host), host("new", &p.new)),
-    )
-    .unwrap();
-    let call = "new.copy_from(old, \"up loads\", \"the \\\"co'py\\\"\", #{ via: \"direct\", bandwidth: \"12MiB\" })";
-    let text = format!("//! Copies.\nlet old = host(\"old\");\nlet new = host(\"new\");\nstep \"Copy\" {{ {call}; }} undo {{ }}\n");
-    std::fs::create_dir(dir.path().join("runbooks")).unwrap();
-    std::fs::write(dir.path().join("runbooks/r.rhai"), text).unwrap();
-    dir
-}
-
-fn runbook(dir: &Path, args: &[&str]) -> Command {
-    let mut c = Command::new(env!("CARGO_BIN_EXE_runbook"));
-    c.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    c
-}
-
-#[test]
-fn a_controller_killed_in_mid_transfer_leaves_nothing_that_resume_does_not_take_back() {
-    for rollback in [false, true] {
-        let Some(p) = Pair::start() else { return };
-        std::fs::create_dir_all(p.from()).unwrap();
-        std::fs::write(p.from().join("big"), noise(48 << 20, 11)).unwrap();
-        let dir = project(&p);
-        let mut first = runbook(dir.path(), &["run", "runbooks/r.rhai", "--env", "test", "--yes"]).spawn().unwrap();
-        let partly = || all(&p.to()).iter().any(|f| std::fs::metadata(f).is_ok_and(|m| m.is_file() && m.len() > 4 << 20));
-        let until = Instant::now() + Duration::from_secs(60);
-        while !partly() {
-            assert!(Instant::now() < until && first.try_wait().unwrap().is_none(), "no transfer: {:?}", first.wait_with_output());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let keys = p.new.home().join(".ssh/authorized_keys");
-        assert!(std::fs::read_to_string(&keys).unwrap().contains("runbook-copy:"));
-        first.kill().unwrap();
-        first.wait().unwrap();
-        // Nothing goes on by itself.
-        let mark = p.from().display().to_string();
-        let until = Instant::now() + Duration::from_secs(10);
-        let home = p.b.host.home().display().to_string();
-        while processes().iter().any(|x| x.command.contains("rsync") && x.command.contains(&home)) {
-            assert!(Instant::now() < until, "the transfer goes on without its controller: {mark}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let verb = if rollback { "rollback" } else { "resume" };
-        let args = if rollback { vec![verb] } else { vec![verb, "--yes"] };
-        let out = runbook(dir.path(), &args).output().unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-        assert_eq!(out.status.code(), Some(if rollback { 6 } else { 0 }), "{said}");
-        assert!(!keys.exists() && !p.new.home().join(".runbook").exists() && !p.b.host.home().join(".runbook").exists(), "{verb}: {said}");
-        if !rollback {
-            same(&p.from(), &p.to(), "resumed");
-            // What had come was not sent again.
-            let note = runbook(dir.path(), &["log", "--json"]).output().unwrap();
-            let log = String::from_utf8_lossy(&note.stdout).into_owned();
-            eprintln!("{}", log.lines().rfind(|l| l.contains("copied (")).unwrap_or("no note"));
-        }
-    }
 }

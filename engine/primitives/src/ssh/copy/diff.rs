@@ -3,12 +3,12 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use runbook_core::{Code, Error, Result};
 
-use super::Job;
 use super::manifest::{Entry, Manifest};
-use super::xattrs;
+use super::{Job, blocks, xattrs};
 
 /// What has to be done.
 #[derive(Default)]
@@ -47,8 +47,13 @@ pub(super) struct Diff {
     pub owners: bool,
     /// Room on the target: bytes and files.
     pub room: (Option<u64>, Option<u64>),
-    /// What the source's clock said before it was listed.
+    /// What the source's clock said before it was listed, and when it was heard here.
     pub clock: String,
+    pub heard: Option<Instant>,
+    /// The size of what the target has of large files that differ.
+    pub there: HashMap<Box<[u8]>, u64>,
+    /// What a broken copy has left of files on the target, in bytes on the disk.
+    pub begun: HashMap<Box<[u8]>, u64>,
     /// The folders of the source.
     pub folders: HashMap<Box<[u8]>, Entry>,
     /// All names of each file of the source that has several, by the first.
@@ -107,8 +112,8 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
             .hint("paths are absolute, or relative to the login's home folder"));
     }
     let attributes = if o.xattrs && b.there { Some(xattrs::read_both(job).await?) } else { None };
-    let mut diff = Diff { owners: b.root, room: b.room, clock: std::mem::take(&mut a.clock), ..Diff::default() };
-    let (mut left, mut right) = (wanted(job, &mut a).await?, wanted(job, &mut b).await?);
+    let mut diff = Diff { owners: b.root, room: b.room, clock: std::mem::take(&mut a.clock), heard: Some(a.heard), ..Diff::default() };
+    let (mut left, mut right) = (wanted(job, &mut a, None).await?, wanted(job, &mut b, Some(&mut diff.begun)).await?);
     loop {
         let order = match (&left, &right) {
             (None, None) => break,
@@ -116,8 +121,9 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
             (None, Some(_)) => Ordering::Greater,
             (Some(l), Some(r)) => l.order(r),
         };
-        let l = if order == Ordering::Greater { None } else { std::mem::replace(&mut left, wanted(job, &mut a).await?) };
-        let r = if order == Ordering::Less { None } else { std::mem::replace(&mut right, wanted(job, &mut b).await?) };
+        let l = if order == Ordering::Greater { None } else { std::mem::replace(&mut left, wanted(job, &mut a, None).await?) };
+        let r =
+            if order == Ordering::Less { None } else { std::mem::replace(&mut right, wanted(job, &mut b, Some(&mut diff.begun)).await?) };
         diff.target += u64::from(r.is_some());
         let Some(l) = l else {
             diff.extra += 1;
@@ -150,21 +156,39 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
         if l.kind != r.kind || (r.same_as.is_some() && l.same_as != r.same_as) {
             // A file that shares its content with another one on the target alone must not be written through.
             diff.conflicts.push(r.clone());
+        } else if r.is_file() && l.size >= blocks::LARGE {
+            diff.there.insert(l.path.clone(), r.size);
         }
         diff.take(l, Some(&r));
     }
+    let kept: u64 = diff.copy.iter().filter_map(|e| diff.begun.get(&e.path)).sum();
+    diff.needs = diff.needs.saturating_sub(kept);
     diff.complete();
     Ok(diff)
 }
 
-/// The next entry that is not excluded.
-async fn wanted(job: &Job<'_>, m: &mut Manifest) -> Result<Option<Entry>> {
+/// The next entry that is not excluded. What an earlier copy has left goes to `begun`, by the path of the file that it is part of.
+async fn wanted(job: &Job<'_>, m: &mut Manifest, mut begun: Option<&mut HashMap<Box<[u8]>, u64>>) -> Result<Option<Entry>> {
     loop {
         match m.next().await? {
-            Some(e) if job.o.exclude.exclude(&e.path, e.kind == b'd') || is_ours(&e.path) => {}
+            Some(e) if job.o.exclude.exclude(&e.path, e.kind == b'd') => {}
+            Some(e) if is_ours(&e.path) => {
+                if let Some(begun) = begun.as_deref_mut()
+                    && let Some(whole) = whole(&e.path).filter(|_| e.is_file())
+                {
+                    begun.insert(whole.into(), e.stored);
+                }
+            }
             other => return Ok(other),
         }
     }
+}
+
+/// The path of the file of which this is a part.
+fn whole(path: &[u8]) -> Option<Vec<u8>> {
+    let at = path.iter().rposition(|b| *b == b'/')?;
+    let (folder, name) = path.split_at_checked(at)?;
+    folder.strip_suffix(PARTIAL.as_bytes()).map(|f| [f, name.get(1..).unwrap_or_default()].concat())
 }
 
 /// Where files that have not come whole are kept on the target, beside their place.
@@ -194,6 +218,9 @@ mod tests {
 
     #[test]
     fn what_is_kept_of_a_broken_copy_is_never_copied() {
+        let of = |p: &[u8]| whole(p).map(|w| super::super::manifest::shown(&w));
+        assert_eq!((of(b".runbook-partial/x"), of(b"a/b/.runbook-partial/x").as_deref()), (Some("x".into()), Some("a/b/x")));
+        assert_eq!((of(b"a/x"), of(b".runbook-partial")), (None, None));
         assert!(is_ours(b".runbook-partial") && is_ours(b"a/.runbook-partial/x") && !is_ours(b"a/.runbook-partially"));
     }
 }

@@ -175,13 +175,13 @@ impl Call<'_, '_> {
         let command = match self.load.tool {
             Tool::Rsync => {
                 let words: Vec<&str> = prepared.words.iter().map(String::as_str).collect();
-                tools::served(&words, sends).map_err(|e| e.host(self.client.name()))?
+                format!("exec {}", tools::served(&words, sends).map_err(|e| e.host(self.client.name()))?)
             }
-            Tool::Tar if sends => tools::pack(job, self.load.diff, self.load.tools, "\"$l\""),
-            Tool::Tar => tools::unpack(job, self.load.tools),
+            Tool::Tar if sends => self.load.pack(job, "\"$l\""),
+            Tool::Tar => self.load.unpack(job),
         };
         let enter = if sends { format!("cd -- {} || exit 96", quote(&dashed(job.source))) } else { into(job.target) };
-        Ok(format!("l=${{0%/*}}/list\ncd || exit 96\n{enter}\nexec {command}"))
+        Ok(format!("l=${{0%/*}}/list\ncd || exit 96\n{enter}\n{command}"))
     }
 
     /// Lets the key in. `Some` reason when this host cannot be entered that way.
@@ -218,14 +218,14 @@ impl Call<'_, '_> {
                 (direction, format!("{rsync} {how} -e \"sh \\\"$d/ssh\\\"\" {places} </dev/null & r=$! t=\n"))
             }
             (Tool::Tar, Direction::Push) => {
-                let pack = tools::pack(job, load.diff, load.tools, "\"$d/list\"");
-                (Direction::Push, format!("mkfifo \"$d/pipe\" || exit 1\n{pack} >\"$d/pipe\" & t=$!\n{ssh} <\"$d/pipe\" >&2 & r=$!\n"))
+                let pack = load.pack(job, "\"$d/list\"");
+                (Direction::Push, format!("mkfifo \"$d/pipe\" || exit 1\n({pack}) >\"$d/pipe\" & t=$!\n{ssh} <\"$d/pipe\" >&2 & r=$!\n"))
             }
             (Tool::Tar, Direction::Pull) => {
-                let unpack = tools::unpack(job, load.tools);
+                let unpack = load.unpack(job);
                 (
                     Direction::Pull,
-                    format!("mkfifo \"$d/pipe\" || exit 1\n{ssh} </dev/null >\"$d/pipe\" & r=$!\n{unpack} <\"$d/pipe\" >&2 & t=$!\n"),
+                    format!("mkfifo \"$d/pipe\" || exit 1\n{ssh} </dev/null >\"$d/pipe\" & r=$!\n({unpack}) <\"$d/pipe\" >&2 & t=$!\n"),
                 )
             }
         };
@@ -235,7 +235,7 @@ impl Call<'_, '_> {
             "d={d}\n{enter}\nexec 3<&0\n{commands}echo \"$r\" >\"$d/pid\"\n\
              trap 'kill $r $t 2>/dev/null' 0; trap 'exit 143' 1 2 15\n\
              (cat <&3; kill $r $t) >/dev/null 2>&1 & w=$!\n\
-             if [ -n \"$t\" ]; then (while kill -0 $t; do sleep 1 >/dev/null; sed -n 's/^wchar: /+/p' /proc/$t/io; done) 2>/dev/null & m=$!; fi\n\
+             if [ -n \"$t\" ]; then (while kill -0 $t; do sleep 1 >/dev/null; sed -n 's/^wchar: /+/p' /proc/$r/io; done) 2>/dev/null & m=$!; fi\n\
              wait $r; s=$?; e=0\nif [ -n \"$t\" ]; then wait $t; e=$?; kill $m 2>/dev/null; fi\n\
              trap - 0\nkill $w 2>/dev/null\necho \"rb-end $s $e\"\nexit $s"
         );
@@ -243,6 +243,9 @@ impl Call<'_, '_> {
         let said = follow(job, load, &mut stdout).await;
         let (status, stderr) = done.await?;
         drop(stdin);
+        if matches!(said.end, Some((74, _) | (_, 74))) {
+            return Err(failure::shorter(&job.sides()));
+        }
         let status = said.end.map_or(status, |(s, e)| if s == 0 { e } else { s });
         let moved = said.sent.unwrap_or(if load.tool == Tool::Tar { load.diff.bytes } else { said.bytes });
         if status == 0 || (matches!(status, 23 | 24 | 1 | 2) && failure::only_vanished(&stderr)) {

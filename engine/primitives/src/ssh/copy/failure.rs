@@ -72,6 +72,14 @@ pub(super) fn transfer(sides: &Sides<'_>, side: Side, stderr: &str, status: i32)
     e.detail("stderr", stderr)
 }
 
+/// A file turned out shorter than it was: the next round looks at it again.
+pub(super) fn shorter(sides: &Sides<'_>) -> Error {
+    Error::new(Code::FILE_READ, format!("a large file in {} became shorter while it was copied", sides.source))
+        .host(sides.from)
+        .retryable(true)
+        .hint("stop what writes there, or leave the files that change out with exclude")
+}
+
 /// An error of what a copy does for itself on a host.
 pub(super) fn here(host: &str, what: &str, stderr: &[u8]) -> Error {
     let why = crate::ssh::exec::tail(stderr);

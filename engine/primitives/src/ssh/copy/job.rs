@@ -1,6 +1,6 @@
 //! A copy from its beginning to its end: compare, refuse, remove, carry, check, and again when the source has changed meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -8,15 +8,20 @@ use runbook_core::primitive::Outcome;
 use runbook_core::units::show_bytes;
 use runbook_core::{Code, Error, Record, Result, Value};
 
+use super::blocks::Patch;
 use super::diff::{Diff, compare};
 use super::direct::{Attempt, Direction};
-use super::manifest::{list, shown};
-use super::{Job, Tool, Via, clean, direct, relay, remove, tools, verify};
+use super::manifest::{Entry, list, shown};
+use super::verify::Paths;
+use super::{Job, Tool, Via, blocks, clean, direct, relay, remove, tools, verify};
 
 /// How often a source that changes is looked at again.
 const ROUNDS: usize = 5;
 /// How often a copy goes on after its connection was lost.
 const RECONNECTS: u32 = 4;
+
+/// More than a tick of any clock that stamps files.
+const TICK: Duration = Duration::from_millis(15);
 
 /// What a copy has done so far.
 #[derive(Default)]
@@ -34,11 +39,18 @@ pub(super) struct Sent {
     pub bytes: u64,
     pub via: Via,
     pub tool: Tool,
+    /// Files whose blocks were compared on the way.
+    pub compared: Paths,
+    /// Files that have not come as they are.
+    pub failed: Paths,
 }
 
 /// What is carried, and by what.
 pub(super) struct Load<'a> {
+    /// What goes whole.
     pub diff: &'a Diff,
+    /// What goes in blocks, before the rest.
+    pub patches: &'a [Patch],
     pub tool: Tool,
     pub tools: tools::Tools,
     /// Whether files are carried that look equal.
@@ -50,6 +62,16 @@ impl Load<'_> {
     pub(super) fn names(&self) -> Vec<u8> {
         // Named to rsync, the folder itself would mean all that is in it as well.
         list(self.diff.copy.iter().filter(|e| self.tool == Tool::Tar || !e.path.is_empty()))
+    }
+
+    /// What `tar` sends, as shell text; the names come from `list`.
+    pub(super) fn pack(&self, job: &Job<'_>, list: &str) -> String {
+        blocks::send(self.patches) + &tools::pack(job, self.diff, self.tools, list)
+    }
+
+    /// What takes it on the target, in the target's folder.
+    pub(super) fn unpack(&self, job: &Job<'_>) -> String {
+        blocks::receive(self.patches) + &tools::unpack(job, self.tools)
     }
 }
 
@@ -70,7 +92,7 @@ impl Job<'_> {
 
     async fn rounds(&self) -> Result<Outcome> {
         let mut done = Done::default();
-        let mut forced: BTreeSet<Box<[u8]>> = BTreeSet::new();
+        let mut forced = Paths::new();
         let mut lost = 0;
         let mut round = 0;
         let mut left = u64::MAX;
@@ -99,6 +121,11 @@ impl Job<'_> {
                     lost += 1;
                     continue;
                 }
+                Err(e) if e.code == Code::FILE_READ && e.retryable => {
+                    self.tidy().await;
+                    round += 1;
+                    continue;
+                }
                 other => other?,
             };
             done.files += diff.copy.len() as u64;
@@ -108,12 +135,13 @@ impl Job<'_> {
             let verify = async {
                 match sums {
                     _ if self.o.sizes_only => verify::sizes(self, &diff.copy).await,
-                    Some(sums) => verify::copied(self, &diff, sums).await,
+                    Some(sums) => verify::copied(self, &diff, sums, &sent.compared).await,
                     None => verify::sums(self, &diff.copy).await,
                 }
             };
             let (verdict, ()) = tokio::join!(verify, self.tidy());
-            let verdict = verdict?;
+            let mut verdict = verdict?;
+            verdict.differ.extend(sent.failed);
             if diff.more && verdict.differ.is_empty() && diff.differ < left {
                 left = diff.differ;
                 forced.clear();
@@ -143,10 +171,10 @@ impl Job<'_> {
     }
 
     /// With `checksum`: moves the files that look equal and are not to those that are to be copied.
-    pub(super) async fn by_content(&self, diff: &mut Diff) -> Result<BTreeSet<Box<[u8]>>> {
+    pub(super) async fn by_content(&self, diff: &mut Diff) -> Result<Paths> {
         let look_equal = std::mem::take(&mut diff.look_equal);
         if look_equal.is_empty() {
-            return Ok(BTreeSet::new());
+            return Ok(Paths::new());
         }
         let differ = verify::sums(self, &look_equal).await?.differ;
         for e in look_equal.into_iter().filter(|e| differ.contains(&e.path)) {
@@ -190,53 +218,74 @@ impl Job<'_> {
 
     /// Carries the files, and sums them on the source meanwhile where that is worth a connection of its own.
     async fn carry_and_sum(&self, diff: &Diff, forced: bool) -> Result<(Sent, Option<verify::Sums>)> {
-        let carry = self.carry(diff, forced);
-        if self.o.sizes_only || tools::is_small(diff) {
-            return Ok((carry.await?, None));
+        let of = |host| tools::known(self.cx, host, self.o.sudo).unwrap_or_default();
+        let both = tools::both(of(&self.from), of(&self.to));
+        let tool = tools::choose(self, diff, both, forced)?;
+        if let Some(early) = diff.heard.and_then(|at| TICK.checked_sub(at.elapsed())) {
+            // The clock of files lags by a tick: what changes once content is read must bear a time after the one that was heard.
+            self.cx.sleep(early).await?;
         }
-        let files = verify::files(&diff.copy);
-        let (mut carry, mut summing) = (pin!(carry), pin!(verify::source(self, &files)));
-        tokio::select! {
-            // A transfer that has failed has no use for sums.
-            sent = &mut carry => {
-                let sent = sent?;
-                Ok((sent, summing.await.ok()))
+        let patches = if tool == Tool::Tar && both.coreutils { blocks::find(self, diff).await? } else { Vec::new() };
+        let in_blocks: HashMap<&[u8], u64> = patches.iter().map(|p| (&*p.entry.path, p.bytes())).collect();
+        let size = |e: &Entry| in_blocks.get(&*e.path).copied().unwrap_or(if e.is_file() && e.same_as.is_none() { e.size } else { 0 });
+        let whole = Diff {
+            bytes: diff.copy.iter().map(size).sum(),
+            copy: diff.copy.iter().filter(|e| !in_blocks.contains_key(&*e.path)).cloned().collect(),
+            owners: diff.owners,
+            ..Diff::default()
+        };
+        let load = Load { diff: &whole, patches: &patches, tool, tools: both, forced };
+        let compared: Paths = patches.iter().filter(|p| p.compared()).map(|p| p.entry.path.clone()).collect();
+        let files = verify::files(&diff.copy, &compared);
+        let carry = self.carry(diff, &load);
+        let (mut sent, sums) = if self.o.sizes_only || tools::is_small(diff) {
+            (carry.await?, None)
+        } else {
+            let (mut carry, mut summing) = (pin!(carry), pin!(verify::source(self, &files)));
+            tokio::select! {
+                // A transfer that has failed has no use for sums; sums that could not be had are made afterwards.
+                sent = &mut carry => (sent?, summing.await.ok()),
+                sums = &mut summing => (carry.await?, sums.ok()),
             }
-            // Sums that could not be had are made afterwards.
-            sums = &mut summing => Ok((carry.await?, sums.ok())),
-        }
+        };
+        sent.compared = compared;
+        Ok((sent, sums))
     }
 
     /// Carries the files by the best way that there is.
-    async fn carry(&self, diff: &Diff, forced: bool) -> Result<Sent> {
-        let of = |host| tools::known(self.cx, host, self.o.sudo).unwrap_or_default();
-        let (a, b) = (of(&self.from), of(&self.to));
-        let both = tools::both(a, b);
-        let load = Load { diff, tool: tools::choose(self, diff, both, forced)?, tools: both, forced };
-        let own = diff.copy.first().filter(|e| load.tool == Tool::Rsync && e.path.is_empty());
-        let mut sent = Sent { bytes: 0, via: Via::Controller, tool: Tool::Tar };
-        if own.is_none() || diff.copy.len() > 1 {
-            sent = self.best_way(&load, a.ssh, b.ssh).await?;
+    async fn carry(&self, diff: &Diff, load: &Load<'_>) -> Result<Sent> {
+        let whole = load.diff;
+        let own = whole.copy.first().filter(|e| load.tool == Tool::Rsync && e.path.is_empty());
+        let mut sent = Sent { bytes: 0, via: Via::Controller, tool: load.tool, compared: Paths::new(), failed: Paths::new() };
+        if own.is_none() || whole.copy.len() > 1 {
+            (sent.bytes, sent.via) = self.best_way(load).await?;
         }
-        if let Some(folder) = own {
-            // The folder itself, with its time of change, comes last and alone.
-            let alone = Diff { copy: vec![folder.clone()], owners: diff.owners, ..Diff::default() };
-            sent.bytes += relay::tar(self, &Load { diff: &alone, tool: Tool::Tar, tools: both, forced: false }).await?;
+        let mut last: BTreeMap<&[u8], Entry> = own.into_iter().map(|e| (&*e.path, e.clone())).collect();
+        if !load.patches.is_empty() {
+            sent.failed = blocks::finish(self, load).await?;
+            let touched = load.patches.iter().map(|p| p.entry.parent()).chain([&b""[..]]);
+            last.extend(touched.filter_map(|p| Some((p, diff.folders.get(p)?.clone()))));
+        }
+        if !last.is_empty() {
+            // The time of change of a folder comes last and alone.
+            let alone = Diff { copy: last.into_values().collect(), owners: diff.owners, ..Diff::default() };
+            sent.bytes += relay::tar(self, &Load { diff: &alone, patches: &[], tool: Tool::Tar, ..*load }).await?;
         }
         Ok(sent)
     }
 
-    async fn best_way(&self, load: &Load<'_>, push: bool, pull: bool) -> Result<Sent> {
-        let diff = load.diff;
+    /// How much went over, and which way.
+    async fn best_way(&self, load: &Load<'_>) -> Result<(u64, Via)> {
+        let able = |host| tools::known(self.cx, host, self.o.sudo).unwrap_or_default().ssh;
         let direct = match self.o.via {
             Some(via) => via == Via::Direct,
-            None => !tools::is_small(diff),
+            None => !tools::is_small(load.diff),
         };
         if direct {
             let mut why = Vec::new();
-            for (direction, able) in [(Direction::Push, push), (Direction::Pull, pull)] {
+            for (direction, able) in [(Direction::Push, able(&self.from)), (Direction::Pull, able(&self.to))] {
                 match direct::attempt(self, load, direction, able).await? {
-                    Attempt::Done(bytes) => return Ok(Sent { bytes, via: Via::Direct, tool: load.tool }),
+                    Attempt::Done(bytes) => return Ok((bytes, Via::Direct)),
                     Attempt::NoWay(reason) => why.push(reason),
                 }
             }
@@ -252,7 +301,7 @@ impl Job<'_> {
             Tool::Rsync => relay::rsync(self, load).await?,
             Tool::Tar => relay::tar(self, load).await?,
         };
-        Ok(Sent { bytes, via: Via::Controller, tool: load.tool })
+        Ok((bytes, Via::Controller))
     }
 
     fn outcome(&self, done: &Done, equal: u64) -> Outcome {

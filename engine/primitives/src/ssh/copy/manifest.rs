@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use runbook_core::{Code, Error, Result};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -120,6 +121,8 @@ pub(super) struct Manifest {
     pub room: (Option<u64>, Option<u64>),
     /// What the host's clock said before the listing, as `date +%s.%N` does.
     pub clock: String,
+    /// When that was heard here.
+    pub heard: Instant,
 }
 
 /// What a host says of itself: lines under headings.
@@ -182,6 +185,7 @@ impl Manifest {
             there: false,
             room: (None, None),
             clock: String::new(),
+            heard: Instant::now(),
         };
         let mut said = Said::default();
         let how = loop {
@@ -195,6 +199,7 @@ impl Manifest {
         let free = |part| said.part(part).lines().last().and_then(|l| l.split_whitespace().nth(3)?.parse::<u64>().ok());
         m.root = said.part("user") == "0";
         m.room = (free("room").map(|k| k.saturating_mul(1024)), free("files").filter(|n| *n > 0));
+        m.heard = Instant::now();
         m.clock = said.part("clock").to_string();
         if !probe.is_empty() {
             tools::learn(cx, session, sudo, &said);

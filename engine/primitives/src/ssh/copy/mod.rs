@@ -8,10 +8,12 @@
 //! | rsync | [`direct`]: with a transfer key | [`relay`]: both ends' streams joined here |
 //! | tar | [`direct`]: with a transfer key | [`relay`]: an archive as a stream |
 
+mod blocks;
 mod clean;
 mod diff;
 mod direct;
 mod failure;
+mod header;
 mod job;
 mod manifest;
 mod pattern;

@@ -58,16 +58,15 @@ async fn pump(job: &Job<'_>, load: &Load<'_>, mut from: Out, mut to: In, shown: 
 
 /// A `tar` on either side.
 pub(super) async fn tar(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
-    let pack = format!("cd -- {} || exit 96\n{}", quote(&dashed(job.source)), tools::pack(job, load.diff, load.tools, "-"));
-    let unpack = format!("{}\n{}", into(job.target), tools::unpack(job, load.tools));
+    let pack = format!("cd -- {} || exit 96\n{}", quote(&dashed(job.source)), load.pack(job, "-"));
+    let unpack = format!("{}\n{}", into(job.target), load.unpack(job));
     let exec = |script: String| Exec { sudo: job.o.sudo, ..Exec::new(script) };
     let (from, to) = futures::try_join!(job.from.open(job.cx, exec(pack)), job.to.open(job.cx, exec(unpack)))?;
     let Channel { stdin: mut names, stdout: archive, done: packed } = from;
     let Channel { stdin: sink, stdout: mut said, done: unpacked } = to;
-    let entries = &load.diff.copy;
     let feed = async {
         // In pieces: the list of a large folder is large.
-        for some in entries.chunks(4096) {
+        for some in load.diff.copy.chunks(4096) {
             if names.write_all(&list(some.iter())).await.is_err() {
                 break;
             }
@@ -85,6 +84,9 @@ pub(super) async fn tar(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
     };
     // An archive that was cut short may look whole to the target's tar; both sides are compared afterwards.
     let ((packed, moved), unpacked, ()) = tokio::join!(together, unpacked, drain);
+    if matches!(packed, Ok((74, _))) {
+        return Err(failure::shorter(&job.sides()));
+    }
     let (status, stderr) = unpacked?;
     if status != 0 {
         // The end of the archive is missing because the source's side ended: that is the cause then.

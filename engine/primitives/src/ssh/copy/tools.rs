@@ -21,6 +21,8 @@ pub(super) struct Tools {
     /// Whether `tar` is GNU's.
     pub tar: bool,
     pub tar_xattrs: bool,
+    /// Whether `split`, `dd` and the like are GNU's.
+    pub coreutils: bool,
     /// Whether it can log in to another host with a key of its own.
     pub ssh: bool,
 }
@@ -33,8 +35,7 @@ fn key(cx: &Cx, session: &Session, sudo: bool) -> String {
 }
 
 /// By what a host tells what it has, together with what it lists: asked once a process.
-pub(super) const PROBE: &str =
-    "echo @rsync; rsync --version; echo @tar; tar --version; tar --help; echo @ssh; command -v ssh && command -v ssh-keygen && echo yes\n";
+pub(super) const PROBE: &str = "echo @rsync; rsync --version; echo @tar; tar --version; tar --help; echo @split; split --version; echo @ssh; command -v ssh && command -v ssh-keygen && echo yes\n";
 
 /// What a host has, once it was asked.
 pub(super) fn known(cx: &Cx, session: &Session, sudo: bool) -> Option<Tools> {
@@ -57,6 +58,7 @@ fn read(said: &Said) -> Tools {
         rsync_acls: rsync.contains("ACLs") && !rsync.contains("no ACLs"),
         tar: tar.lines().next().is_some_and(|l| l.contains("GNU tar")),
         tar_xattrs: tar.contains("--xattrs-include") && tar.contains("--acls"),
+        coreutils: said.part("split").contains("GNU coreutils"),
         ssh: said.part("ssh").ends_with("yes"),
     }
 }
@@ -69,6 +71,7 @@ pub(super) fn both(a: Tools, b: Tools) -> Tools {
         rsync_acls: a.rsync_acls && b.rsync_acls,
         tar: a.tar && b.tar,
         tar_xattrs: a.tar_xattrs && b.tar_xattrs,
+        coreutils: a.coreutils && b.coreutils,
         ssh: a.ssh && b.ssh,
     }
 }
@@ -192,6 +195,13 @@ pub(super) fn pack(job: &Job<'_>, diff: &Diff, t: Tools, list: &str) -> String {
     c
 }
 
+/// `tar` that packs one file, named after it, with all that it has, onto standard output.
+pub(super) fn pack_one(job: &Job<'_>, t: Tools) -> String {
+    let mut c = "tar -c --format=posix --no-recursion -f -".to_string();
+    attributes(job, t, &mut c);
+    c
+}
+
 /// `tar` that unpacks standard input into the present folder.
 pub(super) fn unpack(job: &Job<'_>, t: Tools) -> String {
     let mut c = "tar -x -p -b 128 --delay-directory-restore -f -".to_string();
@@ -221,9 +231,9 @@ mod tests {
         };
         let t = of(
             "@rsync\nrsync  version 3.2.7  protocol version 31\nCapabilities:\n    ACLs, xattrs, no iconv\n@tar\ntar (GNU tar) 1.34\n\n\
-                    --acls\n --xattrs-include=MASK\n@ssh\n/usr/bin/ssh\n/usr/bin/ssh-keygen\nyes\n",
+                    --acls\n --xattrs-include=MASK\n@split\nsplit (GNU coreutils) 9.1\n@ssh\n/usr/bin/ssh\n/usr/bin/ssh-keygen\nyes\n",
         );
-        assert_eq!(t, Tools { rsync: true, rsync_xattrs: true, rsync_acls: true, tar: true, tar_xattrs: true, ssh: true });
+        assert_eq!(t, Tools { rsync: true, rsync_xattrs: true, rsync_acls: true, tar: true, tar_xattrs: true, coreutils: true, ssh: true });
         assert_eq!(of("@rsync\nrsync  version v3.0.6  protocol\n@tar\ntar (busybox) 1.36\n@ssh\n/usr/bin/ssh\n"), Tools::default());
         assert!(!of("@rsync\nrsync  version 3.1.3 no ACLs, no xattrs").rsync_acls && !of("@rsync\n@tar\n@ssh\n").rsync);
     }

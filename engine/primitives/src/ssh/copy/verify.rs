@@ -23,12 +23,14 @@ const PLAIN: &str =
 const ODD: &str = "xargs -0 -r sha256sum -z --";
 
 type Sum = [u8; 32];
+/// Paths of files.
+pub(super) type Paths = BTreeSet<Box<[u8]>>;
 
 /// What a comparison found.
 #[derive(Default)]
 pub(super) struct Verdict {
     /// Files with other content on the target.
-    pub differ: BTreeSet<Box<[u8]>>,
+    pub differ: Paths,
     /// Whether the source has lost files meanwhile.
     pub vanished: bool,
 }
@@ -36,9 +38,9 @@ pub(super) struct Verdict {
 /// The sums of some files on one side, by their place among them; `None` for what could not be read.
 pub(super) struct Sums(Vec<Option<Sum>>);
 
-/// Those of the entries that have a content of their own.
-pub(super) fn files(entries: &[Entry]) -> Vec<&Entry> {
-    entries.iter().filter(|e| e.is_file() && e.same_as.is_none()).collect()
+/// Those of the entries that have a content of their own, but for those that need no comparison any more.
+pub(super) fn files<'a>(entries: &'a [Entry], compared: &Paths) -> Vec<&'a Entry> {
+    entries.iter().filter(|e| e.is_file() && e.same_as.is_none() && !compared.contains(&e.path)).collect()
 }
 
 /// The sums of these files of the source.
@@ -48,16 +50,17 @@ pub(super) async fn source(job: &Job<'_>, files: &[&Entry]) -> Result<Sums> {
 
 /// Compares these files of both hosts.
 pub(super) async fn sums(job: &Job<'_>, entries: &[Entry]) -> Result<Verdict> {
-    let files = files(entries);
+    let files = files(entries, &Paths::new());
     let (a, b) = futures::try_join!(source(job, &files), read(job, &job.to, job.target, &files, true))?;
     Ok(verdict(&files, &a, &b))
 }
 
-/// Compares what was copied with the source's sums from the time of the copy, or from now where it has changed since.
-pub(super) async fn copied(job: &Job<'_>, diff: &Diff, early: Sums) -> Result<Verdict> {
-    let files = files(&diff.copy);
+/// Compares what was copied with the source's sums from the time of the copy, or from now where it has changed since. The content of
+/// those `compared` was compared on the way.
+pub(super) async fn copied(job: &Job<'_>, diff: &Diff, early: Sums, compared: &Paths) -> Result<Verdict> {
+    let files = files(&diff.copy, compared);
     let late = async {
-        let Some(changed) = changed(job, &diff.clock).await? else { return source(job, &files).await };
+        let Some(changed) = changed(job, &diff.clock).await? else { return Ok(None) };
         let places: Vec<usize> = files.iter().enumerate().filter(|(_, e)| changed.contains(&*e.path)).map(|(i, _)| i).collect();
         let again: Vec<&Entry> = places.iter().filter_map(|i| files.get(*i).copied()).collect();
         let mut sums = early;
@@ -66,10 +69,13 @@ pub(super) async fn copied(job: &Job<'_>, diff: &Diff, early: Sums) -> Result<Ve
                 *slot = sum;
             }
         }
-        Ok(sums)
+        Ok(Some((sums, changed)))
     };
-    let (a, b) = futures::try_join!(late, read(job, &job.to, job.target, &files, true))?;
-    Ok(verdict(&files, &a, &b))
+    let (late, there) = futures::try_join!(late, read(job, &job.to, job.target, &files, true))?;
+    let Some((here, changed)) = late else { return sums(job, &diff.copy).await };
+    let mut verdict = verdict(&files, &here, &there);
+    verdict.differ.extend(compared.iter().filter(|p| changed.contains(&***p)).cloned());
+    Ok(verdict)
 }
 
 fn verdict(files: &[&Entry], a: &Sums, b: &Sums) -> Verdict {
@@ -86,7 +92,7 @@ fn verdict(files: &[&Entry], a: &Sums, b: &Sums) -> Verdict {
 
 /// The files of the source whose status has changed since its clock said `since`; `None` when it cannot tell.
 async fn changed(job: &Job<'_>, since: &str) -> Result<Option<BTreeSet<Vec<u8>>>> {
-    let Some(since) = a_moment_before(since) else { return Ok(None) };
+    let Some(since) = moment(since) else { return Ok(None) };
     let script =
         format!("cd -- {} || exit 96\nfind . -type f -newerct @{since} -printf '%P\\0' 2>/dev/null; echo end", quote(&dashed(job.source)));
     let Channel { stdin: _stdin, mut stdout, done } = job.from.open(job.cx, Exec { sudo: job.o.sudo, ..Exec::new(script) }).await?;
@@ -97,12 +103,11 @@ async fn changed(job: &Job<'_>, since: &str) -> Result<Option<BTreeSet<Vec<u8>>>
     Ok(Some(names.split(|b| *b == 0).map(<[u8]>::to_vec).collect()))
 }
 
-/// Times of files come from a clock that lags by up to a tick.
-fn a_moment_before(clock: &str) -> Option<String> {
+/// What `-newerct` can take: seconds with their fraction. A `date` without fractions cannot tell what is new.
+fn moment(clock: &str) -> Option<&str> {
     let (seconds, fraction) = clock.split_once('.')?;
-    let (seconds, fraction): (u64, u64) = (seconds.parse().ok()?, fraction.get(..9)?.parse().ok()?);
-    let all = (seconds * 1_000_000_000 + fraction).checked_sub(20_000_000)?;
-    Some(format!("{}.{:09}", all / 1_000_000_000, all % 1_000_000_000))
+    let digits = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
+    (digits(seconds) && digits(fraction)).then_some(clock)
 }
 
 /// Reads the sums of files on a host as they come.
@@ -189,10 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_before_the_clock() {
-        assert_eq!(a_moment_before("1700000000.010000000").as_deref(), Some("1699999999.990000000"));
-        for bad in ["", "1700000000", "1700000000.%N", "x.000000000"] {
-            assert_eq!(a_moment_before(bad), None, "{bad}");
+    fn a_clock_without_fractions_is_of_no_use() {
+        assert_eq!(moment("1700000000.010000000"), Some("1700000000.010000000"));
+        for bad in ["", "1700000000", "1700000000.%N", "x.000000000", "1.0 -delete"] {
+            assert_eq!(moment(bad), None, "{bad}");
         }
     }
 
@@ -201,7 +206,7 @@ mod tests {
         let e = |p: &str| super::super::manifest::tests::entry(p, "f 644 1 1.0 1:1 1 8 a:b");
         let all = [e("same"), e("other"), e("gone here"), e("gone there")];
         let (x, y) = (Some([1; 32]), Some([2; 32]));
-        let v = verdict(&files(&all), &Sums(vec![x, x, None, x]), &Sums(vec![x, y, x, None]));
+        let v = verdict(&files(&all, &Paths::new()), &Sums(vec![x, x, None, x]), &Sums(vec![x, y, x, None]));
         assert!(v.vanished && v.differ.iter().map(|p| super::super::manifest::shown(p)).eq(["gone there", "other"]));
     }
 }
