@@ -121,6 +121,12 @@ pub trait RunHook: Send + Sync {
     /// Called once the run has ended for good (done or rolled back). `hosts` are the inventory names of the hosts on which
     /// the run began `once` actions. A failure is shown as a warning.
     async fn finished(&self, cx: &Cx, hosts: &BTreeSet<String>) -> Result<()>;
+
+    /// Called when the run was stopped in the middle of an action and will be resumed: what must not stay on hosts until then goes.
+    /// It gets a few seconds. A failure is shown as a warning.
+    async fn stopped(&self, _cx: &Cx) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Where live output and progress go; the terminal and the journal listen.

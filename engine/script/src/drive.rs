@@ -344,6 +344,9 @@ impl Controller {
 
     /// Records why the run stopped. When even that cannot be recorded, that is the greater trouble and is what is told.
     fn stopped(&self, run: &Arc<Run>, state: State, error: Error) -> Ended {
+        if state == State::Interrupted && self.around.abort.is_cancelled() {
+            run.stop_hooks();
+        }
         let told = match run.end(state, Some(error.clone())) {
             Ok(()) => error,
             Err(_) if error.kind == Kind::Store => error,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -19,6 +20,9 @@ use crate::inventory::Environment;
 use crate::journal::{Batch, Body, Message, State, Store};
 use crate::primitive::{ActionId, Cx, Files, Progress, Registry, SecretSource, Shared, StreamKind};
 use crate::secret::{Redactor, Secret};
+
+/// How long a hook may take when the run is stopped.
+const STOPPING: Duration = Duration::from_secs(6);
 
 /// What the run is evaluated for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -333,6 +337,26 @@ impl Run {
             if let Err(e) = self.parts.around.runtime.block_on(hook.finished(&cx, &hosts)) {
                 self.notice(&format!("the run has ended, but cleaning up failed: {e}"));
             }
+        }
+    }
+
+    /// Runs the hooks of a run that was stopped in the middle of an action, before that is recorded. Failures become notices.
+    pub fn stop_hooks(self: &Arc<Self>) {
+        // Whoever has lost the run to another controller must not clear up after it.
+        if self.flush().is_err() {
+            return;
+        }
+        let id = ActionId(format!("{}-stop", self.parts.id));
+        // What stopped the action does not stop this; whoever cannot wait stops the process.
+        let cx = self.cx("", &id, Cancel::default());
+        for hook in &self.parts.around.registry.hooks {
+            let done = self.parts.around.runtime.block_on(async { tokio::time::timeout(STOPPING, hook.stopped(&cx)).await });
+            let why = match done {
+                Ok(Ok(())) => continue,
+                Ok(Err(e)) => e.to_string(),
+                Err(_) => "a host does not answer".into(),
+            };
+            self.notice(&format!("the run was stopped, but cleaning up failed: {why}"));
         }
     }
 

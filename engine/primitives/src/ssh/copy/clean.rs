@@ -101,17 +101,21 @@ fn parts(line: &str) -> Option<(&str, &str, &str)> {
 
 async fn take_back(cx: &Cx, left: Vec<String>) -> Vec<String> {
     let (mut gone, mut failed) = (Vec::new(), Vec::new());
-    for line in left {
-        let Some((host, run, action)) = parts(&line) else { continue };
+    let each = left.into_iter().map(|line| async move {
+        let Some((host, run, action)) = parts(&line) else { return (line, Ok(())) };
         let done = match connect(cx, host).await {
             Ok(session) => sweep(cx, &session, run, action).await,
             // A host that is no longer in the inventory cannot be cleared ever.
             Err(e) if e.code == Code::UNKNOWN_NAME => Ok(()),
             Err(e) => Err(e),
         };
+        let done = done.map_err(|e| format!("{host}: {}", e.message));
+        (line, done)
+    });
+    for (line, done) in futures::future::join_all(each).await {
         match done {
             Ok(()) => gone.push(line),
-            Err(e) => failed.push(format!("{host}: {}", e.message)),
+            Err(why) => failed.push(why),
         }
     }
     if let Err(e) = change(cx, |all| all.retain(|x| !gone.contains(x))).await {
@@ -120,22 +124,30 @@ async fn take_back(cx: &Cx, left: Vec<String>) -> Vec<String> {
     failed
 }
 
-/// Takes back what copies of the run have left, once it has ended for good.
+fn told(failed: Vec<String>) -> Result<()> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::FILE_WRITE,
+        format!("lines marked runbook-copy in ~/.ssh/authorized_keys could not be removed: {}", failed.join("; ")),
+    )
+    .hint("remove them by hand; they can do nothing but finish their copy, and stop working by themselves"))
+}
+
+/// Takes back what copies of the run have left, once it has ended for good or was stopped in the middle of one.
 pub(super) struct Clean;
 
 #[async_trait]
 impl RunHook for Clean {
     async fn finished(&self, cx: &Cx, _hosts: &BTreeSet<String>) -> Result<()> {
-        let left: Vec<String> = read(cx)?.into_iter().collect();
-        let failed = take_back(cx, left).await;
-        if failed.is_empty() {
-            return Ok(());
-        }
-        Err(Error::new(
-            Code::FILE_WRITE,
-            format!("lines marked runbook-copy in ~/.ssh/authorized_keys could not be removed: {}", failed.join("; ")),
-        )
-        .hint("remove them by hand; they can do nothing but finish their copy, and stop working by themselves"))
+        told(take_back(cx, read(cx)?.into_iter().collect()).await)
+    }
+
+    async fn stopped(&self, cx: &Cx) -> Result<()> {
+        // Those of other runs are none of its business: the next copy sees to them.
+        let mine = read(cx)?.into_iter().filter(|l| matches!(parts(l), Some((_, run, _)) if run == &*cx.run));
+        told(take_back(cx, mine.collect()).await)
     }
 }
 
