@@ -209,8 +209,8 @@ pub(super) fn send(patches: &[Patch]) -> String {
         let Some(path) = p.source() else { continue };
         for (at, n) in &p.pieces {
             out.push_str(&format!(
-                "dd if={path} bs=1M iflag=skip_bytes,count_bytes,fullblock skip={at} count={n} status=none || exit 74\n\
-                 [ \"$(stat -L -c %s -- {path})\" -ge {} ] || exit 74\n",
+                "dd if={path} bs=1M iflag=skip_bytes,count_bytes,fullblock skip={at} count={n} status=none\ns=$?\n\
+                 [ \"$(stat -L -c %s -- {path} || echo 0)\" -ge {} ] || exit 74\n[ $s -eq 0 ] || exit 1\n",
                 at + n
             ));
         }

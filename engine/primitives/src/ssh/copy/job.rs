@@ -181,6 +181,7 @@ impl Job<'_> {
             diff.equal -= 1;
             diff.all_bytes += e.size;
             diff.differ += 1;
+            diff.there.insert(e.path.clone(), e.size);
             diff.copy.push(e);
         }
         diff.complete();
