@@ -6,6 +6,7 @@ mod support;
 
 mod backup;
 mod cli;
+mod containers;
 mod crash;
 mod demo;
 mod disk;

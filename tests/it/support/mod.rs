@@ -4,6 +4,8 @@ use runbook_core::Value;
 
 #[allow(dead_code)]
 pub mod bind;
+#[allow(dead_code)]
+pub mod containers;
 pub mod desk;
 pub mod lab;
 #[allow(dead_code)]

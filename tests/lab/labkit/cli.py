@@ -1,6 +1,7 @@
 """The commands of `tests/lab/lab`."""
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from . import capsule, faults, hosts, image, locks
+from . import capsule, faults, hosts, image, locks, scenario
 from .places import CACHE, HOSTS, IDENTITY, KNOWN_HOSTS, RUN, SOCKET, SSH_CONFIG
 from .process import LabError, say
 
@@ -128,6 +129,15 @@ def fault(args):
             faults.kill(host)
 
 
+def cutover(kind, words):
+    """Prints what the customer saw; the exit status tells whether it is what it must be."""
+    rollback = "rollback" in words
+    binary = next((w for w in words if w != "rollback"), None) or scenario.default_binary()
+    seen = scenario.cutover(kind, os.path.abspath(binary), rollback)
+    print(json.dumps(seen, indent=2))
+    return 0 if seen["lost"] == [] and seen["doubled"] == 0 and seen["served_by"] == ("old" if rollback else "new") else 1
+
+
 HELP = """
 commands:
   up                       start the lab, or find it up; builds the image when it is missing or out of date
@@ -137,6 +147,9 @@ commands:
   image                    build the image ahead (needs no lab)
   use COMMAND…             run a command that has the lab to itself; ends the lab afterwards unless it was up before
   forget                   remove the cache too
+  seed KIND                set up the shop of runbooks/cutover on all hosts, as before the migration; KIND: mariadb or postgresql
+  project DIR              write a project whose environments lab-mariadb and lab-postgres are the lab
+  cutover KIND [rollback] [BINARY]   seed, move the shop while a customer orders, print what was seen as JSON
   fault kill HOST…         off at once, as when the power goes
   fault reboot HOST [hard] down and up again; `hard`: without a word to its init
   fault partition HOST…    no frame to or from these hosts
@@ -156,6 +169,11 @@ def main(words):
         if name == "ssh":
             p.add_argument("host")
         p.add_argument(rest, nargs=argparse.REMAINDER)
+    for name in ("seed", "project", "cutover"):
+        p = commands.add_parser(name)
+        p.add_argument("what")
+        if name == "cutover":
+            p.add_argument("words", nargs="*")
     p = commands.add_parser("fault")
     p.add_argument("kind", choices=["kill", "partition", "heal", "slow", "disk-full", "reboot"])
     p.add_argument("words", nargs="*")
@@ -170,12 +188,19 @@ def main(words):
         if not args.words:
             raise LabError("use COMMAND…")
         return use(args.words[1:] if args.words[0] == "--" else args.words)
+    if args.command == "project":
+        scenario.project(args.what)
+        return 0
+    if args.command == "cutover":
+        return cutover(args.what, args.words)
     if args.command == "image":
         image.build()
         return 0
     with locks.held(locks.CHANGE, args.command):
         if args.command == "up":
             up()
+        elif args.command == "seed":
+            scenario.seed(args.what)
         elif args.command == "down":
             down()
             TRANSIENT.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The hosts: containers with systemd, sshd, keys of their own and a data disk."""
 
+import json
 import re
 import shutil
 import socket
@@ -40,11 +41,20 @@ def make_keys():
         "    GlobalKnownHostsFile /dev/null\n    StrictHostKeyChecking yes\n"
     )
     SSH_CONFIG.write_text("".join(config))
+    # For programs that use the lab: where its hosts are.
+    (RUN / "hosts.json").write_text(json.dumps({h.name: h.address for h in HOSTS.values()}))
     # A key for dynamic updates of the lab's zone.
     secret = run("openssl", "rand", "-base64", "32").strip()
     (RUN / "tsig").write_text(secret + "\n")
     (RUN / "tsig").chmod(0o600)
+    # The shop's password for its database.
+    password = run("openssl", "rand", "-hex", "16")
+    (RUN / "app_password").write_text(password)
+    (RUN / "app_password").chmod(0o600)
+    (RUN / "replication_password").write_text(run("openssl", "rand", "-hex", "16"))
+    (RUN / "replication_password").chmod(0o600)
     for host in HOSTS.values():
+        (host.own / "app_password").write_text(password)
         (host.own / "tsig.conf").write_text(f'key "lab" {{ algorithm hmac-sha256; secret "{secret}"; }};\n')
 
 
