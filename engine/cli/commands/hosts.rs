@@ -173,7 +173,7 @@ async fn list(cx: &Cx, names: &[String]) -> Result<Done, Failure> {
             Ok(r) => {
                 let kinds: Vec<&str> = r.keys.iter().map(|k| k.kind.as_str()).collect();
                 let state = match (kinds.as_slice(), r.authorities) {
-                    ([], 0) => format!("unknown: runbook hosts trust {name}"),
+                    ([], 0) => format!("unknown: runbook hosts trust {name} --env {}", cx.env.name),
                     ([], _) => "by its authority".into(),
                     (kinds, _) => format!("known ({})", kinds.join(", ")),
                 };

@@ -56,8 +56,9 @@ impl Seen {
 /// Where the keys of a host are looked up, and what is on record.
 #[derive(Clone)]
 pub(super) struct Record {
-    name: String,
     /// How the operator calls the host and the environment, for the command that trusts it.
+    name: String,
+    environment: String,
     pub host: String,
     pub port: u16,
     files: Vec<PathBuf>,
@@ -90,6 +91,7 @@ impl Record {
         let files = t.known_hosts();
         Record {
             name: t.name.clone(),
+            environment: t.environment_name.clone(),
             host: t.host_key_alias.as_deref().unwrap_or(&t.host).to_ascii_lowercase(),
             // A HostKeyAlias stands in known_hosts as it is, without the port.
             port: if t.host_key_alias.is_some() { 22 } else { t.port },
@@ -194,8 +196,9 @@ impl Record {
                 Err(Error::new(Code::SSH_HOST_KEY_UNKNOWN, format!("the key of {} is not known: {kind} {print}{about}", self.entry()))
                     .host(&self.name)
                     .hint(format!(
-                        "compare the fingerprint with that on the host itself (ssh-keygen -lf /etc/ssh/ssh_host_…_key.pub); when they are equal, `runbook hosts trust {}`, or add this line to {}:\n{line}",
+                        "compare the fingerprint with that on the host itself (ssh-keygen -lf /etc/ssh/ssh_host_…_key.pub); when they are equal, `runbook hosts trust {}{}`, or add this line to {}:\n{line}",
                         quote(&self.name),
+                        if self.environment.is_empty() { String::new() } else { format!(" --env {}", quote(&self.environment)) },
                         self.file()
                     ))
                     .detail("fingerprint", print)

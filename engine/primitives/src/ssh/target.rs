@@ -1,6 +1,6 @@
 //! Where and how a host is reached: what the inventory says, before what the SSH configuration says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use runbook_core::inventory::{Environment, Resource, Section};
@@ -15,8 +15,10 @@ const DEPTH: usize = 16;
 /// Everything that is needed to log in to a host: what the SSH configuration says of it, and what the inventory adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
-    /// The inventory name (of the host that is reached through it, for a jump host).
+    /// The inventory name; for a jump host that is not in the inventory, that of the host that is reached through it.
     pub name: String,
+    /// The environment's name.
+    pub environment_name: String,
     /// User, host, port and all that the SSH configuration says, overridden by the inventory; also reached as fields of the target.
     pub options: Options,
     /// The host through which this one is reached.
@@ -102,10 +104,9 @@ pub(super) fn parse_place(text: &str) -> Result<Place> {
 /// # Errors
 /// `RB0106` for an unknown name, `RB0304` for what cannot be used in the inventory or the SSH configuration.
 pub(super) async fn resolve(cx: &Cx, name: &str) -> Result<Target> {
-    let host = cx.env.resource(Section::Hosts, name)?.clone();
-    let folder = cx.files.folder();
+    let (env, folder, own) = (cx.env.clone(), cx.files.folder(), name.to_string());
     // The configuration may run commands and ask the DNS.
-    let work = tokio::task::spawn_blocking(move || resolve_with(&Machine::here()?, &host, folder.as_deref()));
+    let work = tokio::task::spawn_blocking(move || resolve_with(&Machine::here()?, &env, &own, folder.as_deref()));
     tokio::select! {
         done = work => done.map_err(|e| Error::internal(format!("reading the SSH configuration: {e}")))?,
         () = cx.cancel.cancelled() => Err(super::transport::aborted(name)),
@@ -125,45 +126,78 @@ fn span(r: &Resource, key: &str) -> Result<Option<Duration>> {
     }
 }
 
-fn resolve_with(machine: &Machine, r: &Resource, folder: Option<&std::path::Path>) -> Result<Target> {
-    // A host without `ssh` is reached by its address or, failing that, by its name, as an alias.
-    let place = parse_place(r.str("ssh").or(r.str("address")).unwrap_or(&r.name))?;
-    let port = match r.int("port") {
-        None => place.port,
-        Some(p) => Some(
-            u16::try_from(p)
-                .ok()
-                .filter(|p| *p > 0)
-                .ok_or_else(|| Error::new(Code::SSH_CONFIG, format!("port {p} of host \"{}\" is not from 1 to 65535", r.name)))?,
-        ),
-    };
-    let path = |text: &str| -> Result<PathBuf> {
-        let bad = |why: String, hint: &str| Error::new(Code::SSH_CONFIG, why).host(&r.name).hint(hint);
-        let expanded = machine.tilde(text).map_err(|who| {
-            bad(format!("{text} of host \"{}\": there is no user {who}", r.name), "write ~/… for your own home, or an absolute path")
-        })?;
-        if expanded.starts_with('/') {
-            return Ok(expanded.into());
-        }
-        folder.map(|f| f.join(&expanded)).ok_or_else(|| {
-            bad(format!("{text} of host \"{}\" is relative, and there is no project folder here", r.name), "write an absolute path")
-        })
-    };
+fn resolve_with(machine: &Machine, env: &Environment, name: &str, folder: Option<&Path>) -> Result<Target> {
+    let r = env.resource(Section::Hosts, name)?;
+    let place = place(r)?;
     let files = match r.str("ssh_config") {
         None => Files::Usual,
         Some(none) if none.eq_ignore_ascii_case("none") => Files::None,
-        Some(file) => Files::One(path(file)?),
+        Some(file) => Files::One(path(machine, r, folder, file)?),
     };
-    let query = Query { host: place.host, user: r.str("user").map(str::to_string).or(place.user), port, jumps: None };
-    let mut t = target(machine, &files, &query, &r.name, &mut vec![])?;
-    let identities: Vec<PathBuf> = r.list("identity_file").iter().map(|p| path(p)).collect::<Result<_>>()?;
+    let query = Query { host: place.host, user: place.user, port: place.port, jumps: None };
+    let mut t = target(machine, &files, &query, r, &mut vec![])?;
+    let mut hop = Some(&mut t);
+    let mut own = Some(r);
+    while let Some(at) = hop {
+        at.environment_name.clone_from(&env.name);
+        if let Some(r) = own.take().or_else(|| among(env, at)) {
+            settle(machine, r, folder, at)?;
+        }
+        hop = at.jump.as_deref_mut();
+    }
+    Ok(t)
+}
+
+/// Where the inventory says that a host is.
+fn place(r: &Resource) -> Result<Place> {
+    // A host without `ssh` is reached by its address or, failing that, by its name, as an alias.
+    let mut place = parse_place(r.str("ssh").or(r.str("address")).unwrap_or(&r.name))?;
+    if let Some(p) = r.int("port") {
+        let bad = || Error::new(Code::SSH_CONFIG, format!("port {p} of host \"{}\" is not from 1 to 65535", r.name));
+        place.port = Some(u16::try_from(p).ok().filter(|p| *p > 0).ok_or_else(bad)?);
+    }
+    if let Some(user) = r.str("user") {
+        place.user = Some(user.to_string());
+    }
+    Ok(place)
+}
+
+/// The host of the inventory that a jump host is: the same place, written as it is in `ProxyJump` or as the SSH configuration resolves it.
+fn among<'e>(env: &'e Environment, hop: &Target) -> Option<&'e Resource> {
+    env.resources.get(&Section::Hosts)?.values().find(|r| {
+        // One that cannot be used is told when it is.
+        let Ok(p) = place(r) else { return false };
+        let host = [&hop.original, &hop.host].into_iter().any(|h| h.eq_ignore_ascii_case(&p.host));
+        host && p.port.is_none_or(|p| p == hop.port) && p.user.is_none_or(|u| u == hop.user)
+    })
+}
+
+/// A path of the inventory.
+fn path(machine: &Machine, r: &Resource, folder: Option<&Path>, text: &str) -> Result<PathBuf> {
+    let bad = |why: String, hint: &str| Error::new(Code::SSH_CONFIG, why).host(&r.name).hint(hint);
+    let expanded = machine.tilde(text).map_err(|who| {
+        bad(format!("{text} of host \"{}\": there is no user {who}", r.name), "write ~/… for your own home, or an absolute path")
+    })?;
+    if expanded.starts_with('/') {
+        return Ok(expanded.into());
+    }
+    folder.map(|f| f.join(&expanded)).ok_or_else(|| {
+        bad(format!("{text} of host \"{}\" is relative, and there is no project folder here", r.name), "write an absolute path")
+    })
+}
+
+/// Adds what the inventory says of a host to what the SSH configuration says.
+fn settle(machine: &Machine, r: &Resource, folder: Option<&Path>, t: &mut Target) -> Result<()> {
+    let paths = |key: &str| r.list(key).iter().map(|p| path(machine, r, folder, p)).collect::<Result<Vec<_>>>();
+    t.name.clone_from(&r.name);
+    let identities = paths("identity_file")?;
     if !identities.is_empty() {
         t.options.identity_files = identities;
         t.options.identities_configured = true;
         // An agent full of other keys must not use up the host's patience before the one that was named.
         t.options.identities_only = true;
     }
-    let known: Vec<PathBuf> = r.list("known_hosts").iter().map(|p| path(p)).collect::<Result<_>>()?;
+    let known = paths("known_hosts")?;
     if !known.is_empty() {
         t.options.user_known_hosts = known;
         t.options.global_known_hosts = vec![];
@@ -178,11 +212,18 @@ fn resolve_with(machine: &Machine, r: &Resource, folder: Option<&std::path::Path
     if let Some(d) = span(r, "reconnect_within")? {
         t.reconnect_within = d;
     }
-    Ok(t)
+    Ok(())
 }
 
 /// A host and those on the way to it. `way` are those that led here, from the goal on.
-fn target(machine: &Machine, files: &Files, query: &Query, name: &str, way: &mut Vec<(String, u16, Option<String>)>) -> Result<Target> {
+fn target(
+    machine: &Machine,
+    files: &Files,
+    query: &Query,
+    goal: &Resource,
+    way: &mut Vec<(String, u16, Option<String>)>,
+) -> Result<Target> {
+    let name = &goal.name;
     let options = config::resolve(machine, files, query).map_err(|e| e.host(name))?;
     let here = (options.host.clone(), options.port, query.jumps.clone());
     if way.contains(&here) || way.len() > DEPTH {
@@ -198,12 +239,13 @@ fn target(machine: &Machine, files: &Files, query: &Query, name: &str, way: &mut
         Some((near, before)) => {
             let jumps = (!before.is_empty()).then(|| before.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
             let query = Query { host: near.host.clone(), user: near.user.clone(), port: near.port, jumps };
-            Some(Box::new(target(machine, files, &query, name, way)?))
+            Some(Box::new(target(machine, files, &query, goal, way)?))
         }
     };
     way.pop();
     Ok(Target {
-        name: name.to_string(),
+        name: name.clone(),
+        environment_name: String::new(),
         connect_timeout: options.connect_timeout.unwrap_or(Duration::from_secs(15)),
         jump,
         environment: environment(machine, &options),
@@ -235,23 +277,29 @@ fn environment(machine: &Machine, o: &Options) -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use std::path::Path;
 
-    fn host(settings: &[(&str, &str)]) -> Resource {
-        Resource {
-            name: "old".into(),
-            kind: "ssh".into(),
-            settings: settings.iter().map(|(k, v)| ((*k).to_string(), Value::from(*v))).collect::<BTreeMap<_, _>>(),
+    /// An environment with these hosts.
+    fn env(hosts: &[(&str, &[(&str, &str)])]) -> Environment {
+        let mut env = Environment { name: "test".into(), ..Environment::default() };
+        for (name, settings) in hosts {
+            let settings = settings.iter().map(|(k, v)| ((*k).to_string(), Value::from(*v))).collect::<BTreeMap<_, _>>();
+            let r = Resource { name: (*name).into(), kind: "ssh".into(), settings };
+            env.resources.entry(Section::Hosts).or_default().insert((*name).into(), r);
         }
+        env
     }
 
     /// A person whose home has this `~/.ssh/config`, and a project folder `/project`.
     fn resolved(config: &str, settings: &[(&str, &str)]) -> Result<Target> {
+        resolved_among(config, &env(&[("old", settings)]))
+    }
+
+    fn resolved_among(config: &str, env: &Environment) -> Result<Target> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(".ssh")).unwrap();
         std::fs::write(dir.path().join(".ssh/config"), config).unwrap();
         let machine = Machine { home: dir.path().into(), system: dir.path().into(), ..Machine::here().unwrap() };
-        let mut t = resolve_with(&machine, &host(settings), Some(Path::new("/project")))?;
+        let mut t = resolve_with(&machine, env, "old", Some(Path::new("/project")))?;
         for p in t.options.identity_files.iter_mut().chain(&mut t.options.user_known_hosts) {
             if let Ok(rest) = p.strip_prefix(dir.path()) {
                 *p = Path::new("~").join(rest);
@@ -300,7 +348,7 @@ mod tests {
         let t = resolved("", &[("ssh", "h"), ("identity_file", "keys/id"), ("known_hosts", "known_hosts")]).unwrap();
         assert_eq!(t.identity_files, [PathBuf::from("/project/keys/id")]);
         assert_eq!(t.user_known_hosts, [PathBuf::from("/project/known_hosts")]);
-        let e = resolve_with(&Machine::here().unwrap(), &host(&[("known_hosts", "kh")]), None).unwrap_err();
+        let e = resolve_with(&Machine::here().unwrap(), &env(&[("old", &[("known_hosts", "kh")])]), "old", None).unwrap_err();
         assert!(e.message.contains("there is no project folder"), "{e}");
     }
 
@@ -331,6 +379,31 @@ mod tests {
         let first = far.jump.as_deref().unwrap();
         assert_eq!(first.host, "first", "the first host on the way may have a way of its own");
         assert!(first.jump.is_none());
+    }
+
+    #[test]
+    fn a_jump_host_of_the_inventory_brings_its_settings() {
+        let config = "Host shop\n  ProxyJump first,me@gate:2022\nHost gate\n  HostName 192.0.2.7\n  IdentityFile ~/.ssh/other\nHost *\n  User deploy\n";
+        let gate = [("ssh", "me@192.0.2.7:2022"), ("identity_file", "keys/gate"), ("password", "gate-pw"), ("known_hosts", "/kh")];
+        let env = |gate: &[(&str, &str)]| {
+            env(&[("old", &[("ssh", "shop"), ("password", "old-pw")]), ("first", &[("passphrase", "first-pp")]), ("edge", gate)])
+        };
+        let t = resolved_among(config, &env(&gate)).unwrap();
+        assert_eq!((t.name.as_str(), t.environment_name.as_str(), t.password.as_deref()), ("old", "test", Some("old-pw")));
+        // Found by where it is.
+        let near = t.jump.unwrap();
+        assert_eq!((near.name.as_str(), near.password.as_deref(), near.passphrase.as_deref()), ("edge", Some("gate-pw"), None));
+        assert_eq!((near.user.as_str(), near.host.as_str(), near.port), ("me", "192.0.2.7", 2022));
+        assert_eq!((near.identity_files.clone(), near.identities_only), (vec![PathBuf::from("/project/keys/gate")], true));
+        assert_eq!(near.known_hosts(), vec![PathBuf::from("/kh")]);
+        // And by its name.
+        let far = near.jump.as_deref().unwrap();
+        assert_eq!((far.name.as_str(), far.passphrase.as_deref(), far.user.as_str()), ("first", Some("first-pp"), "deploy"));
+        // Another user's password, or another port's, is not for it.
+        for other in ["you@192.0.2.7:2022", "me@192.0.2.7:22", "me@192.0.2.8"] {
+            let t = resolved_among(config, &env(&[("ssh", other), ("password", "gate-pw")])).unwrap();
+            assert_eq!(t.jump.as_ref().map(|j| (j.name.as_str(), j.password.clone())), Some(("old", None)), "{other}");
+        }
     }
 
     #[test]
