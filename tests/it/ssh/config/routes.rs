@@ -187,9 +187,14 @@ async fn a_peer_that_swallows_everything_is_given_up_in_time() {
 async fn a_host_that_comes_up_late_is_reached_by_a_later_attempt() {
     let Some(mut s) = Sshd::start("") else { return };
     s.down();
+    // Nobody else may take its port meanwhile; a socket that does not listen refuses, and does not keep the server from it.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind(([127, 0, 0, 1], s.port).into()).unwrap();
     let once = Way::new(&host("late", &s, ""));
     assert!(once.failure("late", Code::SSH_CONNECT).await.message.contains("refused"));
-    let way = Way::new(&host("late", &s, "ConnectionAttempts 20"));
+    // The limit is for all attempts, and on a busy machine the server takes long to start.
+    let way = Way::new(&host("late", &s, "ConnectTimeout 120\n  ConnectionAttempts 100"));
     let up = tokio::task::spawn_blocking(move || {
         std::thread::sleep(Duration::from_millis(1500));
         s.up();
@@ -197,6 +202,7 @@ async fn a_host_that_comes_up_late_is_reached_by_a_later_attempt() {
     });
     assert_eq!(way.run("late", "echo up").await.unwrap(), "up\n");
     drop(up.await.unwrap());
+    drop(held);
 }
 
 #[tokio::test(flavor = "multi_thread")]
