@@ -2,13 +2,16 @@
 """Commands on many hosts: runbook beside what a user would take instead, side by side in one run.
 
     tests/bench/ssh.py [--hosts 10,100] [--rounds 3] [--only NAME,...] [--json]
+    tests/bench/ssh.py --prepare            builds and installs what it needs, and measures nothing
 
 Starts real sshd (Debian's openssh-server) on loopback, one process a host, each with a host key of its own, and gives each of the candidates the
 same work: log in to every host and run `true` twenty times in order on each, all hosts at once. The whole of each command is timed, from its start
 to its end, as a user sees it. The candidates take turns within a round; the median of the rounds counts (the slow ones have one round).
 
 Needs root for sshd, cargo for the release build, and python3-venv with access to PyPI for Ansible, mitogen and pyinfra, which it installs in
-a virtual environment of its own under target/bench. Nothing but loopback is contacted by what is measured.
+a virtual environment of its own under target/bench. Nothing but loopback is contacted by what is measured. Processor time is counted by control
+groups, that of the servers apart from that of the candidate with all that it starts: what a run would take with servers on machines of their own
+depends on the second alone.
 """
 import argparse
 import getpass
@@ -26,6 +29,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 VENV = ROOT / "target/bench/venv"
 COMMANDS = 20
 USER = getpass.getuser()
@@ -42,11 +46,41 @@ def call(args, **more):
     return done.stdout
 
 
+class Group:
+    """A control group: counts the processor time of everything in it, also of what outlives its parent (the masters of OpenSSH)."""
+
+    def __init__(self, name):
+        mounts = [l.split() for l in pathlib.Path("/proc/mounts").read_text().splitlines()]
+        root = next((m[1] for m in mounts if m[2] == "cgroup2"), None) or sys.exit("cgroup2 is not mounted: processor time cannot be counted")
+        self.path = pathlib.Path(root) / f"runbook-bench-{os.getpid()}-{name}"
+        self.path.mkdir()
+
+    def enter(self):
+        (self.path / "cgroup.procs").write_text("0")
+
+    def seconds(self):
+        words = (self.path / "cpu.stat").read_text().split()
+        return int(words[words.index("usage_usec") + 1]) / 1e6
+
+    def remove(self):
+        """Ends what is still in it."""
+        until = time.time() + 10
+        while (left := (self.path / "cgroup.procs").read_text().split()) and time.time() < until:
+            for pid in left:
+                try:
+                    os.kill(int(pid), signal.SIGTERM)
+                except ProcessLookupError:
+                    pass
+            time.sleep(0.05)
+        self.path.rmdir()
+
+
 class Servers:
     """Real sshd processes, stopped at the end."""
 
     def __init__(self, folder, count):
         self.folder, self.ports, self.children = folder, [], []
+        self.group = Group("servers")
         sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin") or sys.exit("sshd is missing: install openssh-server")
         os.makedirs("/run/sshd", exist_ok=True)
         (folder / "home").mkdir()
@@ -70,7 +104,7 @@ class Servers:
                 f"StrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\n"
                 f"LogLevel ERROR\nSetEnv HOME={folder}/home\nSubsystem sftp internal-sftp\n"
             )
-            self.children.append(subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL))
+            self.children.append(subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL, preexec_fn=self.group.enter))
         (folder / "known_hosts").write_text("\n".join(known) + "\n")
         for port in self.ports:
             until = time.time() + 20
@@ -88,6 +122,7 @@ class Servers:
             c.send_signal(signal.SIGTERM)
         for c in self.children:
             c.wait()
+        self.group.remove()
 
 
 class Candidate:
@@ -97,18 +132,23 @@ class Candidate:
         self.name, self.args, self.cwd, self.once = name, [str(a) for a in args], cwd, once
         self.env = {**os.environ, **(env or {})}
         self.before, self.proof = before, proof
-        self.times, self.peaks, self.cpu = [], [], []
+        self.times, self.peaks, self.cpu, self.servers_cpu = [], [], [], []
 
-    def go(self):
+    def go(self, servers):
         if self.before:
             self.before()
+        group, already = Group("candidate"), servers.group.seconds()
         with tempfile.TemporaryFile() as out:
             began = time.monotonic()
-            child = subprocess.Popen(self.args, cwd=self.cwd, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            child = subprocess.Popen(self.args, cwd=self.cwd, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=group.enter)
             _, status, usage = os.wait4(child.pid, 0)
             self.times.append(time.monotonic() - began)
             self.peaks.append(usage.ru_maxrss / 1024)
-            self.cpu.append(usage.ru_utime + usage.ru_stime)
+            self.cpu.append(group.seconds())
+            group.remove()
+            # The last sessions may still be ending.
+            time.sleep(0.3)
+            self.servers_cpu.append(servers.group.seconds() - already)
             out.seek(0)
             text = out.read().decode(errors="replace")
         if os.waitstatus_to_exitcode(status) != 0:
@@ -123,7 +163,7 @@ def binaries():
         ["cargo", "bench", "--locked", "-p", "runbook-primitives", "--bench", "bare_ssh", "--no-run", "--message-format", "json"], cwd=ROOT
     ).splitlines()
     bare = [m["executable"] for m in map(json.loads, (l for l in lines if l.startswith("{"))) if m.get("target", {}).get("name") == "bare_ssh" and m.get("executable")]
-    return ROOT / "target/release/runbook", bare[-1]
+    return TARGET / "release/runbook", bare[-1]
 
 
 def venv():
@@ -217,10 +257,13 @@ def main():
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--only", help="names, or parts of them, separated by commas")
     ap.add_argument("--json", action="store_true")
+    ap.add_argument("--prepare", action="store_true")
     o = ap.parse_args()
     counts = [int(n) for n in o.hosts.split(",")]
     runbook, bare = binaries()
     versions = venv()
+    if o.prepare:
+        return
     versions["openssh"] = subprocess.run(["ssh", "-V"], stderr=subprocess.PIPE, text=True).stderr.strip().split(",")[0]
     results = {}
     # A short name: OpenSSH's control sockets may have about a hundred bytes.
@@ -236,7 +279,7 @@ def main():
                 for n in range(o.rounds):
                     for c in all_of_it:
                         if n == 0 or not c.once:
-                            c.go()
+                            c.go(servers)
                             say(f"{count} hosts, round {n + 1}: {c.name}: {c.times[-1]:.2f} s")
                 results[count] = all_of_it
         finally:
@@ -244,18 +287,19 @@ def main():
     report = {
         "versions": versions,
         "commands": COMMANDS,
-        "hosts": {n: {c.name: {"seconds": c.times, "cpu_seconds": c.cpu, "peak_mib": max(c.peaks)} for c in cs} for n, cs in results.items()},
+        "hosts": {n: {c.name: {"seconds": c.times, "cpu_seconds": c.cpu, "servers_cpu_seconds": c.servers_cpu, "peak_mib": max(c.peaks)} for c in cs} for n, cs in results.items()},
     }
     if o.json:
         print(json.dumps(report, indent=1))
         return
     print("versions: " + ", ".join(f"{n} {v}" for n, v in versions.items()))
     for count, cs in results.items():
-        mark = next((statistics.median(c.times) for c in cs if c.name == "runbook, read"), None)
-        print(f"\n| {count} hosts, {COMMANDS} commands each | seconds | of them CPU of the controller | commands a second | times runbook's read | peak MiB |\n|---|---:|---:|---:|---:|---:|")
+        mark = next((c for c in cs if c.name == "runbook, read"), None)
+        times = lambda c, what: f"{statistics.median(what(c)) / statistics.median(what(mark)):.2f}" if mark else "-"
+        print(f"\n| {count} hosts, {COMMANDS} commands each | seconds | times `read` | commands a second | CPU of the controller, s | times `read` | CPU of the servers, s | peak MiB |\n|---|---:|---:|---:|---:|---:|---:|---:|")
         for c in cs:
-            t = statistics.median(c.times)
-            print(f"| {c.name} | {t:.2f} | {statistics.median(c.cpu):.2f} | {count * COMMANDS / t:.0f} | {f'{t / mark:.2f}' if mark else '-'} | {max(c.peaks):.0f} |")
+            t, cpu, far = (statistics.median(x) for x in (c.times, c.cpu, c.servers_cpu))
+            print(f"| {c.name} | {t:.2f} | {times(c, lambda c: c.times)} | {count * COMMANDS / t:.0f} | {cpu:.2f} | {times(c, lambda c: c.cpu)} | {far:.2f} | {max(c.peaks):.0f} |")
 
 
 if __name__ == "__main__":
