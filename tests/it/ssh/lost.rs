@@ -121,7 +121,9 @@ async fn a_controller_that_dies_at_any_moment_of_the_start_leaves_it_decidable()
         for i in 0..24u64 {
             let (id, name) = (format!("die-{i}"), format!("ran-{i}"));
             let args = || vec![Value::from(format!("echo once >>{name}; sleep .02")), options([("env", options([("A", "b".into())]))])];
-            b.act(&format!("warm-{i}"), "run", vec!["true".into()]).await.unwrap();
+            // With a session that waits for commands, and with a connection alone.
+            let how = if i % 2 == 0 { "run" } else { "read" };
+            b.act(&format!("warm-{i}"), how, vec!["true".into()]).await.unwrap();
             // Every time it is woken is a moment at which a controller can die, however fast or slow the machine is.
             die_after(i + 1, b.act(&id, "run", args())).await;
             b.shared = std::sync::Arc::default();

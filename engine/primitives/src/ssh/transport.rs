@@ -20,6 +20,7 @@ use super::awake::Awake;
 use super::host_key::{Client, Record, Seen};
 use super::route::{self, Held, unreachable};
 use super::stream::Place;
+use super::supervisor::Station;
 use super::target::{Target, resolve};
 use super::{Session, auth, negotiate};
 
@@ -29,6 +30,8 @@ const CHANNELS_EACH: usize = 5;
 const MAX_CONNECTIONS: usize = 24;
 /// How long a host may take to connect to a socket.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(20);
+/// As many sessions for supervised commands are kept open at a host while none runs.
+const KEPT: usize = 2;
 
 /// The connections of this process, by environment and host; lives in [`runbook_core::primitive::Shared`].
 #[derive(Default)]
@@ -42,6 +45,8 @@ pub(super) struct Slot {
     conns: tokio::sync::Mutex<Vec<Arc<Conn>>>,
     /// Lowered when the host refuses channels (a small `MaxSessions`).
     cap: AtomicUsize,
+    /// Sessions that wait for a supervised command.
+    stations: Mutex<Vec<Station>>,
 }
 
 /// One connection.
@@ -100,6 +105,11 @@ pub(super) struct Permit {
 const EXCLUSIVE: usize = 1 << 20;
 
 impl Permit {
+    /// Whether the connection still answers.
+    pub(super) async fn answers(&self) -> bool {
+        self.conn.answers().await
+    }
+
     /// Waits until the connection is gone.
     pub(super) async fn gone(&self) {
         while self.conn.answers().await {
@@ -123,7 +133,8 @@ pub(super) async fn session(cx: &Cx, host: &str) -> Result<Session> {
         Some(s) => s,
         None => {
             let target = resolve(cx, host).await?;
-            let fresh = Slot { target, conns: tokio::sync::Mutex::default(), cap: AtomicUsize::new(CHANNELS_EACH) };
+            let fresh =
+                Slot { target, conns: tokio::sync::Mutex::default(), cap: AtomicUsize::new(CHANNELS_EACH), stations: Mutex::default() };
             pool.slots.lock().entry(key).or_insert_with(|| Arc::new(fresh)).clone()
         }
     };
@@ -155,8 +166,44 @@ impl Slot {
         self.cap.store(1, Ordering::Release);
     }
 
-    async fn place(&self, cx: &Cx, exclusive: bool) -> Result<Permit> {
+    /// A session for supervised commands of this run that was kept, and is taken out.
+    pub(super) async fn station(&self, run: &str) -> Option<Station> {
         loop {
+            let mut station = {
+                let mut all = self.stations.lock();
+                let at = all.iter().rposition(|s| s.run() == run)?;
+                all.swap_remove(at)
+            };
+            if station.serves().await {
+                return Some(station);
+            }
+        }
+    }
+
+    /// Keeps a session for the next supervised command.
+    pub(super) fn keep(&self, station: Station) {
+        let mut all = self.stations.lock();
+        all.push(station);
+        if all.len() > KEPT {
+            tokio::spawn(all.remove(0).close());
+        }
+    }
+
+    /// Ends the sessions that wait; true when there was one.
+    pub(super) async fn close_stations(&self, which: impl Fn(&Station) -> bool) -> bool {
+        let gone: Vec<Station> = self.stations.lock().extract_if(.., |s| which(s)).collect();
+        let any = !gone.is_empty();
+        futures::future::join_all(gone.into_iter().map(Station::close)).await;
+        any
+    }
+
+    async fn place(&self, cx: &Cx, exclusive: bool) -> Result<Permit> {
+        // Where there is no place left, a session that only waits makes some.
+        let mut crowded = false;
+        loop {
+            if crowded && self.close_stations(|_| true).await {
+                crowded = false;
+            }
             {
                 let mut conns = self.conns.lock().await;
                 conns.retain(|c| !c.is_closed());
@@ -169,6 +216,10 @@ impl Slot {
                 let found = if exclusive { conns.iter().rev().find(free) } else { conns.iter().find(free) }.cloned();
                 let conn = match found {
                     Some(c) => Some(c),
+                    None if !crowded && (!exclusive || conns.len() >= MAX_CONNECTIONS) && !self.stations.lock().is_empty() => {
+                        crowded = true;
+                        continue;
+                    }
                     None if conns.len() < MAX_CONNECTIONS => {
                         let c = self.connect(cx).await?;
                         conns.push(c.clone());
@@ -231,6 +282,7 @@ impl Slot {
                         self.cap.fetch_min(others, Ordering::AcqRel);
                     }
                     drop(permit);
+                    self.close_stations(|_| true).await;
                     cx.sleep(wait).await?;
                     wait = (wait * 2).min(Duration::from_millis(200));
                 }

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use runbook_core::Result;
 use runbook_core::primitive::StreamKind;
-use russh::{ChannelMsg, Sig};
+use russh::{ChannelMsg, ChannelReadHalf, Sig};
 
 use super::not_run;
-use crate::ssh::transport::Lease;
+use crate::ssh::transport::{Lease, Permit};
 
 /// How long a command that has exited may stay silent before its streams are taken as ended: a daemon that it left behind may hold
 /// them open for ever.
@@ -25,6 +25,20 @@ pub(in crate::ssh) enum End {
     Lost,
     /// The server closed the channel without one, over a connection that lives; all that was said has come.
     Shut,
+}
+
+/// What a host says next on a channel.
+pub(in crate::ssh) enum Said {
+    /// A piece of output.
+    Piece(StreamKind, Bytes),
+    /// No more.
+    End(End),
+}
+
+/// What is known of a channel's end before it has come.
+#[derive(Default)]
+pub(in crate::ssh) struct Ending {
+    status: Option<i32>,
 }
 
 /// Runs a command line on a channel until it ends, passing every piece of output to `on`.
@@ -51,36 +65,47 @@ pub(in crate::ssh) async fn drive(
         }
         .fuse()
     );
-    let mut gone = pin!(permit.gone());
     let mut fed = false;
-    let (mut status, mut shut) = (None, false);
-    loop {
+    let mut ending = Ending::default();
+    let end = loop {
         tokio::select! {
-            message = read.wait() => match message {
-                Some(ChannelMsg::Data { data }) => on(StreamKind::Stdout, &data),
-                Some(ChannelMsg::ExtendedData { data, ext: 1 }) => on(StreamKind::Stderr, &data),
-                Some(ChannelMsg::ExitStatus { exit_status }) => status = Some(i32::try_from(exit_status).unwrap_or(255)),
-                Some(ChannelMsg::ExitSignal { signal_name, .. }) => status = Some(128 + number(&signal_name)),
-                Some(ChannelMsg::Failure) => {
-                    return Err(not_run(host, None, b""));
-                }
-                Some(ChannelMsg::Close) => {
-                    shut = true;
-                    break;
-                }
-                None => break,
-                Some(_) => {}
+            said = next(&mut read, &permit, host, &mut ending) => match said? {
+                Said::Piece(kind, piece) => on(kind, &piece),
+                Said::End(end) => break end,
             },
             () = &mut feed, if !fed => fed = true,
             Some(sig) = signal.recv() => {
                 let _ = write.signal(sig).await;
             }
-            () = &mut gone => return Ok(End::Lost),
-            () = tokio::time::sleep(LINGER), if status.is_some() => break,
+        }
+    };
+    let _ = write.close().await;
+    Ok(end)
+}
+
+/// What a host says next on a channel. May be dropped and called again.
+///
+/// # Errors
+/// `RB0316` when it does not start the command.
+pub(in crate::ssh) async fn next(read: &mut ChannelReadHalf, permit: &Permit, host: &str, ending: &mut Ending) -> Result<Said> {
+    let mut gone = pin!(permit.gone());
+    loop {
+        let message = tokio::select! {
+            m = read.wait() => m,
+            () = &mut gone => return Ok(Said::End(End::Lost)),
+            () = tokio::time::sleep(LINGER), if ending.status.is_some() => None,
+        };
+        match message {
+            Some(ChannelMsg::Data { data }) => return Ok(Said::Piece(StreamKind::Stdout, data)),
+            Some(ChannelMsg::ExtendedData { data, ext: 1 }) => return Ok(Said::Piece(StreamKind::Stderr, data)),
+            Some(ChannelMsg::ExitStatus { exit_status }) => ending.status = Some(i32::try_from(exit_status).unwrap_or(255)),
+            Some(ChannelMsg::ExitSignal { signal_name, .. }) => ending.status = Some(128 + number(&signal_name)),
+            Some(ChannelMsg::Failure) => return Err(not_run(host, None, b"")),
+            Some(ChannelMsg::Close) => return Ok(Said::End(ending.status.map_or(End::Shut, End::Status))),
+            None => return Ok(Said::End(ending.status.map_or(End::Lost, End::Status))),
+            Some(_) => {}
         }
     }
-    let _ = write.close().await;
-    Ok(status.map_or(if shut { End::Shut } else { End::Lost }, End::Status))
 }
 
 pub(super) fn number(sig: &Sig) -> i32 {

@@ -76,7 +76,7 @@ proptest! {
     ) {
         let (mut f, _w) = follow();
         f.expect(M);
-        let all_out = [noise.as_bytes(), b"rbmark ok\n", &out].concat();
+        let all_out = [noise.as_bytes(), b"rbmark ok\n", &out, b"rbmark end\n"].concat();
         let all_err = [noise.as_bytes(), b"rbmark ok\n", &err, b"rbmark end ", code.to_string().as_bytes(), b" - -\n"].concat();
         let cut_off = cut < all_out.len() + all_err.len();
         feed(&mut f, &all_out, &all_err, &first, cut);
@@ -89,7 +89,7 @@ proptest! {
             let (o, e) = (usize::try_from(o).unwrap(), usize::try_from(e).unwrap());
             prop_assert!(o <= out.len() && e <= err.len());
             f.expect("rbother");
-            let all_out = [b"rbother ok -\n", &out[o..]].concat();
+            let all_out = [b"rbother ok -\n", &out[o..], b"rbother end\n"].concat();
             let all_err = [b"rbother ok\n", &err[e..], b"rbother end ", code.to_string().as_bytes(), b" - -\n"].concat();
             feed(&mut f, &all_out, &all_err, &second, usize::MAX);
             prop_assert_eq!(f.report(End::Status(0)), ended(code));
@@ -99,6 +99,21 @@ proptest! {
         let (got_out, got_err, _) = f.finish();
         prop_assert_eq!((got_out, got_err), (out, err));
     }
+}
+
+#[test]
+fn in_a_session_that_goes_on_the_last_lines_tell_the_end() {
+    let (mut f, _w) = follow();
+    f.expect(M);
+    assert!(!f.open() && !f.has_end());
+    f.push(StreamKind::Stdout, b"rbmark ok\nout without an end of linerbmark end\n");
+    f.push(StreamKind::Stderr, b"rbmark ok\nrbmark end 3 - -");
+    assert!(f.open() && !f.has_end(), "a line cut short is no line");
+    f.push(StreamKind::Stderr, b"\n");
+    assert!(f.has_end());
+    assert_eq!(f.report(End::Status(0)), ended(3));
+    let (out, err, _) = f.finish();
+    assert_eq!((out.as_slice(), err.as_slice()), (b"out without an end of line".as_slice(), b"".as_slice()));
 }
 
 #[test]

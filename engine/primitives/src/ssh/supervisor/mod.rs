@@ -4,12 +4,17 @@
 //! `~/.runbook/<run>/<action>/` holds: `script` (the command; never its environment or input), `out`, `err`, `pid` (process, boot id,
 //! start time; making this file is the second claim, after which the command is known to have begun; or `void`: it never will), `status` (once it has ended),
 //! `slot` (room for the status on a full disk), `deadline`, `ended` (why it was ended by us), `raised` (sudo let it in).
+//!
+//! Commands are begun through a [`Station`], a session that serves one after another; a lost one is asked for by a session of its own
+//! (`attach.sh`).
 
 pub(super) mod script;
 
 mod clean;
 mod follow;
+mod station;
 
+use std::pin::pin;
 use std::time::Duration;
 
 use runbook_core::cancel::Cancel;
@@ -18,7 +23,9 @@ use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
 
 pub(super) use clean::Clean;
-use follow::{Follow, Report};
+use follow::{Deadline, Follow, Report};
+use station::Opened;
+pub(super) use station::Station;
 
 use super::exec::spill::refer;
 use super::exec::{End, drive, exports, marker, tail, timed_out};
@@ -172,10 +179,13 @@ async fn loop_until_known(job: &mut Job<'_>, first: Report, exec: Option<&Exec>)
                     if e.retryable && since.elapsed() < patience {
                         continue;
                     }
-                    return Err(in_doubt(job.host, &e));
+                    return Err(if job.began { in_doubt(job.host, &e) } else { e });
                 }
             };
-            report = job.attach(&session).await.map_err(|e| in_doubt(job.host, &e))?;
+            report = match exec {
+                Some(exec) if !job.began => job.start(&session, exec, "").await?,
+                _ => job.attach(&session).await.map_err(|e| in_doubt(job.host, &e))?,
+            };
         } else {
             let session = connect(job.cx, job.host).await.map_err(|e| if job.began { in_doubt(job.host, &e) } else { e })?;
             report = match (&report, exec) {
@@ -200,44 +210,42 @@ fn in_doubt(host: &str, cause: &Error) -> Error {
 }
 
 impl Job<'_> {
-    /// Claims and starts the command, and follows it. `instead`: the claim that is set aside for it, as start.sh takes it.
+    /// Claims and starts the command, and follows it. `instead`: the claim that is set aside for it, as station.sh takes it.
     async fn start(&mut self, session: &Session, exec: &Exec, instead: &str) -> Result<Report> {
-        let raise = session.raise(self.cx, exec)?;
-        let parts = privilege::parts(exec, raise.as_ref());
         self.follow.sudo = exec.sudo;
-        let marker = marker();
-        let mut script = String::new();
-        if let Some(cwd) = &exec.cwd {
-            script.push_str(&format!("cd {} || exit 126\n", quote(cwd)));
-        }
-        script.push_str(&exec.script);
-        let mut private = parts.secret.into_bytes();
-        if exec.sudo || exec.tty || !exec.env.is_empty() || exec.stdin.is_some() {
-            // Another user cannot read the claim: the script goes with the rest.
-            let own = if parts.raise.is_empty() { String::new() } else { format!("{script}\n") };
-            private.extend_from_slice(format!("{marker}\n{}{own}{marker}\n", exports(&exec.env)?).as_bytes());
-            private.extend_from_slice(exec.stdin.as_deref().unwrap_or_default());
-        }
-        let limit = self.limit.map_or(0, |l| l.as_secs().max(1));
-        let command = format!(
-            "cd; exec sh -c {} runbook {marker} {} {} {} {} {} {} {limit} {} {} {}",
-            quote(script::start()),
-            quote(&self.cx.run),
-            quote(&self.cx.action_id.0),
-            private.len(),
-            quote(script::run()),
-            quote(script::reader()),
-            quote(&parts.mode),
-            quote(instead),
-            quote(&parts.raise),
-            quote(parts.tty),
-        );
-        let mut stdin = format!("{script}\n{marker}\n").into_bytes();
-        stdin.append(&mut private);
         if let Some(l) = self.limit {
             self.follow.due_in(l);
         }
-        self.session(session, command, stdin, &marker).await
+        let mut kept = session.slot.station(&self.cx.run).await;
+        loop {
+            let fresh = kept.is_none();
+            let mut station = match kept.take() {
+                Some(s) => s,
+                None => match Station::open(self.cx, session, false).await {
+                    Ok(Opened::Ready(s)) => s,
+                    Ok(Opened::Nothing) => return Ok(Report::Lost),
+                    Ok(Opened::Not(report)) => return Ok(report),
+                    Err(e) if self.began && e.retryable => return Ok(Report::Lost),
+                    Err(e) => return Err(e),
+                },
+            };
+            self.heard = true;
+            let marker = marker();
+            let request = request(self.cx, session, exec, self.limit, instead, &marker)?;
+            self.follow.expect(&marker);
+            // From here on the host may act on what was sent.
+            self.began = true;
+            let deadline = self.follow.deadline();
+            let end = watched(self.cx, session, deadline, station.work(self.host, request, &mut self.follow)).await?;
+            let report = self.follow.report(end);
+            match report {
+                // It may stand in a folder that somebody has removed. A claim that was not made can be made anew.
+                Report::Refused(_) if !fresh => continue,
+                Report::Ended { .. } | Report::Gone(_) if self.follow.has_end() => session.slot.keep(station),
+                _ => drop(tokio::spawn(station.close())),
+            }
+            return Ok(report);
+        }
     }
 
     /// Asks for the command's state, and follows it from what was already received.
@@ -250,45 +258,62 @@ impl Job<'_> {
             quote(&self.cx.run),
             quote(&self.cx.action_id.0)
         );
-        self.session(session, command, Vec::new(), &marker).await
-    }
-
-    /// One session with the supervisor. Ends the command when its time is up or the operator stops.
-    async fn session(&mut self, session: &Session, command: String, stdin: Vec<u8>, marker: &str) -> Result<Report> {
         let lease = match session.slot.channel(self.cx, false).await {
             Ok(l) => l,
             Err(e) if self.began && e.retryable => return Ok(Report::Lost),
             Err(e) => return Err(e),
         };
-        // From here on the host may act on what was sent.
         self.began = true;
-        self.follow.expect(marker);
+        self.follow.expect(&marker);
+        let deadline = self.follow.deadline();
         let (_tx, mut rx) = tokio::sync::mpsc::channel(1);
-        let (cx, host) = (self.cx, self.host);
-        let mut deadline = self.follow.deadline();
-        let end = {
-            let follow = &mut self.follow;
-            let mut run = std::pin::pin!(drive(lease, command, stdin, host, |k, p| follow.push(k, p), &mut rx));
-            let why = tokio::select! {
-                r = &mut run => Ok(r),
-                () = deadline.wait() => Err("timeout"),
-                () = cx.cancel.cancelled() => Err("stopped"),
-            };
-            match why {
-                Ok(r) => r?,
-                Err(why) => {
-                    let stopping = stop(cx, session, why);
-                    let ending = tokio::time::timeout(Duration::from_secs(20), &mut run);
-                    let (stopped, ended) = tokio::join!(stopping, ending);
-                    stopped.map_err(|e| in_doubt(host, &e))?;
-                    ended.unwrap_or(Ok(End::Lost))?
-                }
-            }
-        };
+        let follow = &mut self.follow;
+        let run = drive(lease, command, Vec::new(), self.host, |k, p| follow.push(k, p), &mut rx);
+        let end = watched(self.cx, session, deadline, run).await?;
         let report = self.follow.report(end);
         self.heard |= !matches!(report, Report::Lost | Report::Mute(..));
         Ok(report)
     }
+}
+
+/// A request to a station: lines of words, the script, what is for the command alone.
+fn request(cx: &Cx, session: &Session, exec: &Exec, limit: Option<Duration>, instead: &str, said: &str) -> Result<Vec<u8>> {
+    let raise = session.raise(cx, exec)?;
+    let parts = privilege::parts(exec, raise.as_ref());
+    // Not the marker of what is said: this one shows in `ps`.
+    let marker = marker();
+    let cwd = exec.cwd.as_deref().map(|c| format!("cd {} || exit 126\n", quote(c))).unwrap_or_default();
+    let script = format!("{cwd}{}", exec.script);
+    let mut private = parts.secret.into_bytes();
+    if exec.sudo || exec.tty || !exec.env.is_empty() || exec.stdin.is_some() {
+        // Another user cannot read the claim: the script goes with the rest.
+        let own = if parts.raise.is_empty() { String::new() } else { format!("{script}\n") };
+        private.extend_from_slice(format!("{marker}\n{}{own}{marker}\n", exports(&exec.env)?).as_bytes());
+        private.extend_from_slice(exec.stdin.as_deref().unwrap_or_default());
+    }
+    let limit = limit.map_or(0, |l| l.as_secs().max(1)).to_string();
+    let length = private.len().to_string();
+    let words = [&cx.action_id.0, &marker, &length, &parts.mode, &limit, instead, &parts.raise, parts.tty];
+    if words.iter().any(|w| w.contains('\n')) {
+        return Err(Error::internal("a request to the supervisor has a word of more than one line").host(session.name()));
+    }
+    let mut request = format!("run {said}\n{}\n{script}\n{marker}\n", words.join("\n")).into_bytes();
+    request.append(&mut private);
+    Ok(request)
+}
+
+/// One session with the supervisor. Ends the command when its time is up or the operator stops.
+async fn watched(cx: &Cx, session: &Session, mut deadline: Deadline, run: impl Future<Output = Result<End>>) -> Result<End> {
+    let mut run = pin!(run);
+    let why = tokio::select! {
+        r = &mut run => return r,
+        () = deadline.wait() => "timeout",
+        () = cx.cancel.cancelled() => "stopped",
+    };
+    let ending = tokio::time::timeout(Duration::from_secs(20), &mut run);
+    let (stopped, ended) = tokio::join!(stop(cx, session, why), ending);
+    stopped.map_err(|e| in_doubt(session.name(), &e))?;
+    ended.unwrap_or(Ok(End::Lost))
 }
 
 /// Ends the supervised command of `cx.action_id`, with everything in its process group.

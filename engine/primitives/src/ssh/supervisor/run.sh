@@ -4,9 +4,10 @@
 # A handler, not an ignored signal: commands must not inherit deafness. It lets the status be written when the group is ended.
 trap : TERM INT
 rb_n=$1 rb_p=$2 rb_i=$3 rb_m=$4 rb_r=$5 rb_u=$6 rb_q=$7 rb_t=$8 rb_d=$PWD rb_b= rb_x=
-read -r rb_b </proc/sys/kernel/random/boot_id
-read -r rb_x </proc/$$/stat
+{ read -r rb_b </proc/sys/kernel/random/boot_id; } 2>/dev/null
+{ read -r rb_x </proc/$$/stat; } 2>/dev/null
 set -f
+# shellcheck disable=SC2086
 set -- ${rb_x##*")" }
 rb_x=${20}
 set +f

@@ -35,21 +35,78 @@ macro_rules! scripts {
 
 scripts! {
     reader = "reader.sh";
-    start = "start.sh" "follow.sh";
+    station = "place.sh" "follow.sh" "station.sh";
     run = "run.sh";
     raise = "raise.sh";
-    attach = "attach.sh" "follow.sh";
+    attach = "place.sh" "follow.sh" "attach.sh";
     stop = "stop.sh";
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
     fn lines_are_joined_by_the_grammar() {
         let text = "# a\nif x; then\n  y &\n  z\nfi\ncase $a in\nb) c ;;\n*) if d; then\n    e\n  fi\n  ;;\nesac\nf() {\n  g ||\n  h\n}\n";
         assert_eq!(one_line(text), "if x; then y & z ; fi ; case $a in b) c ;; *) if d; then e ; fi ;; esac ; f() { g || h ; }");
+    }
+
+    /// Every file of shell text of this family: name and text.
+    fn files() -> Vec<(String, String)> {
+        let mut all = vec![];
+        for folder in ["supervisor", "copy"] {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ssh").join(folder);
+            for f in std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).filter(|f| f.extension().is_some_and(|e| e == "sh")) {
+                all.push((f.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read_to_string(f).unwrap()));
+            }
+        }
+        assert!(all.len() > 8);
+        all
+    }
+
+    #[test]
+    fn no_function_reads_the_parameters_of_the_script() {
+        let parameter = |l: &str| {
+            l.match_indices('$').any(|(i, _)| l[i + 1..].trim_start_matches('{').starts_with(|c: char| "123456789@*#".contains(c)))
+        };
+        for (name, text) in files() {
+            let mut function: Option<String> = None;
+            for line in text.lines().filter(|l| !l.trim_start().starts_with('#')) {
+                if let Some((head, body)) = line.split_once("() {") {
+                    // What is said to the operator is handed to it.
+                    function = (!body.ends_with('}')).then(|| head.to_string());
+                    assert!(head == "no" || !parameter(body), "{name}: {line}");
+                } else if line == "}" || line.trim_start().starts_with("set -- ") {
+                    // From `set --` on they are the function's own.
+                    function = None;
+                } else if let Some(f) = &function {
+                    assert!(!parameter(line), "{name}: {f}() has parameters of its own: {line}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_expanded_unquoted() {
+        let Ok(there) = Command::new("shellcheck").arg("--version").output() else {
+            assert!(std::env::var_os("CI").is_none(), "shellcheck is missing, and CI is set");
+            return eprintln!("skipped: shellcheck is not installed");
+        };
+        assert!(there.status.success());
+        // What stands here is meant: variables of other parts (2034, 2153, 2154), `a= b=` (1007), `a && b || c` (2015), text for another shell (2016), a file that is
+        // open for both (2094), names read into (2229), `-ef` (3013), files that are there at run time alone (1091).
+        let not = "--exclude=SC1007,SC1091,SC2015,SC2016,SC2034,SC2094,SC2153,SC2154,SC2229,SC3013";
+        for (name, text) in files() {
+            let mut child =
+                Command::new("shellcheck").args(["-s", "sh", not, "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            let out = child.wait_with_output().unwrap();
+            assert!(out.status.success(), "{name}:\n{}", String::from_utf8_lossy(&out.stdout));
+        }
     }
 
     #[test]
