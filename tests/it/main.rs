@@ -14,6 +14,7 @@ mod dns;
 mod docs;
 mod http;
 mod lab;
+mod mariadb;
 mod postgres;
 mod proxy;
 mod replay;

@@ -9,6 +9,8 @@ pub mod containers;
 pub mod desk;
 pub mod lab;
 #[allow(dead_code)]
+pub mod mariadb;
+#[allow(dead_code)]
 pub mod netns;
 pub mod project;
 #[allow(dead_code)]

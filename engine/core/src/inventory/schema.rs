@@ -89,6 +89,44 @@ const fn field(key: &'static str, holds: Holds, need: Need, doc: &'static str) -
 use Holds::{Command, Duration, Flag, Host, Port, Secret, Text, Texts, Vars};
 use Need::{Always, Optional, UnlessEmbedded};
 
+/// The settings of a MariaDB or MySQL server.
+const SERVER: &[Field] = &[
+    field("host", Host, Always, "The host that its server runs on."),
+    field(
+        "database",
+        Text,
+        Optional,
+        "The schema that scripts work on; every schema that is not the system's unless given. Replication, fence and promotion are of the whole server.",
+    ),
+    field("socket", Text, Optional, "The server's unix socket on the host; found by itself where packages put it."),
+    field("port", Port, Optional, "The server's port, to reach it by TCP from its host instead of by a socket."),
+    field("address", Text, Optional, "The server's address as its host sees it, for TCP; `127.0.0.1` unless given."),
+    field("user", Text, Optional, "The account to work as, with all privileges; `root` unless given."),
+    field(
+        "password",
+        Secret,
+        Optional,
+        "The secret with the account's password; without it the server asks the operating system who it is (unix_socket).",
+    ),
+    field("sudo", Flag, Optional, "`true`: the socket is reached, tools are run and configuration is written as root, by `sudo`."),
+    field("tls", Flag, Optional, "`true`: TLS to the server and for replication from it."),
+    field("tls_ca", Text, Optional, "The certificate authority of the server (PEM), relative to the project; the usual ones unless given."),
+    field("tls_name", Text, Optional, "The name in the server's certificate; its address unless given."),
+    field("replication_host", Text, Optional, "Where replicas find the server; the `address` of its host unless given."),
+    field("replication_port", Port, Optional, "The port at which replicas find it; `port` unless given, or 3306."),
+    field("replication_user", Text, Optional, "The account by which replicas log in; one is made for each unless given."),
+    field("replication_password", Secret, Optional, "The secret with that account's password."),
+    field("app_user", Text, Optional, "The account of the application: the fence tries to write as it too."),
+    field("app_password", Secret, Optional, "The secret with the application's password."),
+    field(
+        "config_dir",
+        Text,
+        Optional,
+        "The folder of configuration snippets that the server reads, in which a fence outlives a restart; found by itself where packages have it; `none` to do without (MySQL 8 needs none).",
+    ),
+    field("defaults_file", Text, Optional, "The configuration file that the server is started with, when that is not the usual one."),
+];
+
 /// Every kind, by section.
 pub const KINDS: &[Kind] = &[
     Kind {
@@ -154,6 +192,13 @@ pub const KINDS: &[Kind] = &[
             field("path", Text, Always, "The file, absolute or relative to the login folder."),
             field("sudo", Flag, Optional, "`true`: it is read and written as root, by `sudo`."),
         ],
+    },
+    Kind { section: Section::Databases, kind: "mariadb", doc: "A MariaDB server on a host.", fields: SERVER },
+    Kind {
+        section: Section::Databases,
+        kind: "mysql",
+        doc: "A MySQL server (or one of its kind, such as Percona's) on a host.",
+        fields: SERVER,
     },
     Kind {
         section: Section::Zones,

@@ -7,8 +7,10 @@ use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
 
-use super::driver::{Content, Db, Driver, Row};
+use super::driver::{Content, Db, Driver, Row, TableOptions};
 use super::{DATABASE, method};
+
+mod chunked;
 
 /// How many differences are named; the others are counted.
 const NAMED: usize = 20;
@@ -19,10 +21,14 @@ pub(super) fn register(r: &mut Registry) {
             "compare",
             Effect::Read,
             "Compares this database with another: definitions, numbers of rows, and every value with its type.\n\nWhat differs is named by table \
-             and key; at most 20 differences are named and the others counted. What the engine itself keeps in a database is left out. Both \
-             are read as of one moment each: compare under a fence.",
+             and key; at most 20 differences are named and the others counted. What the engine itself keeps in a database is left out. \
+             SQLite: both are read as of one moment each: compare under a fence. Servers: checksums of chunks are worked out by the servers \
+             themselves, and what differs is cut smaller until rows can be named; when the other one replicates from this one, this one may \
+             be written to meanwhile: a chunk that differs is asked again at one position on both sides.",
         )
         .arg("other", Ty::Record(DATABASE), "The database to compare with.")
+        .option("tables", Ty::List(Box::new(Ty::Str)), "Servers: only these tables, and no definitions of others.")
+        .option("jobs", Ty::Int, "Servers: how many chunks at once; 4 unless given.")
         .returns(Ty::Record("Comparison"))
         .example("let c = database(\"shop_old\").compare(database(\"shop_new\"));")
         .errors(&[Code::DB_CONNECT, Code::DB_QUERY, Code::DB_HELPER]),
@@ -46,28 +52,20 @@ impl Primitive for Compare {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (a, b) = Db::receiver(cx, call)?.pair(Db::argument(cx, call, 0)?)?;
         let driver = a.driver(cx)?;
+        let only = super::copy::table_options(call)?;
+        if driver.chunked() {
+            return chunked::compare(cx, driver.as_ref(), &a, &b, &only).await;
+        }
+        if only != TableOptions::default() {
+            return Err(super::driver::cannot(&a, "choosing what is compared"));
+        }
         let (left, right) = futures::try_join!(driver.content(cx, &a, true), driver.content(cx, &b, true))?;
         let mut found = Differences { a: a.name.clone(), b: b.name.clone(), named: Vec::new(), more: 0 };
         for table in found.definitions(&left, &right) {
             found.rows(cx, driver.as_ref(), &a, &b, &table).await?;
         }
         let rows: u64 = left.tables.values().map(|t| t.rows).sum();
-        let Differences { mut named, more, .. } = found;
-        let equal = named.is_empty();
-        if more > 0 {
-            named.push(format!("and {more} more differences"));
-        }
-        let outcome: Outcome = Record::new(
-            "Comparison",
-            [
-                ("equal", equal.into()),
-                ("differences", Value::List(named.into_iter().map(Value::from).collect())),
-                ("tables", Value::Int(i64::try_from(left.tables.len()).unwrap_or(i64::MAX))),
-                ("rows", Value::Int(i64::try_from(rows).unwrap_or(i64::MAX))),
-            ],
-        )
-        .into();
-        Ok(if equal { outcome.note(format!("{} tables, {rows} rows", left.tables.len())) } else { outcome.note("they differ") })
+        Ok(found.outcome(left.tables.len(), rows))
     }
 }
 
@@ -79,6 +77,26 @@ struct Differences {
 }
 
 impl Differences {
+    /// What the primitive returns.
+    fn outcome(self, tables: usize, rows: u64) -> Outcome {
+        let Differences { mut named, more, .. } = self;
+        let equal = named.is_empty();
+        if more > 0 {
+            named.push(format!("and {more} more differences"));
+        }
+        let outcome: Outcome = Record::new(
+            "Comparison",
+            [
+                ("equal", equal.into()),
+                ("differences", Value::List(named.into_iter().map(Value::from).collect())),
+                ("tables", Value::Int(i64::try_from(tables).unwrap_or(i64::MAX))),
+                ("rows", Value::Int(i64::try_from(rows).unwrap_or(i64::MAX))),
+            ],
+        )
+        .into();
+        if equal { outcome.note(format!("{tables} tables, {rows} rows")) } else { outcome.note("they differ") }
+    }
+
     fn add(&mut self, text: String) {
         if self.named.len() < NAMED {
             self.named.push(text);

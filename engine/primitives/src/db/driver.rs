@@ -13,6 +13,7 @@ use runbook_core::{Call, Code, Error, Record, Result, Value};
 pub use super::model::{
     Account, AccountsCopied, Chunk, CopyOptions, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions,
 };
+use super::mysql::Mysql;
 use super::sqlite::Sqlite;
 
 /// A database of the inventory.
@@ -92,7 +93,8 @@ pub struct Drivers(pub RwLock<BTreeMap<&'static str, Arc<dyn Driver>>>);
 impl Default for Drivers {
     fn default() -> Self {
         let sqlite: Arc<dyn Driver> = Arc::new(Sqlite::default());
-        Drivers(RwLock::new(BTreeMap::from([("sqlite", sqlite)])))
+        let mysql: Arc<dyn Driver> = Arc::new(Mysql);
+        Drivers(RwLock::new(BTreeMap::from([("sqlite", sqlite), ("mariadb", mysql.clone()), ("mysql", mysql)])))
     }
 }
 

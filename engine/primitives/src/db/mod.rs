@@ -15,6 +15,7 @@ pub mod driver;
 mod dump;
 mod fence;
 mod model;
+pub mod mysql;
 mod promote;
 mod replicate;
 pub mod sqlite;

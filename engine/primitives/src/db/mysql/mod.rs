@@ -1,0 +1,165 @@
+//! MariaDB and MySQL: servers on hosts, reached over SSH, moved by replication.
+
+mod accounts;
+mod chunks;
+mod connect;
+mod data;
+mod dumped;
+mod errors;
+mod fence;
+mod flavour;
+mod host;
+mod replication;
+mod schema;
+mod sessions;
+mod sql;
+mod state;
+mod status;
+mod stream;
+mod switch;
+mod value;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rand::Rng as _;
+use runbook_core::primitive::Cx;
+use runbook_core::{Result, Value};
+
+use super::driver::{
+    Account, AccountsCopied, Caught, Chunk, Content, Copied, CopyOptions, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row,
+    Span, Status, Switched,
+};
+
+/// The driver of both kinds.
+#[derive(Debug, Default)]
+pub struct Mysql;
+
+/// A password for an account that is made for one purpose, with characters of every class.
+fn secret() -> String {
+    const SET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789";
+    let mut rng = rand::rng();
+    let text: String = (0..28).filter_map(|_| SET.get(rng.random_range(0..SET.len()))).map(|b| char::from(*b)).collect();
+    format!("{text}-Aa1_")
+}
+
+#[async_trait]
+impl Driver for Mysql {
+    async fn query(&self, cx: &Cx, db: &Db, sql: &str, params: &Value) -> Result<Vec<Value>> {
+        data::query(cx, db, sql, params).await
+    }
+
+    async fn execute(&self, cx: &Cx, db: &Db, sql: &str, params: &Value) -> Result<Executed> {
+        data::execute(cx, db, sql, params).await
+    }
+
+    async fn executed(&self, cx: &Cx, db: &Db) -> Result<Option<Executed>> {
+        data::executed(cx, db).await
+    }
+
+    async fn facts(&self, cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
+        data::facts(cx, db).await
+    }
+
+    async fn content(&self, cx: &Cx, db: &Db, checksums: bool) -> Result<Content> {
+        chunks::content(cx, db, checksums).await
+    }
+
+    fn chunked(&self) -> bool {
+        true
+    }
+
+    async fn schema(&self, cx: &Cx, db: &Db) -> Result<(BTreeMap<String, String>, Vec<Keyed>)> {
+        schema::read(cx, db).await
+    }
+
+    async fn bounds(&self, cx: &Cx, db: &Db, table: &Keyed, span: &Span, rows: u64) -> Result<Vec<Vec<Value>>> {
+        chunks::bounds(cx, db, table, span, rows).await
+    }
+
+    async fn chunk(&self, cx: &Cx, db: &Db, table: &Keyed, span: &Span) -> Result<Chunk> {
+        chunks::chunk(cx, db, table, span).await
+    }
+
+    async fn chunk_rows(&self, cx: &Cx, db: &Db, table: &Keyed, span: &Span) -> Result<Vec<Row>> {
+        chunks::rows(cx, db, table, span).await
+    }
+
+    async fn chunk_of_both(&self, cx: &Cx, a: &Db, b: &Db, table: &Keyed, span: &Span) -> Result<(Chunk, Chunk)> {
+        chunks::both(cx, a, b, table, span).await
+    }
+
+    async fn rows_of_both(&self, cx: &Cx, a: &Db, b: &Db, table: &Keyed, span: &Span) -> Result<(Vec<Row>, Vec<Row>)> {
+        chunks::rows_of_both(cx, a, b, table, span).await
+    }
+
+    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<Copied> {
+        replication::copy(cx, from, to, options).await
+    }
+
+    async fn copy_to_file(&self, cx: &Cx, db: &Db, path: &str) -> Result<Copied> {
+        stream::to_file(cx, db, path).await
+    }
+
+    async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        replication::drop_copy(cx, db).await
+    }
+
+    async fn fence(&self, cx: &Cx, db: &Db, within: Duration) -> Result<(Fence, Option<String>)> {
+        fence::fence(cx, db, within).await
+    }
+
+    async fn fenced(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        fence::fenced(cx, db).await
+    }
+
+    async fn unfence(&self, cx: &Cx, db: &Db, force: bool) -> Result<bool> {
+        fence::unfence(cx, db, force).await
+    }
+
+    async fn caught_up(&self, cx: &Cx, db: &Db, fence: &Fence) -> Result<Caught> {
+        status::caught_up(cx, db, fence).await
+    }
+
+    async fn promote(&self, cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Result<Switched> {
+        switch::promote(cx, db, source, fence).await
+    }
+
+    async fn promoted(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        switch::promoted(cx, db).await
+    }
+
+    async fn demote(&self, cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Switched> {
+        switch::demote(cx, db, other, within).await
+    }
+
+    async fn replicate_from(&self, cx: &Cx, db: &Db, primary: &Db, options: &Replicate) -> Result<Replicated> {
+        replication::replicate_from(cx, db, primary, options).await
+    }
+
+    async fn stop_replication(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        replication::stop(cx, db).await
+    }
+
+    async fn status(&self, cx: &Cx, db: &Db) -> Result<Status> {
+        status::status(cx, db).await
+    }
+
+    async fn accounts(&self, cx: &Cx, db: &Db) -> Result<Vec<Account>> {
+        accounts::accounts(cx, db).await
+    }
+
+    async fn copy_accounts(&self, cx: &Cx, from: &Db, to: &Db, only: &[String]) -> Result<AccountsCopied> {
+        accounts::copy(cx, from, to, only, false).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn made_passwords_are_long_and_never_the_same() {
+        let (a, b) = (super::secret(), super::secret());
+        assert!(a.len() >= 28 && a != b);
+    }
+}

@@ -1,0 +1,431 @@
+//! `replicate_from`, `stop_replication`, `drop_copy`: a replica made from a consistent snapshot, in steps that are on record.
+
+use std::time::Duration;
+
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+use tokio::time::Instant;
+
+use super::connect::{Server, Sess, server, session};
+use super::data::every_schema;
+use super::sql::{ident, text};
+use super::state::{self, CopyMark, Marks, Phase, Position, ReplicaMark, aside};
+use super::status::Stream;
+use super::{accounts, data, fence, host, status, stream};
+use crate::db::driver::{CopyOptions, Db, Replicate, Replicated, ReplicationError};
+
+/// How long replication may take to connect and run.
+const STARTS: Duration = Duration::from_secs(30);
+
+fn cannot(db: &Db, why: impl std::fmt::Display) -> Error {
+    Error::new(Code::DB_COPY, format!("\"{}\" cannot become a replica: {why}", db.name)).host(&db.host)
+}
+
+fn setting(db: &Db, why: String, hint: &str) -> Error {
+    Error::new(Code::DB_SETTINGS, why).host(&db.host).hint(hint)
+}
+
+/// Makes sure that `primary` can be replicated to `db`, and tells whether it goes by GTIDs.
+async fn examine(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, options: &Replicate) -> Result<bool> {
+    let (a, b) = (server(cx, primary).await?, server(cx, db).await?);
+    if !options.copy.of.tables.is_empty() {
+        return Err(crate::db::driver::cannot(db, "replicating some tables only: the whole server is replicated"));
+    }
+    match options.tool.as_deref() {
+        None | Some("dump" | "mariadb-dump" | "mysqldump") => {}
+        Some(other) => return Err(crate::db::driver::cannot(db, &format!("the tool \"{other}\" for the first copy (there is \"dump\")"))),
+    }
+    if !p.is_on("log_bin").await? {
+        let why = format!("the server of \"{}\" writes no binary log (log_bin is OFF): nothing can replicate from it", primary.name);
+        return Err(setting(primary, why, "set log_bin and a server_id in its configuration and restart it"));
+    }
+    let (one, two) = (p.int("SELECT @@server_id").await?, r.int("SELECT @@server_id").await?);
+    if one == two {
+        let why = format!("the servers of \"{}\" and \"{}\" have the same server_id, {one}", primary.name, db.name);
+        return Err(setting(db, why, "give each a server_id of its own in its configuration and restart it"));
+    }
+    if state::identity(p).await? == state::identity(r).await? {
+        return Err(cannot(db, format!("\"{}\" is on the same server", primary.name)));
+    }
+    if b.flavour.version < a.flavour.version && (b.flavour.version.0, b.flavour.version.1) < (a.flavour.version.0, a.flavour.version.1) {
+        let why = format!(
+            "it is {} and \"{}\" is {}: an older server does not understand a newer one's log",
+            b.flavour.text, primary.name, a.flavour.text
+        );
+        return Err(cannot(db, why));
+    }
+    if let Some(row) = p.rows(a.flavour.show_binlog()).await?.first() {
+        for key in ["binlog_do_db", "binlog_ignore_db"] {
+            let v = super::connect::get(row, key);
+            if !v.is_empty() {
+                return Err(setting(
+                    primary,
+                    format!("\"{}\" leaves schemas out of its binary log ({key} = {v})", primary.name),
+                    "remove that setting and restart it",
+                ));
+            }
+        }
+    }
+    if p.variable("binlog_format").await?.is_some_and(|f| f.eq_ignore_ascii_case("STATEMENT")) {
+        cx.message(format!("\"{}\" logs statements (binlog_format is STATEMENT): some have another effect on a replica; compare both sides before the switch", primary.name));
+    }
+    if !r.is_on("log_bin").await? {
+        cx.message(format!(
+            "\"{}\" writes no binary log: once promoted, it cannot give its rows back to \"{}\" (demote)",
+            db.name, primary.name
+        ));
+    }
+    let gtids = a.flavour.maria
+        || p.variable("gtid_mode").await?.is_some_and(|m| m == "ON") && r.variable("gtid_mode").await?.is_some_and(|m| m == "ON");
+    match options.mode.as_deref() {
+        None => Ok(gtids),
+        Some("gtid") if gtids => Ok(true),
+        Some("gtid") => Err(setting(primary, "gtid_mode is not ON on both servers".into(), "use mode: \"position\", or turn it on")),
+        Some("position") => Ok(false),
+        Some(other) => Err(crate::db::driver::cannot(db, &format!("the mode \"{other}\" (there are \"gtid\" and \"position\")"))),
+    }
+}
+
+/// Makes `db` a replica of `primary`.
+pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate) -> Result<Replicated> {
+    let at = server(cx, db).await?;
+    let (mut p, mut r) = (session(cx, primary).await?, session(cx, db).await?);
+    let gtid = examine(cx, db, primary, &mut p, &mut r, options).await?;
+    let source = state::identity(&mut p).await?;
+    let marks = state::read(&mut r).await?;
+    if let Some(m) = &marks.promoted {
+        return Err(cannot(db, format!("it was promoted and takes the writes, instead of \"{}\"", m.source)).hint("demote it first"));
+    }
+    if let Some(f) = &marks.fence {
+        return Err(cannot(db, format!("the fence {} stands on it", f.id)).hint("unfence it first"));
+    }
+    let streams = status::read(&mut r, &at.flavour).await?;
+    let ours = marks.replica.clone().filter(|m| m.source == source && m.of == primary.name);
+    let usual = streams.iter().find(|s| s.name().is_empty());
+    if let (None, Some(s), false) = (&ours, usual, options.replace) {
+        return Err(cannot(db, format!("it replicates from {} already", s.source())).hint("stop that, or use replace: true"));
+    }
+    if let (Some(m), Some(s)) = (&ours, usual)
+        && m.phase == Phase::Running
+        && !options.replace
+    {
+        if let Some(e) = s.error() {
+            return Err(e.stopped(db));
+        }
+        let was = s.connected();
+        if !s.running() {
+            r.run(at.flavour.replica("START", "")).await?;
+        }
+        wait_running(cx, db, &at, &mut r).await?;
+        let note = if was { "it replicates from there already" } else { "replication was stopped, and goes on" };
+        return Ok(Replicated { changed: !was, position: fence::show(&m.position), note: note.into(), ..Replicated::default() });
+    }
+    let mark = match ours {
+        Some(m) if m.phase != Phase::Copying && m.gtid == gtid && !options.replace => m,
+        ours => {
+            first_copy(
+                cx,
+                db,
+                primary,
+                &mut r,
+                &marks,
+                ours,
+                ReplicaMark { of: primary.name.clone(), source, gtid, ..ReplicaMark::default() },
+                options,
+            )
+            .await?
+        }
+    };
+    let mark = start(cx, db, primary, &mut p, &mut r, mark).await?;
+    // Accounts that were made between the first look at them and the snapshot.
+    accounts::copy(cx, primary, db, &[], true).await?;
+    p.close().await;
+    r.close().await;
+    Ok(Replicated { changed: true, rows: mark.rows, bytes: mark.bytes, position: fence::show(&mark.position), note: String::new() })
+}
+
+/// Makes room, keeps ordinary users out, and copies.
+#[allow(clippy::too_many_arguments)]
+async fn first_copy(
+    cx: &Cx,
+    db: &Db,
+    primary: &Db,
+    r: &mut Sess,
+    marks: &Marks,
+    ours: Option<ReplicaMark>,
+    mut mark: ReplicaMark,
+    options: &Replicate,
+) -> Result<ReplicaMark> {
+    let at = server(cx, db).await?;
+    let there = every_schema(r).await?;
+    if !there.is_empty() && ours.is_none() && !options.replace {
+        return Err(cannot(db, format!("it has schemas of its own: {}", there.join(", ")))
+            .hint("move them away, or use replace: true, which drops them"));
+    }
+    let followers = r.int("SELECT COUNT(*) FROM information_schema.processlist WHERE command LIKE 'Binlog Dump%'").await?;
+    if followers > 0 {
+        return Err(cannot(db, format!("{followers} servers replicate from it")).hint("stop these first"));
+    }
+    match marks.replica.as_ref() {
+        Some(m) => (mark.was_read_only, mark.events) = (m.was_read_only, m.events),
+        None => (mark.was_read_only, mark.events) = (r.is_on("read_only").await?, r.is_on("event_scheduler").await?),
+    }
+    mark.account = ours.and_then(|m| m.account);
+    // On record before anything is dropped: what a crash leaves is known for half a copy.
+    state::write(r, &mark).await?;
+    host::hold(cx, db, &format!("\"{}\" is a replica of \"{}\"", db.name, primary.name)).await?;
+    r.run("SET GLOBAL event_scheduler = OFF").await?;
+    r.run("SET GLOBAL read_only = 1").await?;
+    let _ = r.run(at.flavour.replica("STOP", "")).await;
+    r.run(at.flavour.replica("RESET", "ALL")).await?;
+    for schema in &there {
+        aside(r, &[format!("DROP DATABASE {}", ident(schema))]).await?;
+    }
+    accounts::copy(cx, primary, db, &[], true).await?;
+    let schemas = {
+        let mut p = session(cx, primary).await?;
+        let names = every_schema(&mut p).await?;
+        p.close().await;
+        names
+    };
+    let moved = stream::copy(cx, primary, db, &stream::What::Schemas(&schemas), &options.copy, true).await?;
+    if moved.position.file.is_empty() {
+        return Err(cannot(db, "the dump does not say of which position it is"));
+    }
+    for row in r.rows("SELECT event_schema AS sch, event_name AS ev FROM information_schema.events WHERE status = 'ENABLED'").await? {
+        let name = format!("{}.{}", ident(super::connect::get(&row, "sch")), ident(super::connect::get(&row, "ev")));
+        aside(r, &[format!("ALTER EVENT {name} DISABLE ON SLAVE")]).await?;
+    }
+    (mark.rows, mark.bytes, mark.position, mark.phase) = (moved.rows, moved.bytes, moved.position, Phase::Copied);
+    state::write(r, &mark).await?;
+    Ok(mark)
+}
+
+/// Where servers find each other, which need not be where we find them.
+pub fn address(cx: &Cx, db: &Db) -> Result<(String, u16)> {
+    let host = cx.env.resource(runbook_core::inventory::Section::Hosts, &db.host)?;
+    let port = |key: &str| db.settings.int(key).and_then(|p| u16::try_from(p).ok());
+    let name = db.settings.str("replication_host").or_else(|| host.str("address")).ok_or_else(|| {
+        Error::new(Code::INVENTORY_MISSING, format!("where servers find \"{}\" is not known", db.name))
+            .hint(format!("give replication_host of the database, or address of the host \"{}\", in runbook.toml", db.host))
+    })?;
+    Ok((name.to_string(), port("replication_port").or_else(|| port("port")).unwrap_or(3306)))
+}
+
+/// The login for replication on `primary`: the inventory's, or one that is made there for this replica.
+async fn login(cx: &Cx, primary: &Db, p: &mut Sess, replica: i64) -> Result<(String, String, Option<String>)> {
+    if let Some(user) = primary.settings.str("replication_user") {
+        let secret = cx.secret(primary.settings.need("replication_password")?)?;
+        return Ok((user.to_string(), secret.reveal().to_string(), None));
+    }
+    let (user, password) = (format!("_runbook_{replica}"), super::secret());
+    cx.redactor.add(&password);
+    let name = format!("{}@'%'", text(&user));
+    aside(
+        p,
+        &[
+            format!("DROP USER IF EXISTS {name}"),
+            format!("CREATE USER {name} IDENTIFIED BY {}", text(&password)),
+            format!("GRANT REPLICATION SLAVE ON *.* TO {name}"),
+        ],
+    )
+    .await?;
+    Ok((user, password, Some(name)))
+}
+
+/// Points the replica at its primary and lets it run, from the position on record.
+pub async fn start(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, mut mark: ReplicaMark) -> Result<ReplicaMark> {
+    let at = server(cx, db).await?;
+    let (host, port) = address(cx, primary)?;
+    let id = r.int("SELECT @@server_id").await?;
+    let (user, password, made) = login(cx, primary, p, id).await?;
+    mark.account = made;
+    let _ = r.run(at.flavour.replica("STOP", "")).await;
+    r.run(at.flavour.replica("RESET", "ALL")).await?;
+    let mut set = vec![
+        ("MASTER_HOST", text(&host)),
+        ("MASTER_PORT", port.to_string()),
+        ("MASTER_USER", text(&user)),
+        ("MASTER_PASSWORD", text(&password)),
+        ("MASTER_CONNECT_RETRY", "2".to_string()),
+    ];
+    if primary.settings.flag("tls") {
+        set.push(("MASTER_SSL", "1".into()));
+    } else if !at.flavour.maria && at.flavour.version >= (8, 0, 4) {
+        set.push(("GET_MASTER_PUBLIC_KEY", "1".into()));
+    }
+    if mark.gtid && at.flavour.maria {
+        // What this server has written itself (users made by hand, say) would stand in the way of the primary's numbers.
+        let own = r.text("SELECT @@gtid_binlog_pos").await?.unwrap_or_default();
+        if !own.is_empty() && mark.phase == Phase::Copied {
+            r.run("RESET MASTER").await?;
+        }
+        r.run(format!("SET GLOBAL gtid_slave_pos = {}", text(&mark.position.gtid))).await?;
+        set.push(("MASTER_USE_GTID", "slave_pos".into()));
+    } else if mark.gtid {
+        if mark.phase == Phase::Copied {
+            r.run(if at.flavour.version >= (8, 4, 0) { "RESET BINARY LOGS AND GTIDS" } else { "RESET MASTER" }).await?;
+            r.run(format!("SET GLOBAL gtid_purged = {}", text(&mark.position.gtid))).await?;
+        }
+        set.push(("MASTER_AUTO_POSITION", "1".into()));
+    } else {
+        set.push(("MASTER_LOG_FILE", text(&mark.position.file)));
+        set.push(("MASTER_LOG_POS", mark.position.pos.to_string()));
+        if at.flavour.maria {
+            set.push(("MASTER_USE_GTID", "no".into()));
+        }
+    }
+    let change = r.run(at.flavour.change_source(&set)).await;
+    change.map_err(|e| Error { message: cx.redactor.text(&e.message), ..e })?;
+    r.run(at.flavour.replica("START", "")).await?;
+    wait_running(cx, db, &at, r).await?;
+    mark.phase = Phase::Running;
+    state::write(r, &mark).await?;
+    Ok(mark)
+}
+
+async fn wait_running(cx: &Cx, db: &Db, at: &Server, r: &mut Sess) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let streams = status::read(r, &at.flavour).await?;
+        let found = streams.iter().find(|s| s.name().is_empty());
+        if found.is_some_and(Stream::connected) {
+            return Ok(());
+        }
+        if let Some(e) = found.and_then(Stream::error) {
+            return Err(e.stopped(db));
+        }
+        if begun.elapsed() >= STARTS {
+            let e = found.and_then(Stream::trouble).unwrap_or(ReplicationError { code: "0".into(), text: "it does not begin".into() });
+            return Err(e.stopped(db).hint("the replica must reach its primary by replication_host and replication_port of the primary in runbook.toml (or its host's address)"));
+        }
+        cx.sleep(Duration::from_millis(50)).await?;
+    }
+}
+
+/// Ends replication; the position at which it stood stays on record, so that it can go on later.
+pub async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
+    let at = server(cx, db).await?;
+    let mut r = session(cx, db).await?;
+    let marks = state::read(&mut r).await?;
+    if let Some(m) = &marks.promoted {
+        return Err(Error::new(Code::DB_COPY, format!("\"{}\" was promoted and takes the writes, instead of \"{}\"", db.name, m.source))
+            .host(&db.host)
+            .hint("demote it first"));
+    }
+    let streams = status::read(&mut r, &at.flavour).await?;
+    let usual = streams.iter().find(|s| s.name().is_empty());
+    if usual.is_none() && marks.replica.as_ref().is_none_or(|m| m.account.is_none()) {
+        return Ok(false);
+    }
+    if usual.is_some() {
+        r.run(at.flavour.replica("STOP", "")).await?;
+    }
+    if let Some(mut mark) = marks.replica {
+        if let Some(s) = usual
+            && mark.phase == Phase::Running
+        {
+            // Read after the stop: nothing is applied any more.
+            let now = status::read(&mut r, &at.flavour).await?;
+            let (file, pos) = now.iter().find(|n| n.name().is_empty()).unwrap_or(s).applied();
+            let gtid = if at.flavour.maria {
+                r.text("SELECT @@gtid_slave_pos").await?.unwrap_or_default()
+            } else {
+                data::position(&mut r, false).await?
+            };
+            (mark.position, mark.phase) = (Position { gtid, file, pos }, Phase::Copied);
+            state::write(&mut r, &mark).await?;
+        }
+        r.run(at.flavour.replica("RESET", "ALL")).await?;
+        if let Some(account) = mark.account.take() {
+            // The other side may be gone for good; the account then goes with it.
+            if let Err(e) = forget_account(cx, &mark.of, &account).await {
+                cx.message(format!("the account {account} on \"{}\" was not removed: {}", mark.of, e.message));
+            }
+            state::write(&mut r, &mark).await?;
+        }
+    } else {
+        r.run(at.flavour.replica("RESET", "ALL")).await?;
+    }
+    r.close().await;
+    Ok(true)
+}
+
+pub async fn forget_account(cx: &Cx, primary: &str, account: &str) -> Result<()> {
+    let primary = Db::find(cx, primary)?;
+    let mut p = session(cx, &primary).await?;
+    aside(&mut p, &[format!("DROP USER IF EXISTS {account}")]).await?;
+    p.close().await;
+    Ok(())
+}
+
+/// Removes a replica or copy that was not promoted, with its data, and lets the server take writes as before.
+pub async fn drop_copy(cx: &Cx, db: &Db) -> Result<bool> {
+    let at = server(cx, db).await?;
+    let mut r = session(cx, db).await?;
+    let marks = state::read(&mut r).await?;
+    if let Some(copy) = marks.copy {
+        let schema = db.settings.need("database")?;
+        aside(&mut r, &[format!("DROP DATABASE IF EXISTS {}", ident(schema))]).await?;
+        state::remove::<CopyMark>(&mut r).await?;
+        let _ = copy;
+        return Ok(true);
+    }
+    let Some(mark) = marks.replica else { return Ok(false) };
+    stop(cx, db).await?;
+    for schema in every_schema(&mut r).await? {
+        aside(&mut r, &[format!("DROP DATABASE {}", ident(&schema))]).await?;
+    }
+    host::release(cx, db).await?;
+    if mark.events {
+        r.run("SET GLOBAL event_scheduler = ON").await?;
+    }
+    if !mark.was_read_only {
+        fence::open(&at, &mut r).await?;
+    }
+    state::remove::<ReplicaMark>(&mut r).await?;
+    r.close().await;
+    Ok(true)
+}
+
+/// Copies one schema into another, without replication.
+pub async fn copy(cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<crate::db::driver::Copied> {
+    use crate::db::driver::Copied;
+    let (a, b) = (server(cx, from).await?, server(cx, to).await?);
+    let (mut s, mut t) = (session(cx, from).await?, session(cx, to).await?);
+    let (theirs, ours) = (from.settings.need("database")?, to.settings.need("database")?);
+    let source = state::identity(&mut s).await?;
+    let marks = state::read(&mut t).await?;
+    let refuse = |why: String, hint: &str| {
+        Err(Error::new(Code::DB_COPY, format!("\"{}\" cannot become a copy: {why}", to.name)).host(&to.host).hint(hint))
+    };
+    if marks.promoted.is_some() || marks.replica.is_some() {
+        return refuse("it is a replica, or was promoted".into(), "a replica has everything without copies");
+    }
+    let tables = t.int(format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = {}", text(ours))).await?;
+    let known = marks.copy.filter(|c| c.of == from.name && c.source == source);
+    if tables > 0 && known.is_none() {
+        return refuse(
+            format!("its schema {ours} has {tables} tables that are not of an earlier copy"),
+            "drop them, or name another schema",
+        );
+    }
+    let now = state::position(&mut s, &a.flavour).await?;
+    if let Some(c) = known.as_ref().filter(|c| c.whole && c.position == now && options.of.tables.is_empty())
+        && state::position(&mut t, &b.flavour).await? == c.after
+    {
+        return Ok(Copied { rows: c.rows, bytes: c.bytes, changed: false });
+    }
+    let mut mark = CopyMark { of: from.name.clone(), source, ..CopyMark::default() };
+    state::write(&mut t, &mark).await?;
+    t.run(format!("DROP DATABASE IF EXISTS {}", ident(ours))).await?;
+    let made = s.rows(format!("SHOW CREATE DATABASE {}", ident(theirs))).await?;
+    let made = made.first().map_or(String::new(), |r| super::connect::get(r, "create database").to_string());
+    t.run(made.replacen(&ident(theirs), &ident(ours), 1)).await?;
+    let what = stream::What::Into { from: theirs, to: ours, tables: &options.of.tables };
+    let moved = stream::copy(cx, from, to, &what, options, false).await?;
+    (mark.position, mark.rows, mark.bytes, mark.whole) = (moved.position, moved.rows, moved.bytes, true);
+    mark.after = state::position(&mut t, &b.flavour).await?;
+    state::write(&mut t, &mark).await?;
+    Ok(Copied { rows: mark.rows, bytes: mark.bytes, changed: true })
+}
