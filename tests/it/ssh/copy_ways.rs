@@ -413,7 +413,7 @@ async fn hosts_that_do_not_reach_each_other() {
     p.tidy("impostor");
     let o = p.copy(options(nowhere())).await.unwrap();
     assert_eq!((field(&o, "via"), field(&o, "tool")), ("controller".into(), "tar".into()));
-    assert!(p.b.world.messages.lock().iter().any(|m| m.contains("through the controller, since the hosts do not reach each other")));
+    assert!(p.b.world.messages.lock().iter().any(|m| m.contains("through the controller, since the hosts cannot copy to each other")));
     same(&p.from(), &p.to(), "nowhere");
     // One direction is enough.
     std::fs::write(p.from().join("more"), noise(20 << 20, 6)).unwrap();

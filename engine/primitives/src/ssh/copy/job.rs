@@ -292,11 +292,11 @@ impl Job<'_> {
             }
             let why = why.join("; ");
             if self.o.via == Some(Via::Direct) {
-                return Err(Error::new(Code::SSH_CONNECT, format!("{} and {} do not reach each other: {why}", self.from.name(), self.to.name()))
+                return Err(Error::new(Code::SSH_CONNECT, format!("{} and {} cannot copy to each other: {why}", self.from.name(), self.to.name()))
                     .host(self.to.name())
-                    .hint("set from_address or to_address when they know each other by another address, or leave out via: then the files go through the controller"));
+                    .hint("leave out via: then the files go through the controller; set from_address or to_address when they know each other by another address"));
             }
-            self.cx.message(format!("the files go through the controller, since the hosts do not reach each other: {why}"));
+            self.cx.message(format!("the files go through the controller, since the hosts cannot copy to each other: {why}"));
         }
         let bytes = match load.tool {
             Tool::Rsync => relay::rsync(self, load).await?,
