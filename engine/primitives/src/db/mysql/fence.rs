@@ -205,6 +205,8 @@ async fn quiet(cx: &Cx, at: &Server, s: &mut Sess, exempt: &std::collections::BT
         let moving = now != last;
         last = now;
         if begun.elapsed() < if busy.is_empty() { within.min(WATCHED) } else { within } {
+            // InnoDB shows open transactions as they were when they were asked for less than 100 ms ago.
+            cx.sleep(Duration::from_millis(110)).await?;
             continue;
         }
         // What is there now tells more than what was there before.
