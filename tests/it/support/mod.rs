@@ -12,6 +12,8 @@ pub mod lab;
 pub mod mariadb;
 #[allow(dead_code)]
 pub mod netns;
+#[allow(dead_code)]
+pub mod postgres;
 pub mod project;
 #[allow(dead_code)]
 pub mod proxy;

@@ -14,6 +14,7 @@ pub use super::model::{
     Account, AccountsCopied, Chunk, CopyOptions, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions,
 };
 use super::mysql::Mysql;
+use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 
 /// A database of the inventory.
@@ -94,7 +95,13 @@ impl Default for Drivers {
     fn default() -> Self {
         let sqlite: Arc<dyn Driver> = Arc::new(Sqlite::default());
         let mysql: Arc<dyn Driver> = Arc::new(Mysql);
-        Drivers(RwLock::new(BTreeMap::from([("sqlite", sqlite), ("mariadb", mysql.clone()), ("mysql", mysql)])))
+        let postgresql: Arc<dyn Driver> = Arc::new(Postgres);
+        Drivers(RwLock::new(BTreeMap::from([
+            ("sqlite", sqlite),
+            ("mariadb", mysql.clone()),
+            ("mysql", mysql),
+            ("postgresql", postgresql),
+        ])))
     }
 }
 

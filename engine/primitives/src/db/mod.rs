@@ -16,6 +16,7 @@ mod dump;
 mod fence;
 mod model;
 pub mod mysql;
+pub mod postgres;
 mod promote;
 mod replicate;
 pub mod sqlite;

@@ -1,0 +1,199 @@
+//! Connections to a server, over the SSH session of its host, and its errors as ours.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::settings::{self, Tls};
+use crate::db::driver::Db;
+use crate::db::tunnel::{self, Stream};
+
+/// For what a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// What the script asks for: as any other client.
+    Script,
+    /// The driver's own work, which a fence does not stop.
+    Admin,
+}
+
+/// A connection. Dropping it ends it.
+pub(super) struct Conn {
+    client: Client,
+    host: String,
+}
+
+impl Deref for Conn {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// A row as texts; `None` is NULL.
+pub(super) type Texts = Vec<Option<String>>;
+
+impl Conn {
+    /// Runs statements without parameters and gives the rows of all of them as texts.
+    ///
+    /// # Errors
+    /// `RB0501` with the server's text.
+    pub(super) async fn texts(&self, sql: &str) -> Result<Vec<Texts>> {
+        let all = self.client.simple_query(sql).await.map_err(|e| self.failed(&e))?;
+        Ok(all
+            .into_iter()
+            .filter_map(|m| if let SimpleQueryMessage::Row(r) = m { Some(r) } else { None })
+            .map(|r| (0..r.len()).map(|i| r.get(i).map(str::to_string)).collect())
+            .collect())
+    }
+
+    /// The first column of the first row.
+    ///
+    /// # Errors
+    /// As [`Conn::texts`].
+    pub(super) async fn text(&self, sql: &str) -> Result<Option<String>> {
+        Ok(self.texts(sql).await?.into_iter().next().and_then(|r| r.into_iter().next()).flatten())
+    }
+
+    /// Runs statements whose rows do not matter.
+    ///
+    /// # Errors
+    /// As [`Conn::texts`].
+    pub(super) async fn run(&self, sql: &str) -> Result<()> {
+        self.client.batch_execute(sql).await.map_err(|e| self.failed(&e))
+    }
+
+    /// A server's error as ours.
+    pub(super) fn failed(&self, e: &tokio_postgres::Error) -> Error {
+        failed(&self.host, e)
+    }
+}
+
+/// A column of a row of texts; empty for NULL.
+pub(super) fn col(row: &Texts, i: usize) -> &str {
+    row.get(i).and_then(Option::as_deref).unwrap_or("")
+}
+
+/// Session settings under which the server's texts are the same everywhere.
+const SESSION: &str = "-c DateStyle=ISO,YMD -c IntervalStyle=iso_8601 -c extra_float_digits=1 -c TimeZone=UTC -c bytea_output=hex \
+                       -c client_min_messages=warning -c lock_timeout=0 -c statement_timeout=0 -c idle_in_transaction_session_timeout=0";
+
+/// Connects.
+///
+/// # Errors
+/// `RB0300`–`RB0307` of the way there; `RB0510` when the login is refused; `RB0500` when the server does not let it in.
+pub(super) async fn connect(cx: &Cx, db: &Db, what: For) -> Result<Conn> {
+    let password = db.settings.str("password").map(|n| cx.secret(n)).transpose()?;
+    connect_as(cx, db, what, settings::role(db), password.as_ref().map(|p| p.reveal()), settings::peer(db)).await
+}
+
+/// Connects with another role and password.
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn connect_as(cx: &Cx, db: &Db, what: For, role: &str, password: Option<&str>, peer: Option<&str>) -> Result<Conn> {
+    let work = async {
+        let stream = tunnel::stream(cx, &db.host, &settings::place(db), peer).await?;
+        let mut config = tokio_postgres::Config::new();
+        let own = if what == For::Admin { " -c default_transaction_read_only=off -c synchronous_commit=on" } else { "" };
+        config
+            .user(role)
+            .dbname(settings::database(db)?)
+            .application_name(format!("runbook {}", cx.action_id).chars().take(63).collect::<String>())
+            .options(format!("{SESSION}{own}"));
+        if let Some(p) = password {
+            config.password(p);
+        }
+        let client = match settings::tls(db)? {
+            Tls::Off => {
+                config.ssl_mode(SslMode::Disable);
+                let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| failed(&db.host, &e))?;
+                tokio::spawn(connection);
+                client
+            }
+            Tls::VerifyFull => {
+                config.ssl_mode(SslMode::Require);
+                let mut make = MakeRustlsConnect::new(tls_config(cx, db)?);
+                let named = |e: &dyn std::fmt::Display| Error::new(Code::DB_CONNECT, format!("TLS to \"{}\": {e}", db.name)).host(&db.host);
+                let tls = MakeTlsConnect::<Stream>::make_tls_connect(&mut make, settings::tls_name(db)).map_err(|e| named(&e))?;
+                let (client, connection) = config.connect_raw(stream, tls).await.map_err(|e| failed(&db.host, &e))?;
+                tokio::spawn(connection);
+                client
+            }
+        };
+        Ok(Conn { client, host: db.host.clone() })
+    };
+    tokio::select! {
+        r = tokio::time::timeout(std::time::Duration::from_secs(60), work) => r.unwrap_or_else(|_| {
+            Err(Error::new(Code::DB_CONNECT, format!("\"{}\" does not let in within 1m", db.name)).host(&db.host).retryable(true))
+        }),
+        () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, "stopped while connecting to a database").host(&db.host)),
+    }
+}
+
+fn tls_config(cx: &Cx, db: &Db) -> Result<rustls::ClientConfig> {
+    let path = db.settings.need("tls_ca")?;
+    let bad = |e: &dyn std::fmt::Display| Error::new(Code::DB_CONNECT, format!("tls_ca of \"{}\" ({path}): {e}", db.name));
+    let pem = cx.files.read(path)?;
+    let mut roots = rustls::RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(cert.map_err(|e| bad(&e))?).map_err(|e| bad(&e))?;
+    }
+    if roots.is_empty() {
+        return Err(bad(&"there is no certificate in it").hint("give it the certificate of the authority, in PEM"));
+    }
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions().map_err(|e| bad(&e))?.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// A client's error as ours: what the server said, its SQLSTATE, and what to do.
+pub(super) fn failed(host: &str, e: &tokio_postgres::Error) -> Error {
+    let Some(d) = e.as_db_error() else {
+        let mut text = e.to_string();
+        let mut cause = std::error::Error::source(e);
+        while let Some(c) = cause {
+            text = format!("{text}: {c}");
+            cause = c.source();
+        }
+        let code = if text.contains("password") { Code::DB_LOGIN } else { Code::DB_CONNECT };
+        return Error::new(code, text).host(host).retryable(code == Code::DB_CONNECT && !text_is_tls(e));
+    };
+    let state = d.code().code();
+    let (code, retryable, hint) = match state {
+        "28P01" | "28000" => {
+            (Code::DB_LOGIN, false, Some("check user, password and sudo of this database in runbook.toml, and pg_hba.conf on the server"))
+        }
+        "3D000" => (Code::DB_CONNECT, false, Some("check the name of the database in runbook.toml")),
+        "57P03" | "53300" | "57P01" | "57P02" => (Code::DB_CONNECT, true, None),
+        "25001" => (
+            Code::DB_QUERY,
+            false,
+            Some(
+                "such a statement cannot be part of a transaction, so that after a crash nobody could know whether it took effect; run it with psql, by host.run",
+            ),
+        ),
+        "25006" => {
+            (Code::DB_QUERY, false, Some("use execute(…) for statements that write; a fenced database and a standby refuse them all"))
+        }
+        "40001" | "40P01" | "55P03" => (Code::DB_QUERY, true, None),
+        _ => (Code::DB_QUERY, false, None),
+    };
+    let detail = d.detail().map_or(String::new(), |t| format!(" ({t})"));
+    let mut error = Error::new(code, format!("{}{detail}", d.message())).host(host).retryable(retryable).detail("sqlstate", state);
+    if let Some(hint) = hint.or(d.hint()) {
+        error = error.hint(hint);
+    }
+    error
+}
+
+fn text_is_tls(e: &tokio_postgres::Error) -> bool {
+    e.to_string().contains("TLS")
+}

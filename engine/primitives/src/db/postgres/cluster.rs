@@ -1,0 +1,310 @@
+//! The cluster on its host: its data folder, its programs, starting and stopping it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result, Value};
+
+use super::client::{Conn, For, connect};
+use super::settings;
+use super::state::{Lsn, Node, look};
+use crate::db::driver::Db;
+use crate::ssh::{self, Done, Exec, Session, quote};
+
+/// A cluster, through its host's shell.
+pub(super) struct Cluster<'a> {
+    cx: &'a Cx,
+    db: &'a Db,
+    session: Session,
+}
+
+/// What lies in the place of the data folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Data {
+    /// Nothing, or an empty folder.
+    Empty,
+    /// A cluster.
+    Cluster(Box<Control>),
+    /// Something that is no cluster.
+    Foreign,
+}
+
+/// What `pg_controldata` says of a cluster, and what lies in its folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Control {
+    /// Its identity.
+    pub system: String,
+    /// `in production`, `shut down`, `in archive recovery` and so on.
+    pub state: String,
+    /// Where its last checkpoint is.
+    pub checkpoint: Lsn,
+    /// Whether `pg_rewind` can work on it.
+    pub can_rewind: bool,
+    /// Whether it is a standby when it starts.
+    pub standby: bool,
+    /// Whether a server runs on it.
+    pub running: bool,
+}
+
+impl Cluster<'_> {
+    /// The cluster of a database.
+    ///
+    /// # Errors
+    /// `RB0300`–`RB0305`.
+    pub(super) async fn of<'a>(cx: &'a Cx, db: &'a Db) -> Result<Cluster<'a>> {
+        Ok(Cluster { cx, db, session: ssh::connect(cx, &db.host).await? })
+    }
+
+    /// A command as the user to whom the cluster belongs.
+    fn as_owner(&self, script: &str) -> Exec {
+        let user = settings::os_user(self.db);
+        let login = self.session.login();
+        if login == user {
+            Exec::new(script)
+        } else if login == "root" {
+            // Where there is no sudo, root needs none.
+            Exec::new(format!("cd /; exec runuser -u {} -- sh -c {}", quote(user), quote(script)))
+        } else {
+            Exec { sudo: true, user: Some(user.to_string()), ..Exec::new(format!("cd /; {script}")) }
+        }
+    }
+
+    /// Runs a script as the user to whom the cluster belongs. A status other than 0 is no error.
+    ///
+    /// # Errors
+    /// As [`Session::exec`].
+    pub(super) async fn sh(&self, script: &str, stdin: Option<Vec<u8>>, timeout: Option<Duration>) -> Result<Done> {
+        self.session.exec(self.cx, Exec { stdin, timeout, ..self.as_owner(script) }).await
+    }
+
+    /// Runs a script that must succeed; gives what it printed.
+    ///
+    /// # Errors
+    /// `RB0505` with what it said.
+    pub(super) async fn must(&self, what: &str, script: &str, stdin: Option<Vec<u8>>) -> Result<String> {
+        let done = self.sh(script, stdin, None).await?;
+        self.good(what, done)
+    }
+
+    fn good(&self, what: &str, done: Done) -> Result<String> {
+        if done.status == 0 {
+            return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(if done.stderr.is_empty() { &done.stdout } else { &done.stderr }).into_owned();
+        let last: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).collect();
+        let last = last.get(last.len().saturating_sub(3)..).unwrap_or_default().join("; ");
+        Err(Error::new(Code::DB_COPY, format!("{what} of \"{}\" failed with status {}: {last}", self.db.name, done.status))
+            .host(&self.db.host)
+            .detail("stderr", said))
+    }
+
+    /// The folder of its data.
+    ///
+    /// # Errors
+    /// `RB0114`.
+    pub(super) fn data(&self) -> Result<String> {
+        if let Some(d) = self.db.settings.str("data") {
+            return Ok(d.trim_end_matches('/').to_string());
+        }
+        match self.db.settings.str("cluster").and_then(|c| c.split_once('/')) {
+            Some((version, name)) => Ok(format!("/var/lib/postgresql/{version}/{name}")),
+            None => Err(Error::new(
+                Code::INVENTORY_MISSING,
+                format!("\"{}\" has neither \"data\" nor \"cluster\" in runbook.toml: the cluster itself is to be worked on", self.db.name),
+            )
+            .hint("add cluster = \"15/main\" (Debian), or data = \"/path/of/the/data\" with unit, or with start and stop")),
+        }
+    }
+
+    /// Lines that put the server's programs into PATH.
+    fn path(&self) -> String {
+        let known = match (self.db.settings.str("bin"), self.db.settings.str("cluster").and_then(|c| c.split_once('/'))) {
+            (Some(bin), _) => quote(bin),
+            (None, Some((version, _))) => quote(&format!("/usr/lib/postgresql/{version}/bin")),
+            // The newest, unless PATH has them.
+            (None, None) => {
+                "$(command -v pg_ctl >/dev/null 2>&1 || ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null | sort -V | tail -n 1)"
+                    .into()
+            }
+        };
+        format!("export LC_ALL=C; b={known}; [ -z \"$b\" ] || PATH=\"$b:$PATH\"; export PATH\n")
+    }
+
+    /// A script with the data folder in `$d` and the server's programs in PATH.
+    ///
+    /// # Errors
+    /// `RB0114`.
+    pub(super) fn script(&self, body: &str) -> Result<String> {
+        Ok(format!("{}d={}\n{body}", self.path(), quote(&self.data()?)))
+    }
+
+    /// What lies in the place of the data folder.
+    ///
+    /// # Errors
+    /// `RB0114`; `RB0322` when the server's programs are not there; those of the connection.
+    pub(super) async fn look(&self) -> Result<Data> {
+        let script = self.script(
+            "command -v pg_controldata >/dev/null || { echo 'tool pg_controldata'; exit 0; }\n\
+             if [ ! -e \"$d\" ] || [ -d \"$d\" ] && [ -z \"$(ls -A \"$d\")\" ]; then echo 'is empty'; exit 0; fi\n\
+             if [ ! -f \"$d/PG_VERSION\" ]; then echo 'is foreign'; exit 0; fi\n\
+             echo 'is cluster'; [ -e \"$d/standby.signal\" ] && echo 'standby yes'\n\
+             pg_ctl -D \"$d\" status >/dev/null 2>&1 && echo 'running yes'\n\
+             pg_controldata -D \"$d\" | sed 's/: */=/'",
+        )?;
+        let text = self.must("looking at the data folder", &script, None).await?;
+        let word = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')).unwrap_or("");
+        let control = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).unwrap_or("").trim().to_string();
+        if !word("tool").is_empty() {
+            return Err(Error::new(Code::HOST_TOOL_MISSING, "the host has no pg_controldata")
+                .host(&self.db.host)
+                .hint("install the PostgreSQL server there, or name the folder of its programs with bin in runbook.toml"));
+        }
+        match word("is") {
+            "empty" => return Ok(Data::Empty),
+            "foreign" => return Ok(Data::Foreign),
+            _ => {}
+        }
+        Ok(Data::Cluster(Box::new(Control {
+            system: control("Database system identifier"),
+            state: control("Database cluster state"),
+            checkpoint: Lsn::parse(&control("Latest checkpoint location")).unwrap_or_default(),
+            can_rewind: control("wal_log_hints setting") == "on" || control("Data page checksum version") != "0",
+            standby: word("standby") == "yes",
+            running: word("running") == "yes",
+        })))
+    }
+
+    async fn control(&self, verb: &str) -> Result<()> {
+        let what = if verb == "start" { "starting the cluster" } else { "stopping the cluster" };
+        let own = match self.db.settings.settings.get(verb) {
+            Some(Value::Str(s)) => Some(s.clone()),
+            Some(Value::List(words)) => Some(words.iter().filter_map(Value::as_str).map(quote).collect::<Vec<_>>().join(" ")),
+            _ => None,
+        };
+        let timeout = Some(Duration::from_secs(300));
+        let done = if let Some(own) = own {
+            self.sh(&own, None, timeout).await?
+        } else {
+            let by_root = if let Some(unit) = self.db.settings.str("unit") {
+                Some(format!("systemctl {verb} {}", quote(unit)))
+            } else {
+                self.db
+                    .settings
+                    .str("cluster")
+                    .and_then(|c| c.split_once('/'))
+                    .map(|(version, name)| format!("pg_ctlcluster {} {} {verb}", quote(version), quote(name)))
+            };
+            match by_root {
+                Some(script) => {
+                    let sudo = self.session.login() != "root";
+                    self.session.exec(self.cx, Exec { sudo, timeout, ..Exec::new(script) }).await?
+                }
+                None => {
+                    let body = if verb == "start" {
+                        "pg_ctl -D \"$d\" -w -t 120 -l \"$d/runbook-start.log\" start </dev/null >/dev/null"
+                    } else {
+                        "pg_ctl -D \"$d\" -w -t 120 -m fast stop"
+                    };
+                    self.sh(&self.script(body)?, None, timeout).await?
+                }
+            }
+        };
+        self.good(what, done).map(|_| ())
+    }
+
+    /// Whether a server runs on the data folder.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub(super) async fn running(&self) -> Result<bool> {
+        let done = self.sh(&self.script("pg_ctl -D \"$d\" status >/dev/null 2>&1")?, None, None).await?;
+        Ok(done.status == 0)
+    }
+
+    /// Stops the server and sees that it is stopped.
+    ///
+    /// # Errors
+    /// `RB0505` when it goes on.
+    pub(super) async fn stop(&self) -> Result<()> {
+        if !self.running().await? {
+            return Ok(());
+        }
+        let stopped = self.control("stop").await;
+        if self.running().await? {
+            stopped?;
+            return Err(Error::new(Code::DB_COPY, format!("the cluster of \"{}\" still runs", self.db.name)).host(&self.db.host));
+        }
+        Ok(())
+    }
+
+    /// Starts the server unless it runs, and waits until it lets us in.
+    ///
+    /// # Errors
+    /// `RB0505` with what was said.
+    pub(super) async fn start(&self) -> Result<(Conn, Node)> {
+        if !self.running().await? {
+            let started = self.control("start").await;
+            if !self.running().await? {
+                let log = self.sh(&self.script("tail -n 5 \"$d/runbook-start.log\" 2>/dev/null")?, None, None).await?;
+                started?;
+                let log = String::from_utf8_lossy(&log.stdout).trim().to_string();
+                return Err(Error::new(Code::DB_COPY, format!("the cluster of \"{}\" does not run after its start. {log}", self.db.name))
+                    .hint("look at the server's log on the host")
+                    .host(&self.db.host));
+            }
+        }
+        let until = tokio::time::Instant::now() + Duration::from_secs(120);
+        loop {
+            let made = async {
+                let conn = connect(self.cx, self.db, For::Admin).await?;
+                let node = look(&conn).await?;
+                Ok::<_, Error>((conn, node))
+            };
+            match made.await {
+                Ok(there) => return Ok(there),
+                Err(e) if e.retryable && tokio::time::Instant::now() < until => self.cx.sleep(Duration::from_millis(100)).await?,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Relations that were written to between two positions, by their file numbers, from the write-ahead log itself; `None` when it
+    /// cannot be read there. Whoever wrote may be gone: the log knows.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub(super) async fn written(&self, data: &str, oid: &str, timeline: u32, from: Lsn, to: Lsn) -> Result<Option<BTreeMap<String, u64>>> {
+        if to <= from {
+            return Ok(Some(BTreeMap::new()));
+        }
+        // Data that is changed: rows, and sequences. What a vacuum or a hint does is no change, and has other names.
+        let rel = format!("/rel [0-9]+\\/{oid}\\/[0-9]+/");
+        let count = format!(
+            "/^rmgr: /{{all++}} {rel} && (/^rmgr: Heap .*desc: (INSERT|DELETE|UPDATE|HOT_UPDATE|TRUNCATE)/ || /^rmgr: Heap2 .*desc: MULTI_INSERT/ \
+             || /^rmgr: Sequence /) {{ if (match($0, {rel})) n[substr($0, RSTART, RLENGTH)]++ }} \
+             END {{ print \"all\", all+0; for (r in n) print r, n[r] }}"
+        );
+        let body = format!(
+            "command -v pg_waldump >/dev/null || exit 97\n\
+             pg_waldump -p {}/pg_wal -t {timeline} -s {from} -e {to} 2>/dev/null | awk {}",
+            quote(data),
+            quote(&count)
+        );
+        let done = self.sh(&format!("{}{body}", self.path()), None, Some(Duration::from_secs(120))).await?;
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        let all = text.lines().find_map(|l| l.strip_prefix("all ")?.parse::<u64>().ok());
+        if done.status != 0 || all.is_none() {
+            return Ok(None);
+        }
+        // The log between the two positions is gone.
+        if all == Some(0) && to.0 - from.0 > 100 {
+            return Ok(None);
+        }
+        let found = text.lines().filter_map(|l| {
+            let (path, n) = l.strip_prefix("rel ")?.rsplit_once(' ')?;
+            Some((path.rsplit('/').next()?.to_string(), n.parse().ok()?))
+        });
+        Ok(Some(found.collect()))
+    }
+}

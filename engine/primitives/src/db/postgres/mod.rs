@@ -1,0 +1,134 @@
+//! PostgreSQL: a database of a cluster on a host, spoken to over the SSH session; physical standbys of whole clusters.
+
+mod chunks;
+mod client;
+mod cluster;
+mod data;
+mod fence;
+mod settings;
+mod sql;
+mod standby;
+mod state;
+mod switch;
+mod value;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use runbook_core::primitive::Cx;
+use runbook_core::{Result, Value};
+
+use self::chunks::What;
+use super::driver::{
+    Caught, Chunk, Content, Copied, CopyOptions, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status, Switched,
+    cannot,
+};
+
+/// The driver.
+#[derive(Debug, Default)]
+pub struct Postgres;
+
+#[async_trait]
+impl Driver for Postgres {
+    async fn query(&self, cx: &Cx, db: &Db, sql: &str, params: &Value) -> Result<Vec<Value>> {
+        data::query(cx, db, sql, params).await
+    }
+
+    async fn execute(&self, cx: &Cx, db: &Db, sql: &str, params: &Value) -> Result<Executed> {
+        data::execute(cx, db, sql, params).await
+    }
+
+    async fn executed(&self, cx: &Cx, db: &Db) -> Result<Option<Executed>> {
+        data::executed(cx, db).await
+    }
+
+    async fn facts(&self, cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
+        data::facts(cx, db).await
+    }
+
+    async fn content(&self, cx: &Cx, db: &Db, checksums: bool) -> Result<Content> {
+        chunks::content(cx, db, checksums).await
+    }
+
+    fn chunked(&self) -> bool {
+        true
+    }
+
+    async fn schema(&self, cx: &Cx, db: &Db) -> Result<(BTreeMap<String, String>, Vec<Keyed>)> {
+        chunks::schema(cx, db).await
+    }
+
+    async fn bounds(&self, cx: &Cx, db: &Db, table: &Keyed, span: &Span, rows: u64) -> Result<Vec<Vec<Value>>> {
+        chunks::bounds(cx, db, table, span, rows).await
+    }
+
+    async fn chunk(&self, cx: &Cx, db: &Db, table: &Keyed, span: &Span) -> Result<Chunk> {
+        chunks::chunk(cx, db, table, span).await
+    }
+
+    async fn chunk_rows(&self, cx: &Cx, db: &Db, table: &Keyed, span: &Span) -> Result<Vec<Row>> {
+        chunks::chunk_rows(cx, db, table, span).await
+    }
+
+    async fn chunk_of_both(&self, cx: &Cx, a: &Db, b: &Db, table: &Keyed, span: &Span) -> Result<(Chunk, Chunk)> {
+        let (l, r) = chunks::both(cx, (a, b), table, span, What::Sum).await?;
+        Ok((chunks::as_chunk(&l), chunks::as_chunk(&r)))
+    }
+
+    async fn rows_of_both(&self, cx: &Cx, a: &Db, b: &Db, table: &Keyed, span: &Span) -> Result<(Vec<Row>, Vec<Row>)> {
+        chunks::both(cx, (a, b), table, span, What::Rows).await
+    }
+
+    async fn copy(&self, _cx: &Cx, _from: &Db, to: &Db, _options: &CopyOptions) -> Result<Copied> {
+        Err(cannot(to, "copy_from; replicate_from makes a standby, stop_replication ends that"))
+    }
+
+    async fn copy_to_file(&self, _cx: &Cx, db: &Db, _path: &str) -> Result<Copied> {
+        Err(cannot(db, "copy_to_file"))
+    }
+
+    async fn drop_copy(&self, _cx: &Cx, db: &Db) -> Result<bool> {
+        Err(cannot(db, "drop_copy; the undo of replicate_from is stop_replication"))
+    }
+
+    async fn fence(&self, cx: &Cx, db: &Db, within: Duration) -> Result<(Fence, Option<String>)> {
+        fence::fence(cx, db, within).await
+    }
+
+    async fn fenced(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        fence::fenced(cx, db).await
+    }
+
+    async fn unfence(&self, cx: &Cx, db: &Db, force: bool) -> Result<bool> {
+        fence::unfence(cx, db, force).await
+    }
+
+    async fn caught_up(&self, cx: &Cx, db: &Db, fence: &Fence) -> Result<Caught> {
+        switch::caught_up(cx, db, fence).await
+    }
+
+    async fn promote(&self, cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Result<Switched> {
+        switch::promote(cx, db, source, fence).await
+    }
+
+    async fn promoted(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        switch::promoted(cx, db).await
+    }
+
+    async fn demote(&self, cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Switched> {
+        switch::demote(cx, db, other, within).await
+    }
+
+    async fn replicate_from(&self, cx: &Cx, db: &Db, primary: &Db, options: &Replicate) -> Result<Replicated> {
+        standby::replicate(cx, db, primary, options).await
+    }
+
+    async fn stop_replication(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        standby::stop(cx, db).await
+    }
+
+    async fn status(&self, cx: &Cx, db: &Db) -> Result<Status> {
+        standby::status(cx, db).await
+    }
+}
