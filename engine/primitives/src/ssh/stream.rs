@@ -168,7 +168,8 @@ async fn carry(lease: Lease, stream: DuplexStream, dropped: tokio::sync::oneshot
         while let Some(message) = read.wait().await {
             match message {
                 ChannelMsg::Data { data } => {
-                    if to_caller.write_all(&data).await.is_err() {
+                    let dropped = to_caller.write_all(&data).await.is_err();
+                    if dropped {
                         return true;
                     }
                 }

@@ -567,10 +567,10 @@ pub(super) async fn status(cx: &Cx, db: &Db) -> Result<Status> {
         s.error = broken(cx, &conn).await?;
         // Nobody knows how much there is that it has not received.
         (s.behind, s.lag) = (None, None);
-        if let Some(primary) = Some(col(&row, 4)).filter(|t| !t.is_empty()) {
-            if let Ok((_, p)) = admin(cx, &Db::find(cx, primary)?).await {
-                s.behind = Some(p.lsn.0.saturating_sub(node.lsn.0));
-            }
+        if let Some(primary) = Some(col(&row, 4)).filter(|t| !t.is_empty())
+            && let Ok((_, p)) = admin(cx, &Db::find(cx, primary)?).await
+        {
+            s.behind = Some(p.lsn.0.saturating_sub(node.lsn.0));
         }
     }
     Ok(s)
