@@ -96,12 +96,7 @@ impl Default for Drivers {
         let sqlite: Arc<dyn Driver> = Arc::new(Sqlite::default());
         let mysql: Arc<dyn Driver> = Arc::new(Mysql);
         let postgresql: Arc<dyn Driver> = Arc::new(Postgres);
-        Drivers(RwLock::new(BTreeMap::from([
-            ("sqlite", sqlite),
-            ("mariadb", mysql.clone()),
-            ("mysql", mysql),
-            ("postgresql", postgresql),
-        ])))
+        Drivers(RwLock::new(BTreeMap::from([("sqlite", sqlite), ("mariadb", mysql.clone()), ("mysql", mysql), ("postgresql", postgresql)])))
     }
 }
 
