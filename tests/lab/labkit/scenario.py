@@ -142,23 +142,18 @@ def served_by():
 
 
 def window(log):
-    """Milliseconds of each step of the downtime window, by the journal."""
-    steps, began, inside = {}, {}, False
+    """Milliseconds of the downtime window and of each of its steps, by the journal."""
+    steps, inside = {}, False
     for line in log.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        kind, data = entry.get("kind", ""), entry.get("data", {})
-        name = data.get("name") or data.get("path", "")
-        if kind == "downtime_began":
+        entry = json.loads(line)
+        kind, data = entry["kind"], entry["data"]
+        if kind == "window_opened":
             inside = True
-        if kind == "downtime_ended":
+        elif kind == "window_closed":
             inside = False
-        if inside and kind == "step_began":
-            began[data.get("path")] = (name, entry["time"])
-        if kind == "step_ended" and data.get("path") in began:
-            steps[began[data["path"]][0]] = data.get("ms")
+            steps["all of it"] = data["ms"]
+        elif inside and kind == "step_ended":
+            steps[data["path"].partition("/")[2]] = data["ms"]
     return steps
 
 
