@@ -1,8 +1,9 @@
-//! The real binary: bad input, gates and locks across processes, signals, the audit log. Nothing is contacted.
+//! The real binary: bad input, gates and locks across processes, signals, the audit log. Nothing is contacted but a server of the tests' own.
 
 use serde_json::Value as Json;
 
 use crate::support::desk::{INVENTORY, Project};
+use crate::support::sshd::Sshd;
 
 /// Each case: the inventory, the runbook, the code, and where it is (with its file).
 #[test]
@@ -231,4 +232,19 @@ fn a_new_project_has_no_mistakes_and_help_comes_for_everything() {
         assert!(status == 0 && out.len() > 10, "{args:?}: {status} {err}");
     }
     assert!(p.text(&["explain", "rb301"]).1.starts_with("RB0301: A host refuses the login"));
+}
+
+#[test]
+fn a_host_that_is_not_reached_before_the_first_write_is_exit_4() {
+    let gone = Project::new(INVENTORY, "host(\"old\").run(\"true\");");
+    let (status, _, said) = gone.text(&["run", "a.rhai"]);
+    assert_eq!(status, 4, "the command has provably not begun: {said}");
+    assert_eq!(gone.text(&["resume"]).0, 4, "nor has it in the record");
+    let Some(host) = Sshd::start("") else { return };
+    let runbook = "old.run(\"echo once >>ran\"); host(\"gone\").run(\"true\");";
+    let p = Project::on(&host, runbook);
+    let inventory = std::fs::read_to_string(p.dir().join("runbook.toml")).unwrap();
+    p.write("runbook.toml", &format!("{inventory}\n[environments.test.hosts.gone]\nssh = \"nobody@127.0.0.1:1\"\n"));
+    assert_eq!(p.text(&["run", "a.rhai"]).0, 1, "something was done before");
+    assert_eq!(p.text(&["resume"]).0, 1);
 }

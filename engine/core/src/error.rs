@@ -149,6 +149,14 @@ impl Error {
         self
     }
 
+    /// Whether no connection to the host was made at all, so that nothing can have been written there.
+    #[must_use]
+    pub fn never_reached(&self) -> bool {
+        let codes =
+            [Code::SSH_CONNECT, Code::SSH_AUTH, Code::SSH_HOST_KEY_UNKNOWN, Code::SSH_HOST_KEY_CHANGED, Code::SSH_HOST_KEY_FINGERPRINT];
+        codes.contains(&self.code)
+    }
+
     /// Overrides the kind that the code implies.
     #[must_use]
     pub fn kind(mut self, kind: Kind) -> Self {

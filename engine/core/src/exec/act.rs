@@ -259,6 +259,9 @@ impl Act<'_> {
                     }
                     return Err(e);
                 }
+                if effect != Effect::Read && e.never_reached() {
+                    run.not_written();
+                }
                 e.message = strike(e.message);
                 e.hint = e.hint.map(strike);
                 e.details = e.details.into_iter().map(|(k, v)| (k, strike(v))).collect();

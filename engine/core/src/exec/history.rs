@@ -100,10 +100,11 @@ impl History {
         Ok(h)
     }
 
-    /// Whether anything but reads was begun.
+    /// How many actions other than reads were begun, without those whose host was provably never reached.
     #[must_use]
-    pub fn wrote(&self) -> bool {
-        !self.intents.is_empty()
+    pub fn writes(&self) -> usize {
+        let reached = |path: &&String| !self.outcomes.get(*path).is_some_and(|r| matches!(&r.value, Err(e) if e.never_reached()));
+        self.intents.keys().filter(reached).count()
     }
 
     /// Why there is no way back, once the point of no return is passed.

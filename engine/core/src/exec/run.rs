@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -131,7 +131,8 @@ pub struct Run {
     pub(super) undoing: AtomicBool,
     /// In a comparison: the finished steps that are yet to be found in the edited runbook.
     pub(super) unseen: Mutex<BTreeSet<String>>,
-    wrote: AtomicBool,
+    /// Actions that may have written.
+    writes: AtomicUsize,
     moved: AtomicBool,
 }
 
@@ -141,7 +142,7 @@ impl Run {
     pub fn new(mut parts: RunParts) -> Arc<Run> {
         let once_done = Mutex::new(std::mem::take(&mut parts.history.once_done));
         let touched = Mutex::new(parts.history.touched.iter().cloned().collect());
-        let wrote = AtomicBool::new(parts.history.wrote());
+        let writes = AtomicUsize::new(parts.history.writes());
         let no_return = Mutex::new(parts.history.no_return.clone());
         let unseen = if parts.mode == Mode::Compare { parts.history.finished().into_iter().collect() } else { BTreeSet::new() };
         Arc::new(Run {
@@ -152,7 +153,7 @@ impl Run {
             undo: UndoStack::default(),
             no_return,
             undoing: AtomicBool::new(false),
-            wrote,
+            writes,
             moved: AtomicBool::new(false),
         })
     }
@@ -190,7 +191,7 @@ impl Run {
     /// Whether anything but reads was begun, in this controller or before.
     #[must_use]
     pub fn wrote(&self) -> bool {
-        self.wrote.load(Ordering::Relaxed)
+        self.writes.load(Ordering::Relaxed) > 0
     }
 
     /// Why there is no way back, once the point of no return is passed.
@@ -222,6 +223,11 @@ impl Run {
         self.parts.around.clock.now()
     }
 
+    /// An action that was begun never reached its host.
+    pub(super) fn not_written(&self) {
+        self.writes.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Tells the operator something that is no entry.
     pub fn notice(&self, text: &str) {
         self.parts.around.observer.notice(&self.parts.around.redactor.text(text));
@@ -231,7 +237,7 @@ impl Run {
     pub(super) fn append(&self, body: Body) -> Result<()> {
         let now = self.now();
         if matches!(body, Body::Intent { .. }) {
-            self.wrote.store(true, Ordering::Relaxed);
+            self.writes.fetch_add(1, Ordering::Relaxed);
         }
         self.parts.around.store.append(&self.parts.id, self.parts.fence, Batch::one(now, body.clone()))?;
         self.shown(now, &body);
