@@ -137,7 +137,8 @@ impl Project {
             let shop = self.host(name).join("shop");
             walk(&shop, &mut |path, content| {
                 let rel = path.strip_prefix(&shop).unwrap().to_string_lossy().into_owned();
-                if !rel.contains(".db") {
+                // Databases are compared by their orders; `backup` is the copy that the cutover takes of one in use.
+                if !rel.contains(".db") && rel != "backup" {
                     files.insert(format!("{name}:{rel}"), content);
                 }
             });
