@@ -5,7 +5,7 @@ use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::units::show_bytes;
 use runbook_core::{Call, Code, Effect, Error, Record, Result, Spec, Ty, TypeSpec, Value};
 
-use super::driver::{Copied, CopyOptions, Db, TableOptions};
+use super::driver::{Copied, Db, TableOptions};
 use super::{DATABASE, method};
 
 pub(super) fn register(r: &mut Registry) {
@@ -13,15 +13,15 @@ pub(super) fn register(r: &mut Registry) {
         method(
             "copy_from",
             Effect::Converge,
-            "Makes this database a copy of another, as of one moment, while the other is in use.\n\nThe copy is checked (SHA-256, integrity) \
+            "Makes this database a copy of another, as of one moment, while the other is in use.\n\nSQLite: the copy is checked (SHA-256, integrity) \
              and put in place at once. It is write-protected from its birth until `promote`. What is replaced must be absent or such a copy; \
-             a database that takes writes, or that a process has open, is refused. Nothing is done when the content is equal already. The \
-             options are for servers: a SQLite file is copied whole.",
+             a database that takes writes, or that a process has open, is refused. Nothing is done when the content is equal already. \
+             It is copied whole, without options. MariaDB and MySQL: one schema is copied; it takes writes at once, and is for trials and \
+             for data that nobody changes. To move a server, use `replicate_from`.",
         )
         .arg("other", Ty::Record(DATABASE), "The database to copy.")
         .option("tables", Ty::List(Box::new(Ty::Str)), "Only these tables.")
         .option("jobs", Ty::Int, "How many streams at once; chosen by the host's processors unless given.")
-        .option("compress", Ty::Str, "`none`, or a program that both hosts have (`zstd`, `lz4`, `gzip`); chosen unless given.")
         .returns(Ty::Record("CopyResult"))
         .example("database(\"shop_new\").copy_from(database(\"shop_old\"));")
         .errors(&[Code::DB_CONNECT, Code::DB_COPY, Code::DB_HELPER]),
@@ -66,11 +66,6 @@ pub(super) fn table_options(call: &Call) -> Result<TableOptions> {
     Ok(TableOptions { tables: tables.iter().filter_map(|t| t.as_str().map(str::to_string)).collect(), jobs })
 }
 
-/// The options `tables`, `jobs` and `compress`.
-pub(super) fn copy_options(call: &Call) -> Result<CopyOptions> {
-    Ok(CopyOptions { of: table_options(call)?, compress: call.opt_str("compress").map(str::to_string) })
-}
-
 pub(super) fn outcome(c: &Copied) -> Outcome {
     let rows = i64::try_from(c.rows).unwrap_or(i64::MAX);
     let record = Record::new("CopyResult", [("rows", rows.into()), ("bytes", Value::Bytes(c.bytes)), ("changed", c.changed.into())]);
@@ -90,7 +85,7 @@ impl Primitive for CopyFrom {
     }
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (to, from) = Db::receiver(cx, call)?.pair(Db::argument(cx, call, 0)?)?;
-        Ok(outcome(&to.driver(cx)?.copy(cx, &from, &to, &copy_options(call)?).await?))
+        Ok(outcome(&to.driver(cx)?.copy(cx, &from, &to, &table_options(call)?).await?))
     }
 }
 

@@ -10,9 +10,7 @@ use runbook_core::inventory::{Resource, Section};
 use runbook_core::primitive::Cx;
 use runbook_core::{Call, Code, Error, Record, Result, Value};
 
-pub use super::model::{
-    Account, AccountsCopied, Chunk, CopyOptions, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions,
-};
+pub use super::model::{Account, AccountsCopied, Chunk, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions};
 use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
@@ -288,7 +286,7 @@ pub trait Driver: Send + Sync {
     }
 
     /// Makes `to` a write-protected copy of `from`.
-    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<Copied>;
+    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &TableOptions) -> Result<Copied>;
 
     /// Makes a consistent copy in a file on the same host.
     async fn copy_to_file(&self, cx: &Cx, db: &Db, path: &str) -> Result<Copied>;
@@ -338,27 +336,6 @@ pub trait Driver: Send + Sync {
     /// How replication stands. Replication that has stopped on an error is a field of it and no error.
     async fn status(&self, _cx: &Cx, db: &Db) -> Result<Status> {
         Err(cannot(db, "replicating"))
-    }
-
-    /// Lets a replica lag behind its primary on purpose; zero ends that. False when it is so already.
-    async fn set_delay(&self, _cx: &Cx, db: &Db, _delay: Duration) -> Result<bool> {
-        Err(cannot(db, "delayed replication"))
-    }
-
-    /// Lets a delayed replica apply what it holds up to just before a time (a [`Value::Time`]) or a position (a text), and stops there.
-    async fn roll_forward(&self, _cx: &Cx, db: &Db, _until: &Value) -> Result<Switched> {
-        Err(cannot(db, "delayed replication"))
-    }
-
-    /// Writes a dump into the folder `path` on the database's host, as of one moment, while it is in use.
-    async fn dump(&self, _cx: &Cx, db: &Db, _path: &str, _options: &CopyOptions) -> Result<Copied> {
-        Err(cannot(db, "dumping into a folder"))
-    }
-
-    /// Loads what [`Driver::dump`] wrote, from the folder `path` on the database's host. Tables that an earlier try has loaded whole are
-    /// left alone; tables that it left half loaded begin anew; tables with rows of another origin are refused by name.
-    async fn load(&self, _cx: &Cx, db: &Db, _path: &str, _options: &CopyOptions) -> Result<Copied> {
-        Err(cannot(db, "loading from a folder"))
     }
 
     /// The accounts, without those that the system keeps for itself, in order of their names.

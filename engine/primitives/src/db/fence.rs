@@ -19,9 +19,12 @@ pub(super) fn register(r: &mut Registry) {
             "fence",
             Effect::Once,
             "Stops every write on this database and proves it by writes that are refused.\n\nWriters in mid-transaction are waited for; those \
-             that come later see an error that begins with `fenced by runbook`. Reading goes on. The fence outlives restarts and holds until \
-             `unfence`. The result is the only thing that `promote` and `wait_caught_up` take. A fence that another action left is taken \
-             over, and that one's result no longer counts. SQLite: a database with virtual tables (full-text indexes) is refused by name.",
+             that come later are refused. The fence outlives restarts and holds until `unfence`. The result is the only thing that `promote` and `wait_caught_up` take. A fence that another action left is taken \
+             over, and that one's result no longer counts.\n\nSQLite: what is refused \
+             sees an error that begins with `fenced by runbook`; reading goes on; a database with virtual tables (full-text indexes) is \
+             refused by name. MariaDB and MySQL: the server is read-only, for every schema; reading goes on; accounts that may write even \
+             so lose that privilege until `unfence`. PostgreSQL: nobody but super-users can connect to the database, and their sessions \
+             and the log are searched for writes; ordinary users cannot read either.",
         )
         .option("within", Ty::Duration, "How long to wait for writers to end their transactions; 30s unless given.")
         .returns(Ty::Record("Fence"))

@@ -12,7 +12,6 @@ mod compare;
 mod copy;
 mod data;
 pub mod driver;
-mod dump;
 mod fence;
 mod model;
 pub mod mysql;
@@ -50,7 +49,6 @@ pub fn register(r: &mut Registry) {
     fence::register(r);
     promote::register(r);
     replicate::register(r);
-    dump::register(r);
     accounts::register(r);
 }
 

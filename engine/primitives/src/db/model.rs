@@ -14,24 +14,13 @@ pub struct TableOptions {
     pub jobs: Option<usize>,
 }
 
-/// How a copy is made.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct CopyOptions {
-    /// Tables and jobs.
-    pub of: TableOptions,
-    /// `none`, or a program such as `zstd` that both hosts have; the driver chooses when not given.
-    pub compress: Option<String>,
-}
-
 /// How replication is set up.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Replicate {
     /// The kind of replication, in the driver's own words; the driver's usual one when not given.
     pub mode: Option<String>,
-    /// The tool for the first copy, in the driver's own words; the driver chooses when not given.
-    pub tool: Option<String>,
-    /// How the first copy is made.
-    pub copy: CopyOptions,
+    /// How many streams at once load the first copy; the driver chooses when not given.
+    pub jobs: Option<usize>,
     /// Whether what is in the way there may be removed.
     pub replace: bool,
 }

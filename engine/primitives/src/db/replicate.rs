@@ -1,12 +1,12 @@
-//! `replicate_from`, `stop_replication`, `status`, `set_delay`, `roll_forward`.
+//! `replicate_from`, `stop_replication`, `status`.
 
 use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::units::show_bytes;
 use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
 
-use super::copy::copy_options;
-use super::driver::{Db, Replicate, Switched};
+use super::copy::table_options;
+use super::driver::{Db, Replicate};
 use super::{DATABASE, method};
 
 pub(super) fn register(r: &mut Registry) {
@@ -19,11 +19,8 @@ pub(super) fn register(r: &mut Registry) {
              What is replaced must be empty, or what an earlier try left; anything else is refused by name.",
         )
         .arg("primary", Ty::Record(DATABASE), "The database to replicate.")
-        .option("mode", Ty::Str, "MariaDB and MySQL: `gtid` (usual) or `position`. PostgreSQL: `physical` or `logical`.")
-        .option("tool", Ty::Str, "The tool for the first copy; the best that the hosts have unless given.")
-        .option("tables", Ty::List(Box::new(Ty::Str)), "Only these tables, where the kind of replication can.")
+        .option("mode", Ty::Str, "MariaDB and MySQL: `gtid` (usual) or `position`. PostgreSQL: `physical`.")
         .option("jobs", Ty::Int, "How many streams at once load the first copy; chosen by the host's processors unless given.")
-        .option("compress", Ty::Str, "`none`, or a program that both hosts have (`zstd`, `lz4`, `gzip`); chosen unless given.")
         .option("replace", Ty::Bool, "Removes what is in the way there.")
         .returns(Ty::Record("Replication"))
         .example("database(\"shop_new\").replicate_from(database(\"shop_old\"), #{ jobs: 4 });")
@@ -83,36 +80,6 @@ pub(super) fn register(r: &mut Registry) {
             )
             .field("detail", Ty::Map(Box::new(Ty::Any)), "Further facts, in the server's own words."),
     );
-    r.add(SetDelay(
-        method(
-            "set_delay",
-            Effect::Converge,
-            "Lets this replica lag behind its primary on purpose, so that a mistake there can be taken back here.\n\nZero ends that. \
-             Nothing is done when it is so already.",
-        )
-        .arg("delay", Ty::Duration, "How far behind; `0s` for not at all.")
-        .example("database(\"shop_new\").set_delay(\"1h\");")
-        .errors(&[Code::DB_CONNECT, Code::DB_LOGIN, Code::DB_REPLICATION, Code::DB_CANNOT]),
-    ));
-    r.add(RollForward(
-        method(
-            "roll_forward",
-            Effect::Converge,
-            "Lets a delayed replica apply what it holds up to just before a moment or a position, and stops there.\n\nIt stays \
-             write-protected and does not replicate on. Nothing is done when it stands there already.",
-        )
-        .arg(
-            "until",
-            Ty::OneOf(vec![Ty::Time, Ty::Str]),
-            "The moment, or the position in the server's own form, of the first change that is *not* applied.",
-        )
-        .example("database(\"shop_new\").roll_forward(\"0-1-4711\");")
-        .errors(&[Code::DB_CONNECT, Code::DB_LOGIN, Code::DB_REPLICATION, Code::DB_CANNOT]),
-    ));
-}
-
-fn switched(s: Switched) -> Outcome {
-    if s.changed { Outcome::changed(()).note(s.note) } else { Outcome::unchanged((), s.note) }
 }
 
 struct ReplicateFrom(Spec);
@@ -126,8 +93,7 @@ impl Primitive for ReplicateFrom {
         let (db, primary) = Db::receiver(cx, call)?.pair(Db::argument(cx, call, 0)?)?;
         let options = Replicate {
             mode: call.opt_str("mode").map(str::to_string),
-            tool: call.opt_str("tool").map(str::to_string),
-            copy: copy_options(call)?,
+            jobs: table_options(call)?.jobs,
             replace: call.opt_bool("replace"),
         };
         let done = db.driver(cx)?.replicate_from(cx, &db, &primary, &options).await?;
@@ -173,32 +139,5 @@ impl Primitive for Status {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
         Ok(db.driver(cx)?.status(cx, &db).await?.record().into())
-    }
-}
-
-struct SetDelay(Spec);
-
-#[async_trait]
-impl Primitive for SetDelay {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let db = Db::receiver(cx, call)?;
-        let changed = db.driver(cx)?.set_delay(cx, &db, call.duration(0).unwrap_or_default()).await?;
-        Ok(if changed { Outcome::changed(()) } else { Outcome::unchanged((), "it is so already") })
-    }
-}
-
-struct RollForward(Spec);
-
-#[async_trait]
-impl Primitive for RollForward {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let db = Db::receiver(cx, call)?;
-        db.driver(cx)?.roll_forward(cx, &db, call.arg(0)).await.map(switched)
     }
 }

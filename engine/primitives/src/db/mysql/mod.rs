@@ -28,8 +28,8 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Result, Value};
 
 use super::driver::{
-    Account, AccountsCopied, Caught, Chunk, Content, Copied, CopyOptions, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row,
-    Span, Status, Switched,
+    Account, AccountsCopied, Caught, Chunk, Content, Copied, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status,
+    Switched, TableOptions,
 };
 
 /// The driver of both kinds.
@@ -94,7 +94,7 @@ impl Driver for Mysql {
         chunks::rows_of_both(cx, a, b, table, span).await
     }
 
-    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<Copied> {
+    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &TableOptions) -> Result<Copied> {
         replication::copy(cx, from, to, options).await
     }
 

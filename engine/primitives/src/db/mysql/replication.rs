@@ -12,7 +12,7 @@ use super::sql::{ident, text};
 use super::state::{self, CopyMark, Marks, Phase, Position, ReplicaMark, aside};
 use super::status::Stream;
 use super::{accounts, data, fence, host, status, stream};
-use crate::db::driver::{CopyOptions, Db, Replicate, Replicated, ReplicationError};
+use crate::db::driver::{Db, Replicate, Replicated, ReplicationError, TableOptions};
 
 /// How long replication may take to connect and run.
 const STARTS: Duration = Duration::from_secs(30);
@@ -28,13 +28,6 @@ fn setting(db: &Db, why: String, hint: &str) -> Error {
 /// Makes sure that `primary` can be replicated to `db`, and tells whether it goes by GTIDs.
 async fn examine(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, options: &Replicate) -> Result<bool> {
     let (a, b) = (server(cx, primary).await?, server(cx, db).await?);
-    if !options.copy.of.tables.is_empty() {
-        return Err(crate::db::driver::cannot(db, "replicating some tables only: the whole server is replicated"));
-    }
-    match options.tool.as_deref() {
-        None | Some("dump" | "mariadb-dump" | "mysqldump") => {}
-        Some(other) => return Err(crate::db::driver::cannot(db, &format!("the tool \"{other}\" for the first copy (there is \"dump\")"))),
-    }
     if !p.is_on("log_bin").await? {
         let why = format!("the server of \"{}\" writes no binary log (log_bin is OFF): nothing can replicate from it", primary.name);
         return Err(setting(primary, why, "set log_bin and a server_id in its configuration and restart it"));
@@ -188,7 +181,7 @@ async fn first_copy(
         p.close().await;
         names
     };
-    let moved = stream::copy(cx, primary, db, &stream::What::Schemas(&schemas), &options.copy, true).await?;
+    let moved = stream::copy(cx, primary, db, &stream::What::Schemas(&schemas), options.jobs, true).await?;
     if moved.position.file.is_empty() {
         return Err(cannot(db, "the dump does not say of which position it is"));
     }
@@ -389,7 +382,7 @@ pub async fn drop_copy(cx: &Cx, db: &Db) -> Result<bool> {
 }
 
 /// Copies one schema into another, without replication.
-pub async fn copy(cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<crate::db::driver::Copied> {
+pub async fn copy(cx: &Cx, from: &Db, to: &Db, options: &TableOptions) -> Result<crate::db::driver::Copied> {
     use crate::db::driver::Copied;
     let (a, b) = (server(cx, from).await?, server(cx, to).await?);
     let (mut s, mut t) = (session(cx, from).await?, session(cx, to).await?);
@@ -411,7 +404,7 @@ pub async fn copy(cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<
         );
     }
     let now = state::position(&mut s, &a.flavour).await?;
-    if let Some(c) = known.as_ref().filter(|c| c.whole && c.position == now && options.of.tables.is_empty())
+    if let Some(c) = known.as_ref().filter(|c| c.whole && c.position == now && options.tables.is_empty())
         && state::position(&mut t, &b.flavour).await? == c.after
     {
         return Ok(Copied { rows: c.rows, bytes: c.bytes, changed: false });
@@ -422,8 +415,8 @@ pub async fn copy(cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<
     let made = s.rows(format!("SHOW CREATE DATABASE {}", ident(theirs))).await?;
     let made = made.first().map_or(String::new(), |r| super::connect::get(r, "create database").to_string());
     t.run(made.replacen(&ident(theirs), &ident(ours), 1)).await?;
-    let what = stream::What::Into { from: theirs, to: ours, tables: &options.of.tables };
-    let moved = stream::copy(cx, from, to, &what, options, false).await?;
+    let what = stream::What::Into { from: theirs, to: ours, tables: &options.tables };
+    let moved = stream::copy(cx, from, to, &what, options.jobs, false).await?;
     (mark.position, mark.rows, mark.bytes, mark.whole) = (moved.position, moved.rows, moved.bytes, true);
     mark.after = state::position(&mut t, &b.flavour).await?;
     state::write(&mut t, &mark).await?;

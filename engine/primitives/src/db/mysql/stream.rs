@@ -15,7 +15,7 @@ use super::dumped::{Cutter, Piece};
 use super::host;
 use super::sql::ident;
 use super::state::Position;
-use crate::db::driver::{CopyOptions, Db};
+use crate::db::driver::Db;
 use crate::ssh::{self, quote};
 
 /// The rows that wait for a session, in statements of about a MiB.
@@ -52,7 +52,7 @@ fn failed(to: &Db, why: impl std::fmt::Display) -> Error {
 }
 
 /// Copies; the sessions of the target stay out of its binary log with `aside`.
-pub async fn copy(cx: &Cx, from: &Db, to: &Db, what: &What<'_>, options: &CopyOptions, aside: bool) -> Result<Moved> {
+pub async fn copy(cx: &Cx, from: &Db, to: &Db, what: &What<'_>, jobs: Option<usize>, aside: bool) -> Result<Moved> {
     let at = server(cx, from).await?;
     let maria = at.flavour.maria;
     let mut args = String::from(
@@ -97,7 +97,7 @@ pub async fn copy(cx: &Cx, from: &Db, to: &Db, what: &What<'_>, options: &CopyOp
     };
     let tools: &[&str] = if maria { &["mariadb-dump", "mysqldump"] } else { &["mysqldump"] };
     let channel = ssh::connect(cx, &from.host).await?.open(cx, host::tool(cx, &at, tools, &args)?).await?;
-    let jobs = options.of.jobs.unwrap_or(4);
+    let jobs = jobs.unwrap_or(4);
     let target = match what {
         What::Schemas(_) => None,
         What::Into { to, .. } => Some((*to).to_string()),

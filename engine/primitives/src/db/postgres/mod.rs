@@ -21,7 +21,7 @@ use runbook_core::{Result, Value};
 
 use self::chunks::What;
 use super::driver::{
-    Caught, Chunk, Content, Copied, CopyOptions, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status, Switched,
+    Caught, Chunk, Content, Copied, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status, Switched, TableOptions,
     cannot,
 };
 
@@ -80,7 +80,7 @@ impl Driver for Postgres {
         chunks::both(cx, (a, b), table, span, What::Rows).await
     }
 
-    async fn copy(&self, _cx: &Cx, _from: &Db, to: &Db, _options: &CopyOptions) -> Result<Copied> {
+    async fn copy(&self, _cx: &Cx, _from: &Db, to: &Db, _options: &TableOptions) -> Result<Copied> {
         Err(cannot(to, "copy_from; replicate_from makes a standby, stop_replication ends that"))
     }
 

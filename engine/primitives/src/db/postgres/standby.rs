@@ -357,9 +357,6 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
         "physical" => {}
         other => return Err(cannot(db, &format!("replicating by the mode \"{other}\""))),
     }
-    if !options.copy.of.tables.is_empty() {
-        return Err(cannot(db, "replicating some tables alone: a standby has the whole cluster"));
-    }
     unless_stopped(cx, db, async {
         let (p, node) = admin(cx, primary).await?;
         ready(primary, &node, &primary_settings(&p).await?)?;

@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use self::link::{Link, Pipe};
 use self::proto::{Digest, Fenced, Header, Offer, Placed, Request, RowLine, State, Version};
-use super::driver::{Caught, Content, Copied, CopyOptions, Db, Driver, Executed, Fence, Row, Rows, Switched, Table, cannot};
+use super::driver::{Caught, Content, Copied, Db, Driver, Executed, Fence, Row, Rows, Switched, Table, TableOptions, cannot};
 pub use remote::HelperExe;
 
 /// Serves one request on standard input and output: what the command line calls for `runbook __helper …`. Returns the exit status.
@@ -208,9 +208,9 @@ impl Driver for Sqlite {
         Ok(Box::new(rows))
     }
 
-    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &CopyOptions) -> Result<Copied> {
-        if *options != CopyOptions::default() {
-            return Err(cannot(to, "choosing tables, jobs or compression, since the whole file is copied"));
+    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &TableOptions) -> Result<Copied> {
+        if *options != TableOptions::default() {
+            return Err(cannot(to, "choosing tables or jobs, since the whole file is copied"));
         }
         let there = self.state(cx, to).await?;
         // Whatever the target says of itself is checked again when the stream has arrived, right before it is put in place.
