@@ -273,7 +273,9 @@ pub async fn forward(cx: &Cx, host: &str, to: &Place, user: Option<&str>) -> Res
 
 /// A socket in a folder that only this user can enter.
 fn listen() -> std::io::Result<(tempfile::TempDir, UnixListener)> {
-    let make = |at: &Path| tempfile::Builder::new().prefix("runbook-").tempdir_in(at);
+    use std::os::unix::fs::PermissionsExt as _;
+    let only_us = std::fs::Permissions::from_mode(0o700);
+    let make = |at: &Path| tempfile::Builder::new().prefix("runbook-").permissions(only_us.clone()).tempdir_in(at);
     let mut folder = make(&std::env::temp_dir())?;
     if folder.path().as_os_str().len() + 2 > LONGEST {
         folder = make(Path::new("/tmp"))?;
