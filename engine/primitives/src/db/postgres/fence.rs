@@ -67,7 +67,7 @@ pub(super) async fn raise(
                 id: id.into(),
                 time: rfc3339(cx.clock.now()),
                 limit: node.limit,
-                read_only: node.settings.get("default_transaction_read_only").cloned(),
+                read_only: node.defaults.get("default_transaction_read_only").cloned(),
                 handed_to: None,
                 hold_for: hold_for.map(Box::new),
             };
@@ -371,7 +371,7 @@ pub(super) async fn confirm(cx: &Cx, db: &Db, conn: &Conn, node: &Node, fence: &
     if fence.position.get("timeline").and_then(Value::as_int) != Some(i64::from(node.timeline)) {
         return Err(refuse(format!("\"{name}\" has been a standby since it was fenced, and was promoted again"), again));
     }
-    let open = node.limit != 0 || node.settings.get("default_transaction_read_only").map(String::as_str) != Some("on");
+    let open = node.limit != 0 || node.defaults.get("default_transaction_read_only").map(String::as_str) != Some("on");
     if open {
         return Err(refuse(format!("somebody has opened \"{name}\" under its fence (its connection limit is {})", node.limit), again));
     }

@@ -518,7 +518,7 @@ pub(super) async fn status(cx: &Cx, db: &Db) -> Result<Status> {
             rows.iter().map(|r| Value::Map(keys.iter().enumerate().map(|(i, k)| ((*k).to_string(), col(r, i).into())).collect())).collect(),
         )
     };
-    let read_only = node.in_recovery || node.settings.get("default_transaction_read_only").map(String::as_str) == Some("on");
+    let read_only = node.in_recovery || node.defaults.get("default_transaction_read_only").map(String::as_str) == Some("on");
     let mut s = Status {
         behind_unit: "bytes",
         read_only,

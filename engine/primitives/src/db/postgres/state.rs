@@ -56,8 +56,8 @@ pub(super) struct Node {
     pub oid: String,
     /// Its limit of connections.
     pub limit: i64,
-    /// Its settings.
-    pub settings: BTreeMap<String, String>,
+    /// What sessions of the database begin with (`ALTER DATABASE … SET`).
+    pub defaults: BTreeMap<String, String>,
     pub fence: Option<Mark>,
     pub promoted: Option<Promoted>,
 }
@@ -92,7 +92,7 @@ const LOOK: &str = "SELECT pg_is_in_recovery()::text, \
 pub(super) async fn look(conn: &Conn) -> Result<Node> {
     let mut rows = conn.texts(LOOK).await?.into_iter();
     let r = rows.next().ok_or_else(|| Error::internal("a database knows its own name"))?;
-    let settings: BTreeMap<String, String> =
+    let defaults: BTreeMap<String, String> =
         rows.filter_map(|r| col(&r, 0).split_once('=').map(|(k, v)| (k.to_lowercase(), v.to_string()))).collect();
     fn mark<T: for<'a> Deserialize<'a>>(text: Option<&String>) -> Result<Option<T>> {
         let bad = |e| Error::new(Code::DB_NOT_FENCED, format!("a mark of runbook on the database cannot be read: {e}"));
@@ -107,9 +107,9 @@ pub(super) async fn look(conn: &Conn) -> Result<Node> {
         version: col(&r, 5).parse().unwrap_or(0),
         oid: col(&r, 6).to_string(),
         limit: col(&r, 7).parse().unwrap_or(-1),
-        fence: mark(settings.get("runbook.fence"))?,
-        promoted: mark(settings.get("runbook.promoted"))?,
-        settings,
+        fence: mark(defaults.get("runbook.fence"))?,
+        promoted: mark(defaults.get("runbook.promoted"))?,
+        defaults,
     })
 }
 
