@@ -116,6 +116,7 @@ fn context(env: &Arc<Environment>, secrets: Secrets, project: crate::project::Pr
         run: "hosts".into(),
         env: env.clone(),
         cancel: Cancel::default(),
+        reached: Arc::default(),
         redactor: Default::default(),
         clock: Arc::new(System),
         shared: Arc::default(),

@@ -149,12 +149,18 @@ impl Error {
         self
     }
 
-    /// Whether no connection to the host was made at all, so that nothing can have been written there.
+    /// Marks that the action had reached a host before this happened, so that it may have written something.
+    #[must_use]
+    pub fn reached_before(self) -> Self {
+        if self.never_reached() { self.detail("reached", "before") } else { self }
+    }
+
+    /// Whether no connection to a host was made at all, so that the action cannot have written anything.
     #[must_use]
     pub fn never_reached(&self) -> bool {
         let codes =
             [Code::SSH_CONNECT, Code::SSH_AUTH, Code::SSH_HOST_KEY_UNKNOWN, Code::SSH_HOST_KEY_CHANGED, Code::SSH_HOST_KEY_FINGERPRINT];
-        codes.contains(&self.code)
+        codes.contains(&self.code) && !self.details.contains_key("reached")
     }
 
     /// Overrides the kind that the code implies.

@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -230,6 +231,8 @@ pub struct Cx {
     pub env: Arc<Environment>,
     /// Cancelled when the operator wants to stop at once, or the step's timeout has passed.
     pub cancel: Cancel,
+    /// Set by whoever gives the action a way to a host: from then on it may have written something there.
+    pub reached: Arc<AtomicBool>,
     /// Strikes secrets. Output given to [`Cx::output`] is struck already; primitives use it for what they put into values.
     pub redactor: Redactor,
     /// The clock.

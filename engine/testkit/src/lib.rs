@@ -89,6 +89,7 @@ pub fn cx(world: &Arc<World>, env: Environment, action_id: &str) -> Cx {
         run: "test-run".into(),
         env: Arc::new(env),
         cancel: Cancel::default(),
+        reached: Arc::default(),
         redactor: Redactor::default(),
         clock: Arc::new(System),
         shared: Arc::default(),

@@ -1,6 +1,7 @@
 //! One action: answered from the record, or done with its intent recorded before and its outcome after.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::frame::{Frame, without_attempts};
@@ -214,6 +215,7 @@ impl Act<'_> {
         let run = self.run;
         let cancel = frame.timeout.as_ref().map_or_else(Cancel::default, |(c, _)| c.child());
         let cx = run.cx(&self.path, &run.action_id(&self.path), cancel.clone());
+        let reached = cx.reached.clone();
         let late = |limit: Duration| {
             Error::new(Code::TIMEOUT, format!("{} took longer than the step's {}", self.shown(), crate::units::show_duration(limit)))
                 .hint("raise the step's timeout, or find out what it waits for")
@@ -228,6 +230,7 @@ impl Act<'_> {
                     .hint(format!("the action is in doubt: `runbook resume {}` finds out what became of it", run.id()))),
                 r = &mut work => return match r {
                     Ok(Err(_)) if cancel.is_cancelled() => Ok(Err(late(limit))),
+                    Ok(Err(e)) if reached.load(Ordering::Relaxed) => Ok(Err(e.reached_before())),
                     Ok(r) => Ok(r),
                     Err(e) => Err(Error::internal(format!("{} broke off: {e}", self.shown()))),
                 },

@@ -89,7 +89,8 @@ impl Act<'_> {
                 e.at.push(self.base.clone());
                 Err(e)
             }
-            result => self.record(frame, result, began.elapsed(), Via::Act),
+            // The controller before may have got further than this one did.
+            result => self.record(frame, result.map_err(Error::reached_before), began.elapsed(), Via::Act),
         }
     }
 

@@ -307,6 +307,7 @@ impl Run {
             run: self.parts.id.as_str().into(),
             env: self.parts.env.clone(),
             cancel,
+            reached: Arc::default(),
             redactor: self.parts.around.redactor.clone(),
             clock: self.parts.around.clock.clone(),
             shared: self.parts.around.shared.clone(),

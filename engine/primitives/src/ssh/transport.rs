@@ -232,6 +232,7 @@ impl Slot {
                         continue;
                     }
                     conn.in_use.fetch_add(if exclusive { EXCLUSIVE } else { 1 }, Ordering::AcqRel);
+                    cx.reached.store(true, Ordering::Relaxed);
                     return Ok(Permit { conn, exclusive });
                 }
             }
