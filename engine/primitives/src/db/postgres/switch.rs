@@ -170,16 +170,21 @@ enum Reach {
 }
 
 async fn reach(cx: &Cx, db: &Db) -> Result<Reach> {
-    let why = match admin(cx, db).await {
-        Ok(up) => return Ok(Reach::Up(Box::new(up))),
-        Err(e) if matches!(e.code, Code::SSH_SOCKET | Code::DB_CONNECT) => e,
-        Err(e) => return Err(e),
-    };
-    match Cluster::of(cx, db).await?.look().await? {
-        Data::Cluster(c) if !c.running => Ok(Reach::Down(c)),
-        // In the middle of being put in place.
-        Data::Empty => Ok(Reach::Down(Box::default())),
-        _ => Err(why),
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let why = match admin(cx, db).await {
+            Ok(up) => return Ok(Reach::Up(Box::new(up))),
+            Err(e) if matches!(e.code, Code::SSH_SOCKET | Code::DB_CONNECT) => e,
+            Err(e) => return Err(e),
+        };
+        match Cluster::of(cx, db).await?.look().await? {
+            Data::Cluster(c) if !c.running => return Ok(Reach::Down(c)),
+            // In the middle of being put in place.
+            Data::Empty => return Ok(Reach::Down(Box::default())),
+            // It runs and takes nobody: it starts or stops, as a controller that died has left it.
+            Data::Cluster(_) if why.retryable && Instant::now() < until => cx.sleep(Duration::from_millis(200)).await?,
+            _ => return Err(why),
+        }
     }
 }
 
