@@ -107,7 +107,8 @@ impl Agent {
         let socket = dir.path().join("agent");
         let child = Command::new("ssh-agent").args(["-D", "-a"]).arg(&socket).stdout(Stdio::null()).spawn().unwrap();
         let began = Instant::now();
-        while !socket.exists() {
+        // The socket stands there before anybody listens on it.
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             assert!(began.elapsed() < Duration::from_secs(10), "the agent does not start");
             std::thread::sleep(Duration::from_millis(10));
         }
