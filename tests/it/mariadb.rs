@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runbook_core::inventory::{Environment, Resource, Section};
-use runbook_core::primitive::{Cx, Reconciled, Registry, Shared};
-use runbook_core::{Code, Effect, Record, Result, Value};
+use runbook_core::primitive::{Cx, Registry, Shared};
+use runbook_core::{Code, Result, Value};
 
+use crate::support::actions::{done_or_found, handle};
 use crate::support::mariadb::{Mariadb, Writer};
 use crate::support::options;
 use crate::support::sshd::{Sshd, environment, world};
@@ -93,23 +94,12 @@ impl Site {
     async fn run_cut(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value> {
         let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
         let call = primitive.spec().bind(Some(handle(on)), args)?;
-        let mut cx = self.cx();
-        if let Some(cut) = cut {
-            cx.shared = Arc::default();
-            if let Ok(done) = tokio::time::timeout(cut, primitive.act(&cx, &call)).await {
-                return done.map(|o| o.value);
-            }
-            cx.shared = Arc::default();
-            if primitive.spec().effect == Effect::Once {
-                match primitive.reconcile(&cx, &call).await? {
-                    Reconciled::Done(o) => return Ok(o.value),
-                    Reconciled::NotStarted => {}
-                    Reconciled::Failed(e) => return Err(e),
-                    Reconciled::Unknown { known } => panic!("{name}: {known}"),
-                }
-            }
+        let mut first = self.cx();
+        let mut then = first.clone();
+        if cut.is_some() {
+            (first.shared, then.shared) = (Arc::default(), Arc::default());
         }
-        primitive.act(&cx, &call).await.map(|o| o.value)
+        done_or_found(primitive.as_ref(), &call, &first, &then, cut).await
     }
 
     async fn replicate(&self) {
@@ -119,10 +109,6 @@ impl Site {
     fn writer(&self) -> Writer {
         Writer::open(self.old.socket(), self.new.socket())
     }
-}
-
-fn handle(name: &str) -> Record {
-    Record::handle("Database", name, BTreeMap::new())
 }
 
 fn field<'a>(v: &'a Value, name: &str) -> &'a Value {

@@ -9,10 +9,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use runbook_core::inventory::{Environment, Resource, Section};
 use runbook_core::primitive::{Cx, Reconciled, Registry, Shared};
-use runbook_core::{Code, Effect, Record, Result, Value};
+use runbook_core::{Code, Result, Value};
 use runbook_primitives::db::HelperExe;
 use rusqlite::Connection;
 
+use crate::support::actions::{done_or_found, handle};
 use crate::support::have;
 use crate::support::sshd::{Sshd, environment, world};
 
@@ -74,25 +75,8 @@ impl Site {
         let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
         let call = primitive.spec().bind(Some(handle(on)), args)?;
         let cx = self.cx();
-        if let Some(cut) = cut {
-            if let Ok(done) = tokio::time::timeout(cut, primitive.act(&cx, &call)).await {
-                return done.map(|o| o.value);
-            }
-            if primitive.spec().effect == Effect::Once {
-                match primitive.reconcile(&cx, &call).await? {
-                    Reconciled::Done(o) => return Ok(o.value),
-                    Reconciled::NotStarted => {}
-                    Reconciled::Failed(e) => return Err(e),
-                    Reconciled::Unknown { known } => panic!("{name}: {known}"),
-                }
-            }
-        }
-        primitive.act(&cx, &call).await.map(|o| o.value)
+        done_or_found(primitive.as_ref(), &call, &cx, &cx, cut).await
     }
-}
-
-fn handle(name: &str) -> Record {
-    Record::handle("Database", name, BTreeMap::new())
 }
 
 /// The shop: writes an order every few milliseconds to whichever side takes it, and remembers what was acknowledged.

@@ -1,5 +1,7 @@
 //! Queries, marked statements, facts, accounts.
 
+use runbook_core::primitive::Reconciled;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]

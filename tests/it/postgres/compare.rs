@@ -4,7 +4,8 @@ use runbook_core::Value;
 use runbook_core::inventory::Section;
 use runbook_primitives::db::driver::{Db, Keyed, Row, Span};
 
-use crate::support::postgres::{Site, handle};
+use crate::support::actions::handle;
+use crate::support::postgres::Site;
 
 /// Two databases of one cluster, the second a copy of the first.
 fn two() -> Option<Site> {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use runbook_core::{Code, Value};
 
-use crate::support::postgres::{Site, handle};
+use crate::support::actions::handle;
+use crate::support::postgres::Site;
 
 /// The shop: places an order every few milliseconds on whichever side takes it; remembers what was acknowledged. An order whose answer
 /// was lost is looked for before it is placed again.

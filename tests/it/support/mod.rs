@@ -2,6 +2,7 @@
 
 use runbook_core::Value;
 
+pub mod actions;
 #[allow(dead_code)]
 pub mod bind;
 #[allow(dead_code)]

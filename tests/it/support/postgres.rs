@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runbook_core::inventory::{Environment, Resource, Section};
-use runbook_core::primitive::{Cx, Reconciled, Registry, Shared};
-use runbook_core::{Effect, Record, Result, Value};
+use runbook_core::primitive::{Cx, Registry, Shared};
+use runbook_core::{Result, Value};
 use runbook_primitives::db::HelperExe;
 
+use super::actions::{done_or_found, handle};
 use super::sshd::{Sshd, environment, world};
 
 /// The folder of the server's programs, when it is installed.
@@ -280,24 +281,6 @@ impl Site {
         let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
         let call = primitive.spec().bind(Some(handle(on)), args)?;
         let cx = self.cx();
-        if let Some(cut) = cut {
-            if let Ok(done) = tokio::time::timeout(cut, primitive.act(&cx, &call)).await {
-                return done.map(|o| o.value);
-            }
-            if primitive.spec().effect == Effect::Once {
-                match primitive.reconcile(&cx, &call).await? {
-                    Reconciled::Done(o) => return Ok(o.value),
-                    Reconciled::NotStarted => {}
-                    Reconciled::Failed(e) => return Err(e),
-                    Reconciled::Unknown { known } => panic!("{name}: {known}"),
-                }
-            }
-        }
-        primitive.act(&cx, &call).await.map(|o| o.value)
+        done_or_found(primitive.as_ref(), &call, &cx, &cx, cut).await
     }
-}
-
-/// A database's handle.
-pub fn handle(name: &str) -> Record {
-    Record::handle("Database", name, BTreeMap::new())
 }

@@ -14,8 +14,9 @@ use futures::future::BoxFuture;
 use runbook_core::Result;
 use runbook_core::primitive::Cx;
 use russh::{ChannelMsg, ChannelOpenFailure};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 
+use super::exec::feed;
 use super::transport::Lease;
 use super::{Channel, Session};
 
@@ -147,22 +148,7 @@ async fn carry(lease: Lease, stream: DuplexStream, dropped: tokio::sync::oneshot
     let Lease { channel, permit } = lease;
     let (mut read, write) = channel.split();
     let (mut from_caller, mut to_caller) = tokio::io::split(stream);
-    let feed = async {
-        loop {
-            let mut buffer = bytes::BytesMut::with_capacity(64 << 10);
-            match from_caller.read_buf(&mut buffer).await {
-                Ok(n) if n > 0 => {
-                    if write.data_bytes(buffer.freeze()).await.is_err() {
-                        return;
-                    }
-                }
-                _ => {
-                    let _ = write.eof().await;
-                    return;
-                }
-            }
-        }
-    };
+    let feed = feed(&mut from_caller, &write, 64 << 10);
     // Whether the other side ended it.
     let pump = async {
         while let Some(message) = read.wait().await {

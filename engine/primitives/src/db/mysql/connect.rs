@@ -320,21 +320,25 @@ impl Sess {
         done.map_err(|e| errors::statement(&db, &e))
     }
 
-    /// The rows of a statement, with every value as text.
-    ///
-    /// # Errors
-    /// As [`Sess::run`].
-    pub async fn rows(&mut self, sql: impl AsRef<str>) -> Result<Vec<Named>> {
+    async fn fetch(&mut self, sql: &str) -> Result<Vec<Row>> {
         let (db, cancel, host) = (self.db.clone(), self.cancel.clone(), self.db.host.clone());
         let conn = self.conn()?;
         let done: std::result::Result<Vec<Row>, mysql_async::Error> = tokio::select! {
-            done = conn.query(sql.as_ref()) => done,
+            done = conn.query(sql) => done,
             () = cancel.cancelled() => {
                 self.conn = None;
                 return Err(Error::new(Code::ABORTED, "stopped in the middle of a statement").host(host));
             }
         };
-        let rows = done.map_err(|e| errors::statement(&db, &e))?;
+        done.map_err(|e| errors::statement(&db, &e))
+    }
+
+    /// The rows of a statement, with every value as text.
+    ///
+    /// # Errors
+    /// As [`Sess::run`].
+    pub async fn rows(&mut self, sql: impl AsRef<str>) -> Result<Vec<Named>> {
+        let rows = self.fetch(sql.as_ref()).await?;
         Ok(rows
             .into_iter()
             .map(|row| {
@@ -349,16 +353,7 @@ impl Sess {
     /// # Errors
     /// As [`Sess::run`].
     pub async fn column(&mut self, sql: impl AsRef<str>) -> Result<Vec<String>> {
-        let (db, cancel, host) = (self.db.clone(), self.cancel.clone(), self.db.host.clone());
-        let conn = self.conn()?;
-        let done: std::result::Result<Vec<Row>, mysql_async::Error> = tokio::select! {
-            done = conn.query(sql.as_ref()) => done,
-            () = cancel.cancelled() => {
-                self.conn = None;
-                return Err(Error::new(Code::ABORTED, "stopped in the middle of a statement").host(host));
-            }
-        };
-        let rows = done.map_err(|e| errors::statement(&db, &e))?;
+        let rows = self.fetch(sql.as_ref()).await?;
         Ok(rows.into_iter().filter_map(|row| row.unwrap().into_iter().next().and_then(plain)).collect())
     }
 

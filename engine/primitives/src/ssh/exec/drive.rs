@@ -3,11 +3,13 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use runbook_core::Result;
 use runbook_core::primitive::StreamKind;
-use russh::{ChannelMsg, ChannelReadHalf, Sig};
+use russh::client::Msg;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::not_run;
 use crate::ssh::transport::{Lease, Permit};
@@ -123,5 +125,23 @@ pub(super) fn number(sig: &Sig) -> i32 {
         Sig::ALRM => 14,
         Sig::TERM => 15,
         Sig::Custom(_) => 127,
+    }
+}
+
+/// Sends what comes from `from`, in pieces of at most `piece` bytes, and its end. Ends when the channel takes no more.
+pub(in crate::ssh) async fn feed(from: &mut (impl AsyncRead + Unpin), write: &ChannelWriteHalf<Msg>, piece: usize) {
+    loop {
+        let mut buffer = BytesMut::with_capacity(piece);
+        match from.read_buf(&mut buffer).await {
+            Ok(n) if n > 0 => {
+                if write.data_bytes(buffer.freeze()).await.is_err() {
+                    return;
+                }
+            }
+            _ => {
+                let _ = write.eof().await;
+                return;
+            }
+        }
     }
 }

@@ -20,7 +20,7 @@ use runbook_core::{Code, Error, Result};
 use russh::Sig;
 
 pub(super) use collector::{Collector, KEEP};
-pub(super) use drive::{End, Ending, Said, drive, next};
+pub(super) use drive::{End, Ending, Said, drive, feed, next};
 pub(super) use gate::{Gate, partial, rfind};
 pub(super) use wire::{check, exports, marker};
 

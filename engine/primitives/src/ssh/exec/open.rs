@@ -7,10 +7,10 @@ use futures::FutureExt as _;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use russh::{ChannelMsg, Sig};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 
 use super::collector::Tail;
-use super::drive::number;
+use super::drive::{feed, number};
 use super::wire::wire;
 use super::{Begun, Gates, not_run, timed_out};
 use crate::ssh::transport::{Lease, aborted};
@@ -45,16 +45,9 @@ impl Session {
             let _permit = permit;
             let mut errors = Tail::new(&cx, exec.live);
             let mut status = None;
-            let feed = async {
-                write.data_bytes(Bytes::from(wire.stdin)).await.ok()?;
-                loop {
-                    let mut buffer = bytes::BytesMut::with_capacity(128 << 10);
-                    let n = from_caller.read_buf(&mut buffer).await.ok()?;
-                    if n == 0 {
-                        write.eof().await.ok()?;
-                        return Some(());
-                    }
-                    write.data_bytes(buffer.freeze()).await.ok()?;
+            let input = async {
+                if write.data_bytes(Bytes::from(wire.stdin)).await.is_ok() {
+                    feed(&mut from_caller, &write, 128 << 10).await;
                 }
             };
             let pump = async {
@@ -87,7 +80,7 @@ impl Session {
             };
             let mut failed = None;
             {
-                let (mut feed, mut pump, mut limit) = (pin!(feed.fuse()), pin!(pump), pin!(limit));
+                let (mut feed, mut pump, mut limit) = (pin!(input.fuse()), pin!(pump), pin!(limit));
                 let mut fed = false;
                 loop {
                     tokio::select! {
