@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use runbook_core::{Code, Error, Result};
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Transaction, TransactionBehavior};
 
 use super::open::{self, sql};
 use super::{digest, guard, state};
@@ -55,7 +55,7 @@ pub fn fence(path: &Path, id: &str, name: &str, time: &str, within: Duration) ->
     let mut fenced = check(path, id)?;
     if !fenced.leaks.is_empty() {
         // A fence that does not hold only gives false safety: take it down, so that the application goes on as before.
-        lift(&mut conn, path)?;
+        lift(conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(waited)?, path)?;
         return Err(Error::new(Code::DB_NOT_FENCED, format!("writes on {} are not refused: {}", path.display(), fenced.leaks.join("; ")))
             .hint("the triggers were taken off again; mend the table named, or drop it for the move"));
     }
@@ -90,22 +90,23 @@ pub fn check(path: &Path, id: &str) -> Result<Fenced> {
 /// `RB0503` when the copy was promoted under it, unless forced: both sides would take writes.
 pub fn unfence(path: &Path, force: bool) -> Result<bool> {
     let mut conn = open::write(path)?;
-    let Some(row) = state::fence(&conn, path)? else { return Ok(false) };
+    let err = sql(path, "unfence");
+    // Nobody hands over between the look and the lifting.
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&err)?;
+    let Some(row) = state::fence(&tx, path)? else { return Ok(false) };
     if let (Some(to), false) = (&row.handed_to, force) {
         return Err(Error::new(Code::DB_NOT_FENCED, format!("\"{to}\" was promoted under the fence of {}", path.display())).hint(format!(
             "with both open for writes, rows would go to either: take \"{to}\" back with demote first, or give #{{ force: true }} to abandon it"
         )));
     }
-    lift(&mut conn, path)?;
+    lift(tx, path)?;
     Ok(true)
 }
 
-fn lift(conn: &mut Connection, path: &Path) -> Result<()> {
-    let err = sql(path, "unfence");
-    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&err)?;
+fn lift(tx: Transaction<'_>, path: &Path) -> Result<()> {
     guard::remove(&tx, path)?;
     state::drop_table(&tx, path, state::FENCE)?;
-    tx.commit().map_err(&err)
+    tx.commit().map_err(sql(path, "unfence"))
 }
 
 /// Notes to whom the fenced side hands over; without a fence there is nothing to note.

@@ -31,19 +31,31 @@ pub fn has(conn: &Connection, path: &Path, table: &str) -> Result<bool> {
         .map_err(sql(path, "read the schema of"))
 }
 
+/// The only row of one of the tables, when there is one. Outside of a transaction another process may drop the table between the two
+/// looks, as a helper does whose controller has died: so both are of one moment.
+fn row<T>(
+    conn: &Connection,
+    path: &Path,
+    table: &str,
+    select: &str,
+    what: &'static str,
+    read: impl FnOnce(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Option<T>> {
+    let _moment = if conn.is_autocommit() { Some(conn.unchecked_transaction().map_err(sql(path, what))?) } else { None };
+    if !has(conn, path, table)? {
+        return Ok(None);
+    }
+    conn.query_row(select, [], read).optional().map_err(sql(path, what))
+}
+
 /// The fence's row.
 ///
 /// # Errors
 /// `RB0501`.
 pub fn fence(conn: &Connection, path: &Path) -> Result<Option<FenceRow>> {
-    if !has(conn, path, FENCE)? {
-        return Ok(None);
-    }
-    conn.query_row("SELECT id, time, stamp, handed_to FROM _runbook_fence", [], |r| {
+    row(conn, path, FENCE, "SELECT id, time, stamp, handed_to FROM _runbook_fence", "read the fence of", |r| {
         Ok(FenceRow { id: r.get(0)?, time: r.get(1)?, stamp: r.get(2)?, handed_to: r.get(3)? })
     })
-    .optional()
-    .map_err(sql(path, "read the fence of"))
 }
 
 /// Writes the fence's row.
@@ -70,14 +82,9 @@ pub fn set_fence(conn: &Connection, path: &Path, row: &FenceRow) -> Result<()> {
 /// # Errors
 /// `RB0501`.
 pub fn copy(conn: &Connection, path: &Path) -> Result<Option<CopyRow>> {
-    if !has(conn, path, COPY)? {
-        return Ok(None);
-    }
-    conn.query_row("SELECT origin, stamp, fence, time FROM _runbook_copy", [], |r| {
+    row(conn, path, COPY, "SELECT origin, stamp, fence, time FROM _runbook_copy", "read the mark of", |r| {
         Ok(CopyRow { origin: r.get(0)?, stamp: r.get(1)?, fence: r.get(2)?, time: r.get(3)? })
     })
-    .optional()
-    .map_err(sql(path, "read the mark of"))
 }
 
 /// Marks a copy.
@@ -104,14 +111,9 @@ pub fn set_copy(conn: &Connection, path: &Path, row: &CopyRow) -> Result<()> {
 /// # Errors
 /// `RB0501`.
 pub fn promoted(conn: &Connection, path: &Path) -> Result<Option<PromotedRow>> {
-    if !has(conn, path, PROMOTED)? {
-        return Ok(None);
-    }
-    conn.query_row("SELECT action, fence, stamp, time FROM _runbook_promoted", [], |r| {
+    row(conn, path, PROMOTED, "SELECT action, fence, stamp, time FROM _runbook_promoted", "read the mark of", |r| {
         Ok(PromotedRow { action: r.get(0)?, fence: r.get(1)?, stamp: r.get(2)?, time: r.get(3)? })
     })
-    .optional()
-    .map_err(sql(path, "read the mark of"))
 }
 
 /// Marks a promoted copy.

@@ -543,3 +543,29 @@ fn a_wrong_request_is_answered_and_not_acted_on() {
     assert!(Reply::read::<Json>(&out).unwrap_err().message.contains("version"));
     assert_eq!(Reply::read::<Json>(b"Welcome to the server!\n").unwrap_err().code, Code::DB_HELPER);
 }
+
+#[test]
+fn a_fence_that_goes_while_it_is_looked_at_is_there_or_not() {
+    let d = Dir::new();
+    let (path, open) = d.db("a.db", SHOP);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (end, at) = (stop.clone(), path.clone());
+    let looks = std::thread::spawn(move || {
+        let conn = open::read(&at).unwrap();
+        let mut seen = [0, 0];
+        while !end.load(Ordering::Relaxed) {
+            seen[usize::from(state::fence(&conn, &at).unwrap().is_some())] += 1;
+        }
+        seen
+    });
+    let row = FenceRow { id: "f1".into(), time: NOW.into(), stamp: None, handed_to: None };
+    for _ in 0..400 {
+        open.execute_batch("BEGIN IMMEDIATE").unwrap();
+        state::set_fence(&open, &path, &row).unwrap();
+        open.execute_batch("COMMIT").unwrap();
+        state::drop_table(&open, &path, state::FENCE).unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let seen = looks.join().unwrap();
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+}
