@@ -24,6 +24,7 @@ mod cuts;
 mod fanout;
 mod files;
 mod host_keys;
+mod jump_secrets;
 mod lost;
 mod matrix;
 mod passwords;

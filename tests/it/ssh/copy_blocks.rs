@@ -1,22 +1,45 @@
 //! Large files without rsync: only the blocks that differ go over, beside the file's place.
 
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::PathBuf;
 use std::process::Command;
 
 use runbook_core::{Code, Value};
 
 use super::copy_ways::{Pair, noise, run, same, touch, way};
-use super::{failure, field};
+use super::{failure, field, options};
+use crate::support::sshd::Sshd;
 
 fn sent(o: &runbook_core::primitive::Outcome) -> u64 {
     let Value::Bytes(n) = field(o, "sent") else { panic!("{o:?}") };
     n
 }
 
+/// Makes a host on which everything is but Python; with some text, a program in its place.
+fn without_python(host: &mut Sshd, instead: Option<&str>) {
+    let bin: PathBuf = host.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for dir in ["/usr/bin", "/bin", "/usr/sbin"] {
+        for e in std::fs::read_dir(dir).unwrap().flatten().filter(|e| !e.file_name().to_string_lossy().starts_with("python3")) {
+            let _ = symlink(e.path(), bin.join(e.file_name()));
+        }
+    }
+    if let Some(text) = instead {
+        std::fs::write(bin.join("python3"), text).unwrap();
+        std::fs::set_permissions(bin.join("python3"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    host.down();
+    host.configure(&format!("SetEnv PATH={}", bin.display()));
+    host.up();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_blocks_that_differ_go_over() {
-    for via in ["direct", "controller"] {
-        let Some(p) = Pair::start() else { return };
+    for (via, python) in [("direct", true), ("controller", true), ("direct", false), ("controller", false)] {
+        let Some(mut p) = Pair::start() else { return };
+        if !python {
+            without_python(&mut p.new, None);
+        }
         std::fs::create_dir_all(p.from().join("d/it's \"deep\"")).unwrap();
         let big = p.from().join("d/it's \"deep\"/-big\nfile");
         std::fs::write(&big, noise(70 << 20, 7)).unwrap();
@@ -44,7 +67,8 @@ async fn only_the_blocks_that_differ_go_over() {
         file.write_at(&noise(300_000, 5), 70 << 20).unwrap();
         attributes(0o640, "second");
         let o = p.copy(way(via, "tar", &[("xattrs", true.into())])).await.unwrap();
-        assert!(sent(&o) < 9 << 20, "{via}: {}", sent(&o));
+        // Four places, in blocks of 64 KiB, or of 2 MiB.
+        assert!(sent(&o) < if python { 1 << 20 } else { 9 << 20 }, "{via}: {}", sent(&o));
         same(&p.from(), &p.to(), via);
         assert_ne!(std::fs::metadata(&there).unwrap().ino(), before, "it takes its place at one stroke");
         // Shorter, and attributes alone.
@@ -129,4 +153,60 @@ async fn without_room_for_a_second_copy_the_file_goes_whole() {
     assert!(e.message.contains("No space left") && e.host.as_deref() == Some("new") && !half, "{e}");
     assert!(sent(&then.unwrap()) < 40 << 20 && at_last, "what had come was kept");
     p.tidy("room");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_are_chosen_where_they_suit_and_rsync_where_they_do_not() {
+    let Some(p) = Pair::start() else { return };
+    std::fs::create_dir_all(p.from()).unwrap();
+    let big = p.from().join("big");
+    std::fs::write(&big, noise(40 << 20, 7)).unwrap();
+    std::fs::write(p.from().join("small"), "x").unwrap();
+    p.copy(options([])).await.unwrap();
+    // A little of it.
+    let file = std::fs::File::options().write(true).open(&big).unwrap();
+    file.write_at(&noise(1 << 20, 3), 20 << 20).unwrap();
+    std::fs::write(p.from().join("small"), "another").unwrap();
+    let o = p.copy(options([])).await.unwrap();
+    assert!(field(&o, "tool") == "tar".into() && sent(&o) < 2 << 20, "{o:?}");
+    same(&p.from(), &p.to(), "blocks");
+    p.tidy("blocks");
+    // Something inserted at the beginning: every block differs, and rsync finds where they have gone.
+    let all = std::fs::read(&big).unwrap();
+    std::fs::write(&big, [b"inserted".as_slice(), &all].concat()).unwrap();
+    let o = p.copy(options([])).await.unwrap();
+    assert!(field(&o, "tool") == "rsync".into() && sent(&o) < 2 << 20, "{o:?}");
+    same(&p.from(), &p.to(), "rsync");
+    p.tidy("rsync");
+    // Much that is too small for blocks.
+    for i in 0..4 {
+        std::fs::write(p.from().join(format!("middle{i}")), noise(7 << 20, i + 20)).unwrap();
+    }
+    p.copy(options([])).await.unwrap();
+    for name in ["big", "middle0", "middle1", "middle2", "middle3"] {
+        std::fs::File::options().write(true).open(p.from().join(name)).unwrap().write_at(b"different", 5 << 20).unwrap();
+    }
+    let o = p.copy(options([])).await.unwrap();
+    assert!(field(&o, "tool") == "rsync".into() && sent(&o) < 2 << 20, "{o:?}");
+    same(&p.from(), &p.to(), "middle");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_that_cannot_is_done_without() {
+    for program in ["#!/bin/sh\nexit 97\n", "#!/no/such/program\n"] {
+        let Some(mut p) = Pair::start() else { return };
+        without_python(&mut p.new, Some(program));
+        std::fs::create_dir_all(p.from()).unwrap();
+        let big = p.from().join("big");
+        std::fs::write(&big, noise(40 << 20, 7)).unwrap();
+        p.copy(options([])).await.unwrap();
+        for (tool, options) in [("rsync", options([])), ("tar", options([("tool", "tar".into())]))] {
+            let file = std::fs::File::options().write(true).open(&big).unwrap();
+            file.write_at(tool.as_bytes(), 20 << 20).unwrap();
+            let o = p.copy(options).await.unwrap();
+            assert!(field(&o, "tool") == tool.into() && sent(&o) < 2 << 20, "{o:?}");
+            same(&p.from(), &p.to(), program);
+            p.tidy(program);
+        }
+    }
 }

@@ -5,7 +5,10 @@
 //! read out of the source's file and written into `.runbook-partial/NAME` on the target: a copy of the file that is there, or what an
 //! earlier try has left. The written blocks are read again and compared; then the file gets its attributes and takes its place at one
 //! stroke. Blocks begin at fixed places, so a file into which something was inserted is sent from there on; `rsync` finds such moves
-//! (A. Tridgell, P. Mackerras: The rsync algorithm, 1996), where both hosts have it.
+//! (A. Tridgell, P. Mackerras: The rsync algorithm, 1996), where both hosts have it: it is asked when more than half of a file differs.
+//!
+//! Where both hosts have Python, one process of it reads a file once, on all cores, in small blocks, and fills the target's copy while
+//! it sums it (`blocks.py`). Otherwise `split` starts a process for each block, and the blocks are larger.
 
 use runbook_core::Result;
 use tokio::io::AsyncReadExt as _;
@@ -26,6 +29,12 @@ const NEW: u64 = 64 << 20;
 const MOST: usize = 100;
 /// How many pieces of files one round carries so; those that are close together go as one when there are more.
 const PIECES: usize = 256;
+/// The same where one process reads and writes them.
+const FINE_PIECES: usize = 4096;
+
+const PROGRAM: &str = include_str!("blocks.py");
+/// Finds Python.
+const PYTHON: &str = "for py in python3 /usr/libexec/platform-python none; do command -v \"$py\" >/dev/null 2>&1 && break; done\n";
 
 /// One file that is sent in blocks.
 pub(super) struct Patch {
@@ -36,6 +45,8 @@ pub(super) struct Patch {
     sums: Vec<String>,
     /// What is sent: from where and how much.
     pub pieces: Vec<(u64, u64)>,
+    /// Whether one process of Python sees to its blocks.
+    fine: bool,
 }
 
 impl Patch {
@@ -56,6 +67,26 @@ impl Patch {
     fn partial(&self) -> Option<String> {
         here(&partial(&self.entry.path))
     }
+
+    /// Itself for `blocks.py`; without the part where there is none.
+    fn line(&self, with_part: bool) -> String {
+        let hex = |path: &[u8]| b"./".iter().chain(path).map(|b| format!("{b:02x}")).collect::<String>();
+        let part = if with_part { hex(&partial(&self.entry.path)) } else { "-".into() };
+        let (mut at, mut pieces) = (0, Vec::new());
+        for (from, n) in &self.pieces {
+            let (first, n) = (from / self.block, n.div_ceil(self.block));
+            pieces.push(format!("{}+{n}", first.saturating_sub(at)));
+            at = first + n;
+        }
+        let pieces = if pieces.is_empty() { "-".into() } else { pieces.join(",") };
+        format!("{} {part} {} {} {pieces}\n", hex(&self.entry.path), self.entry.size, self.block)
+    }
+}
+
+/// `blocks.py` at work on these files, as shell text; `or` follows where it fails.
+fn python<'a>(what: &str, patches: impl Iterator<Item = &'a Patch>, with_part: bool, or: &str) -> String {
+    let lines: String = patches.map(|p| p.line(with_part)).collect();
+    format!("{PYTHON}\"$py\" -I -S -c {} {what} 3<<'RB_END'{or}\n{lines}RB_END\n", quote(PROGRAM))
 }
 
 /// A path below the present folder as a word for a shell; `None` when it is no text.
@@ -70,20 +101,49 @@ pub(super) fn partial(path: &[u8]) -> Vec<u8> {
     [folder, PARTIAL.as_bytes(), b"/", name].concat()
 }
 
-fn block(size: u64) -> u64 {
-    (size / 64).next_power_of_two().clamp(1 << 20, 64 << 20)
+fn block(size: u64, fine: bool) -> u64 {
+    if fine {
+        (size / 4096).next_power_of_two().clamp(64 << 10, 64 << 20)
+    } else {
+        (size / 64).next_power_of_two().clamp(1 << 20, 64 << 20)
+    }
 }
 
-/// What of the large files has to be sent, after both sides have summed what the target can build on.
-pub(super) async fn find(job: &Job<'_>, diff: &Diff) -> Result<Vec<Patch>> {
+/// Whether the target has something of a file to build on.
+fn based(diff: &Diff, e: &Entry) -> bool {
+    diff.there.contains_key(&e.path) || diff.begun.contains_key(&e.path)
+}
+
+/// Whether a file can go in blocks.
+fn fits(diff: &Diff, e: &Entry) -> bool {
+    let least = if based(diff, e) { LARGE } else { NEW };
+    e.is_file() && e.size >= least && !e.linked && !e.sparse() && here(&e.path).is_some()
+}
+
+/// What may go whole of files that have another version on the target.
+const WHOLE: u64 = 16 << 20;
+
+/// Whether nearly all of what the target has another version of could go in blocks.
+pub(super) fn suit(diff: &Diff) -> bool {
+    let (all, few): (Vec<&Entry>, usize) = (diff.copy.iter().filter(|e| fits(diff, e) && based(diff, e)).collect(), MOST);
+    let bytes: u64 = all.iter().map(|e| e.size).sum();
+    !all.is_empty() && all.len() <= few && diff.updated.saturating_sub(bytes) <= WHOLE
+}
+
+/// Whether blocks are a good way for what was found: not where most of the files differs, since something may only have moved there.
+pub(super) fn worth(diff: &Diff, patches: &[Patch]) -> bool {
+    let these = || patches.iter().filter(|p| p.compared());
+    let (bytes, sent) = these().fold((0, 0), |(b, s), p| (b + p.entry.size, s + p.bytes()));
+    sent <= bytes / 2 && diff.updated.saturating_sub(bytes) <= WHOLE
+}
+
+/// What of the large files has to be sent, after both sides have summed what the target can build on. `None` when that was to be done
+/// by Python and it cannot.
+pub(super) async fn find(job: &Job<'_>, diff: &Diff, fine: bool) -> Result<Option<Vec<Patch>>> {
     let mut free = diff.room.0.map(|r| r.saturating_sub(diff.needs));
     let mut patches = Vec::new();
-    let based = |e: &Entry| diff.there.contains_key(&e.path) || diff.begun.contains_key(&e.path);
-    let fits = |e: &&Entry| {
-        let least = if based(e) { LARGE } else { NEW };
-        e.is_file() && e.size >= least && !e.linked && !e.sparse() && here(&e.path).is_some()
-    };
-    let mut entries: Vec<&Entry> = diff.copy.iter().filter(fits).collect();
+    let based = |e: &Entry| based(diff, e);
+    let mut entries: Vec<&Entry> = diff.copy.iter().filter(|e| fits(diff, e)).collect();
     entries.sort_by_key(|e| (!based(e), std::cmp::Reverse(e.size)));
     for e in entries.into_iter().take(MOST) {
         // A copy of what is there is made first; where it has no room, tar replaces the file.
@@ -92,12 +152,16 @@ pub(super) async fn find(job: &Job<'_>, diff: &Diff) -> Result<Vec<Patch>> {
             continue;
         }
         free = free.map(|f| f - copied);
-        patches.push((based(e), Patch { entry: e.clone(), block: block(e.size), sums: Vec::new(), pieces: vec![(0, e.size)] }));
+        // A file that goes from its beginning to its end needs no small blocks.
+        let fine = fine && based(e);
+        let p = Patch { entry: e.clone(), block: block(e.size, fine), sums: Vec::new(), pieces: vec![(0, e.size)], fine };
+        patches.push((based(e), p));
     }
     let based: Vec<&Patch> = patches.iter().filter(|(based, _)| *based).map(|(_, p)| p).collect();
     if !based.is_empty() {
         job.cx.progress(format!("comparing blocks of {} large files", based.len()), 0, None, "bytes");
-        let (a, b) = futures::try_join!(source_sums(job, &based), target_sums(job, &based))?;
+        let (a, b) = futures::try_join!(source_sums(job, &based, fine), target_sums(job, &based, fine))?;
+        let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
         let mut both = a.into_iter().zip(b);
         for (_, p) in patches.iter_mut().filter(|(based, _)| *based) {
             let Some((ours, theirs)) = both.next() else { break };
@@ -108,8 +172,8 @@ pub(super) async fn find(job: &Job<'_>, diff: &Diff) -> Result<Vec<Patch>> {
         }
     }
     let mut all: Vec<Patch> = patches.into_iter().map(|(_, p)| p).collect();
-    limit(&mut all, PIECES);
-    Ok(all)
+    limit(&mut all, if fine { FINE_PIECES } else { PIECES });
+    Ok(Some(all))
 }
 
 /// What differs, block by block; neighbours as one piece.
@@ -152,22 +216,33 @@ fn limit(all: &mut [Patch], most: usize) {
 const TOOL: &str =
     "h=sha256sum\nif echo | openssl dgst -sha256 -r >/dev/null 2>&1; then h='openssl dgst -sha256 -r'; fi\nexport SHELL=/bin/sh\n";
 
-async fn source_sums(job: &Job<'_>, patches: &[&Patch]) -> Result<Vec<Vec<String>>> {
-    let mut script = format!("cd -- {} || exit 96\n{TOOL}", quote(&dashed(job.source)));
-    for p in patches {
-        if let Some(path) = p.source() {
-            script.push_str(&format!("echo @; split -b {} --filter=\"$h\" -- {path}\n", p.block));
+async fn source_sums(job: &Job<'_>, patches: &[&Patch], fine: bool) -> Result<Option<Sums>> {
+    let mut script = format!("cd -- {} || exit 96\n", quote(&dashed(job.source)));
+    if fine {
+        script.push_str(&python("sum", patches.iter().copied(), false, ""));
+    } else {
+        script.push_str(TOOL);
+        for p in patches {
+            if let Some(path) = p.source() {
+                script.push_str(&format!("echo @; split -b {} --filter=\"$h\" -- {path}\n", p.block));
+            }
         }
     }
     // A file that went away is seen by the comparison afterwards.
-    let (sums, _) = ask(job, &job.from, script).await?;
-    Ok(sums)
+    let (sums, end) = ask(job, &job.from, script).await?;
+    Ok((!fine || !no_python(&end)).then_some(sums))
+}
+
+/// Whether there is no Python that could have done it.
+fn no_python(end: &Option<(i32, String)>) -> bool {
+    matches!(end, Some((97 | 126 | 127, _)))
 }
 
 /// Makes a copy of what is there to write into, unless an earlier try has left one, and sums its blocks.
-async fn target_sums(job: &Job<'_>, patches: &[&Patch]) -> Result<Vec<Vec<String>>> {
-    let mut script = format!("cd -- {} || exit 96\numask 077\n{TOOL}", quote(&dashed(job.target)));
-    for p in patches {
+async fn target_sums(job: &Job<'_>, patches: &[&Patch], fine: bool) -> Result<Option<Sums>> {
+    let mut script = format!("cd -- {} || exit 96\numask 077\n", quote(&dashed(job.target)));
+    script.push_str(&if fine { python("sum", patches.iter().copied(), true, "") } else { TOOL.to_string() });
+    for p in patches.iter().filter(|_| !fine) {
         if let (Some(path), Some(partial)) = (p.source(), p.partial()) {
             script.push_str(&format!(
                 "echo @; p={partial}\nif [ -L \"$p\" ] || [ ! -f \"$p\" ]; then\n  mkdir -p -- \"${{p%/*}}\" && rm -rf -- \"$p\" && \
@@ -178,8 +253,9 @@ async fn target_sums(job: &Job<'_>, patches: &[&Patch]) -> Result<Vec<Vec<String
     }
     let (sums, end) = ask(job, &job.to, script).await?;
     match end {
+        end if fine && no_python(&end) => Ok(None),
         Some((status, stderr)) => Err(failure::transfer(&job.sides(), failure::Side::To, &stderr, status)),
-        None => Ok(sums),
+        None => Ok(Some(sums)),
     }
 }
 
@@ -205,7 +281,11 @@ async fn ask(job: &Job<'_>, host: &Session, script: String) -> Result<(Sums, Opt
 /// The part of the source's stream that holds the pieces. It ends with 74 when a file turned out shorter than it was.
 pub(super) fn send(patches: &[Patch]) -> String {
     let mut out = String::new();
-    for p in patches {
+    if patches.iter().any(|p| p.fine) {
+        out.push_str(&python("send", patches.iter().filter(|p| p.fine), false, ""));
+        out.push_str("s=$?; [ $s -eq 0 ] || exit $s\n");
+    }
+    for p in patches.iter().filter(|p| !p.fine) {
         let Some(path) = p.source() else { continue };
         for (at, n) in &p.pieces {
             out.push_str(&format!(
@@ -225,7 +305,10 @@ pub(super) fn receive(patches: &[Patch]) -> String {
         // What a file holds is for nobody else before it has its permissions.
         out.push_str("umask 077\n");
     }
-    for p in patches {
+    if patches.iter().any(|p| p.fine) {
+        out.push_str(&python("take", patches.iter().filter(|p| p.fine), true, " || exit 1"));
+    }
+    for p in patches.iter().filter(|p| !p.fine) {
         let Some(partial) = p.partial() else { continue };
         out.push_str(&format!("p={partial}\nmkdir -p -- \"${{p%/*}}\" || exit 1\n"));
         if !p.compared() {
@@ -244,14 +327,14 @@ pub(super) fn receive(patches: &[Patch]) -> String {
 /// Compares what was written with the source's sums, gives the files their attributes, and puts them in their place. Gives the paths
 /// of those that are not as the source's blocks were.
 pub(super) async fn finish(job: &Job<'_>, load: &Load<'_>) -> Result<Paths> {
-    let wrong = written(job, load.patches).await?;
-    let good: Vec<&Patch> = load.patches.iter().filter(|p| !wrong.contains(&p.entry.path)).collect();
-    let heads = heads(job, load, &good).await?;
+    let all: Vec<&Patch> = load.patches.iter().collect();
+    let (wrong, heads) = futures::try_join!(written(job, load.patches), heads(job, load, &all))?;
+    let good = all.into_iter().zip(heads).filter(|(p, _)| !wrong.contains(&p.entry.path));
     let (mut archive, mut script) = (Vec::new(), format!("cd -- {} || exit 96\n", quote(&dashed(job.target))));
     let unpack = tools::unpack(job, load.tools);
     script.push_str(&format!("mkdir -p -- {PARTIAL} && {unpack} -C {PARTIAL} || exit 1\n"));
-    let mut failed = wrong;
-    for (i, (p, head)) in good.iter().zip(heads).enumerate() {
+    let mut failed = wrong.clone();
+    for (i, (p, head)) in good.enumerate() {
         let (Some(path), Some(partial), Some(head)) = (p.source(), p.partial(), head) else {
             // It has gone, or cannot be carried so: the next round sees to it.
             failed.insert(p.entry.path.clone());
@@ -278,8 +361,10 @@ async fn written(job: &Job<'_>, patches: &[Patch]) -> Result<Paths> {
     if these.is_empty() {
         return Ok(Paths::new());
     }
-    let mut script = format!("cd -- {} || exit 96\n{TOOL}", quote(&dashed(job.target)));
-    for p in &these {
+    let fine = these.iter().any(|p| p.fine);
+    let mut script = format!("cd -- {} || exit 96\n", quote(&dashed(job.target)));
+    script.push_str(&if fine { python("check", these.iter().copied(), true, "") } else { TOOL.to_string() });
+    for p in these.iter().filter(|_| !fine) {
         let Some(partial) = p.partial() else { continue };
         script.push_str("echo @\n");
         for (at, n) in &p.pieces {
@@ -333,7 +418,7 @@ mod tests {
     }
 
     fn patch(pieces: &[(u64, u64)]) -> Patch {
-        Patch { entry: entry("d/f", "f 644 90 1.0 1:1 1 8 a:b"), block: 10, sums: sums("x"), pieces: pieces.to_vec() }
+        Patch { entry: entry("d/f", "f 644 90 1.0 1:1 1 8 a:b"), block: 10, sums: sums("x"), pieces: pieces.to_vec(), fine: false }
     }
 
     #[test]
@@ -354,8 +439,24 @@ mod tests {
 
     #[test]
     fn blocks_are_few() {
-        assert_eq!((block(9 << 20), block(1 << 30), block(1 << 40)), (1 << 20, 16 << 20, 64 << 20));
+        assert_eq!([9 << 20, 1 << 30, 1 << 40].map(|n| block(n, false)), [1 << 20, 16 << 20, 64 << 20]);
+        assert_eq!([9 << 20, 1 << 30, 1 << 40].map(|n| block(n, true)), [64 << 10, 256 << 10, 64 << 20]);
         assert_eq!((partial(b"a/b/c"), partial(b"c")), (b"a/b/.runbook-partial/c".to_vec(), b".runbook-partial/c".to_vec()));
+    }
+
+    #[test]
+    fn one_process_is_told_blocks_and_not_bytes() {
+        let p = patch(&[(0, 20), (50, 10), (80, 10)]);
+        assert_eq!(p.line(false), "2e2f642f66 - 90 10 0+2,3+1,2+1\n");
+        assert_eq!(patch(&[]).line(true), "2e2f642f66 2e2f642f2e72756e626f6f6b2d7061727469616c2f66 90 10 -\n");
+    }
+
+    #[test]
+    fn what_mostly_differs_is_for_rsync() {
+        let all = [patch(&[(0, 40)]), patch(&[(0, 50)])];
+        assert!(worth(&Diff { updated: 180, ..Diff::default() }, &all));
+        assert!(!worth(&Diff { updated: 180, ..Diff::default() }, &[patch(&[(0, 50)])]), "more than half");
+        assert!(!worth(&Diff { updated: 180 + WHOLE + 1, ..Diff::default() }, &all), "much that cannot go in blocks");
     }
 
     #[test]

@@ -221,12 +221,25 @@ impl Job<'_> {
     async fn carry_and_sum(&self, diff: &Diff, forced: bool) -> Result<(Sent, Option<verify::Sums>)> {
         let of = |host| tools::known(self.cx, host, self.o.sudo).unwrap_or_default();
         let both = tools::both(of(&self.from), of(&self.to));
-        let tool = tools::choose(self, diff, both, forced)?;
+        let mut tool = tools::choose(self, diff, both, forced)?;
         if let Some(early) = diff.heard.and_then(|at| TICK.checked_sub(at.elapsed())) {
             // The clock of files lags by a tick: what changes once content is read must bear a time after the one that was heard.
             self.cx.sleep(early).await?;
         }
-        let patches = if tool == Tool::Tar && both.coreutils { blocks::find(self, diff).await? } else { Vec::new() };
+        let mut patches = Vec::new();
+        let of_our_own = both.tar && both.coreutils && both.python && blocks::suit(diff);
+        if tool == Tool::Rsync && self.o.tool.is_none() && self.o.bandwidth.is_none() && of_our_own {
+            // One reading of both sides is the comparison and the check; rsync reads them as well, and what it wrote is read again.
+            let found = blocks::find(self, diff, true).await?.filter(|found| blocks::worth(diff, found));
+            if let Some(found) = found {
+                (tool, patches) = (Tool::Tar, found);
+            }
+        } else if tool == Tool::Tar && both.coreutils {
+            patches = match blocks::find(self, diff, both.python).await? {
+                Some(found) => found,
+                None => blocks::find(self, diff, false).await?.unwrap_or_default(),
+            };
+        }
         let in_blocks: HashMap<&[u8], u64> = patches.iter().map(|p| (&*p.entry.path, p.bytes())).collect();
         let size = |e: &Entry| in_blocks.get(&*e.path).copied().unwrap_or(if e.is_file() && e.same_as.is_none() { e.size } else { 0 });
         let whole = Diff {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use runbook_core::{Code, Error, Result};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
+use super::owners::Owners;
 use super::{Job, tools};
 use crate::ssh::files::dashed;
 use crate::ssh::{Channel, Exec, Session, quote};
@@ -25,7 +26,7 @@ pub(super) struct Entry {
     pub stored: u64,
     /// Seconds and their fraction in billionths.
     pub mtime: (i64, u32),
-    /// `user:group`, by name or by number.
+    /// `user:group`, by name or by number where there is none.
     pub owner: Arc<str>,
     /// What a link leads to.
     pub link: Box<[u8]>,
@@ -113,6 +114,7 @@ pub(super) struct Manifest {
     host: String,
     folder: String,
     names: Names,
+    owners: Owners,
     /// Whether this side acts as root, so that owners can be kept.
     pub root: bool,
     /// Whether the folder exists.
@@ -163,15 +165,15 @@ impl Manifest {
     pub(super) async fn open(job: &Job<'_>, session: &Session, folder: &str) -> Result<Manifest> {
         let (cx, sudo) = (job.cx, job.o.sudo);
         let f = quote(&dashed(folder));
-        let owner = if job.o.numeric_ids { "%U:%G" } else { "%u:%g" };
+        let accounts = if job.o.numeric_ids { "" } else { super::owners::LOCAL };
         let probe = if tools::known(cx, session, sudo).is_none() { tools::PROBE } else { "" };
         // No path has `//` in it. The room is that of the nearest folder that exists.
         let script = format!(
             "exec 4>&2 2>/dev/null\nd={f}\nwhile [ ! -d \"$d\" ]; do case $d in */*) d=${{d%/*}};; *) d=.;; esac; d=${{d:-/}}; done\n\
-             echo @user; id -u; echo @clock; date +%s.%N; echo @room; df -Pk -- \"$d\"; echo @files; df -Pi -- \"$d\"\n{probe}exec 2>&4 4>&-\n\
+             echo @user; id -u; echo @clock; date +%s.%N; echo @room; df -Pk -- \"$d\"; echo @files; df -Pi -- \"$d\"\n{accounts}{probe}exec 2>&4 4>&-\n\
              if [ ! -e {f} ] && [ ! -L {f} ]; then echo @none; exit 0; fi\nif [ ! -d {f} ]; then echo @file; exit 0; fi\n\
              cd -- {f} || exit 1\necho @there\n\
-             LC_ALL=C find . -printf '%P//%y %m %s %T@ %D:%i %n %b {owner}//%l\\0' | LC_ALL=C sort -z"
+             LC_ALL=C find . -printf '%P//%y %m %s %T@ %D:%i %n %b %U:%G//%l\\0' | LC_ALL=C sort -z"
         );
         let Channel { stdin, stdout, done } = session.open(cx, Exec { sudo, ..Exec::new(script) }).await?;
         let mut m = Manifest {
@@ -181,6 +183,7 @@ impl Manifest {
             host: session.name().to_string(),
             folder: folder.to_string(),
             names: Names::default(),
+            owners: Owners::Numbers,
             root: false,
             there: false,
             room: (None, None),
@@ -201,6 +204,9 @@ impl Manifest {
         m.room = (free("room").map(|k| k.saturating_mul(1024)), free("files").filter(|n| *n > 0));
         m.heard = Instant::now();
         m.clock = said.part("clock").to_string();
+        if !job.o.numeric_ids {
+            m.owners = Owners::named(cx, session, &said);
+        }
         if !probe.is_empty() {
             tools::learn(cx, session, sudo, &said);
         }
@@ -266,7 +272,10 @@ impl Manifest {
             return Err(self.failed("the list was cut short"));
         }
         match parse(&raw, &mut self.names) {
-            Some(e) => Ok(Some(e)),
+            Some(mut e) => {
+                e.owner = self.owners.of(&e.owner).await?;
+                Ok(Some(e))
+            }
             None => Err(self.failed(&format!("the host lists what cannot be understood: {:?}", String::from_utf8_lossy(&raw)))),
         }
     }

@@ -6,7 +6,7 @@
 //! | | straight from host to host | through the controller |
 //! |---|---|---|
 //! | rsync | [`direct`]: with a transfer key | [`relay`]: both ends' streams joined here |
-//! | tar | [`direct`]: with a transfer key | [`relay`]: an archive as a stream |
+//! | tar, and blocks of large files | [`direct`]: with a transfer key | [`relay`]: an archive as a stream |
 
 mod blocks;
 mod clean;
@@ -16,6 +16,7 @@ mod failure;
 mod header;
 mod job;
 mod manifest;
+mod owners;
 mod pattern;
 mod relay;
 mod remove;
@@ -216,9 +217,11 @@ impl Default for CopyFrom {
              when both are equal.\n\nFiles are taken as equal when size, permissions, owner and time of change are. Kept are permissions, times, links, \
              further names of one file (hard links), holes, extended attributes and ACLs, and owners when the login on the target is root. Sockets, \
              pipes and devices are left out, and counted. What the source changes meanwhile is copied again, up to five times.\n\n\
-             Large copies go straight from host to host, by `tar`, or by `rsync` where both have it and large files have changed: with a key made for this \
-             copy, which can do nothing else, ends after 15 minutes, and is removed afterwards. Where no host can log in to the other, and for small \
-             copies, the files go through the controller as a stream. What has come stays when a copy breaks off, and the next one goes on from there.",
+             Large copies go straight from host to host, by `tar`, with a key made for this copy, which can do nothing else, ends after 15 minutes, \
+             and is removed afterwards. Of large files that have changed only what differs is sent: in blocks where both hosts have Python, and by \
+             `rsync` where both have that and blocks do not suit (most of a file differs, or many files of a middle size). Where no host can log in to \
+             the other, and for small copies, the files go through the controller as a stream. What has come stays when a copy breaks off, and the \
+             next one goes on from there.",
         );
         let spec = common(spec)
             .option("delete", Ty::Bool, "Delete what the source does not have.")

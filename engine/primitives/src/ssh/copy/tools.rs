@@ -23,6 +23,8 @@ pub(super) struct Tools {
     pub tar_xattrs: bool,
     /// Whether `split`, `dd` and the like are GNU's.
     pub coreutils: bool,
+    /// Whether it has Python; whether that can do what is wanted shows when it is used.
+    pub python: bool,
     /// Whether it can log in to another host with a key of its own.
     pub ssh: bool,
 }
@@ -35,7 +37,7 @@ fn key(cx: &Cx, session: &Session, sudo: bool) -> String {
 }
 
 /// By what a host tells what it has, together with what it lists: asked once a process.
-pub(super) const PROBE: &str = "echo @rsync; rsync --version; echo @tar; tar --version; tar --help; echo @split; split --version; echo @ssh; command -v ssh && command -v ssh-keygen && echo yes\n";
+pub(super) const PROBE: &str = "echo @rsync; rsync --version; echo @tar; tar --version; tar --help; echo @split; split --version; echo @python; command -v python3 || command -v /usr/libexec/platform-python; echo @ssh; command -v ssh && command -v ssh-keygen && echo yes\n";
 
 /// What a host has, once it was asked.
 pub(super) fn known(cx: &Cx, session: &Session, sudo: bool) -> Option<Tools> {
@@ -59,6 +61,7 @@ fn read(said: &Said) -> Tools {
         tar: tar.lines().next().is_some_and(|l| l.contains("GNU tar")),
         tar_xattrs: tar.contains("--xattrs-include") && tar.contains("--acls"),
         coreutils: said.part("split").contains("GNU coreutils"),
+        python: !said.part("python").trim().is_empty(),
         ssh: said.part("ssh").ends_with("yes"),
     }
 }
@@ -72,6 +75,7 @@ pub(super) fn both(a: Tools, b: Tools) -> Tools {
         tar: a.tar && b.tar,
         tar_xattrs: a.tar_xattrs && b.tar_xattrs,
         coreutils: a.coreutils && b.coreutils,
+        python: a.python && b.python,
         ssh: a.ssh && b.ssh,
     }
 }
@@ -231,9 +235,19 @@ mod tests {
         };
         let t = of(
             "@rsync\nrsync  version 3.2.7  protocol version 31\nCapabilities:\n    ACLs, xattrs, no iconv\n@tar\ntar (GNU tar) 1.34\n\n\
-                    --acls\n --xattrs-include=MASK\n@split\nsplit (GNU coreutils) 9.1\n@ssh\n/usr/bin/ssh\n/usr/bin/ssh-keygen\nyes\n",
+                    --acls\n --xattrs-include=MASK\n@split\nsplit (GNU coreutils) 9.1\n@python\n/usr/bin/python3\n@ssh\n/usr/bin/ssh\n/usr/bin/ssh-keygen\nyes\n",
         );
-        assert_eq!(t, Tools { rsync: true, rsync_xattrs: true, rsync_acls: true, tar: true, tar_xattrs: true, coreutils: true, ssh: true });
+        let all = Tools {
+            rsync: true,
+            rsync_xattrs: true,
+            rsync_acls: true,
+            tar: true,
+            tar_xattrs: true,
+            coreutils: true,
+            python: true,
+            ssh: true,
+        };
+        assert_eq!(t, all);
         assert_eq!(of("@rsync\nrsync  version v3.0.6  protocol\n@tar\ntar (busybox) 1.36\n@ssh\n/usr/bin/ssh\n"), Tools::default());
         assert!(!of("@rsync\nrsync  version 3.1.3 no ACLs, no xattrs").rsync_acls && !of("@rsync\n@tar\n@ssh\n").rsync);
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use parking_lot::Mutex;
 use runbook_core::Result;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -110,53 +111,96 @@ fn moment(clock: &str) -> Option<&str> {
     (digits(seconds) && digits(fraction)).then_some(clock)
 }
 
-/// Reads the sums of files on a host as they come.
+/// How many readers sum at once on a host that has nothing else to do, and how many files each has at least.
+const READERS: usize = 3;
+const EACH: usize = 1000;
+
+/// Reads the sums of files on a host as they come; `shown` when nothing else is under way.
 async fn read(job: &Job<'_>, session: &Session, folder: &str, files: &[&Entry], shown: bool) -> Result<Sums> {
     let odd = |e: &Entry| e.path.iter().any(|b| matches!(b, b'\n' | b'\\'));
-    let total: u64 = files.iter().map(|e| e.size).sum();
-    let what = format!("comparing checksums of {} files", files.len());
-    let (mut sums, mut bytes) = (vec![None; files.len()], 0);
-    for (script, end, odds) in [(PLAIN, b'\n', false), (ODD, 0, true)] {
-        let these: Vec<&Entry> = files.iter().copied().filter(|e| odd(e) == odds).collect();
-        if these.is_empty() {
-            continue;
+    let seen = shown.then(|| Seen::of(job, files));
+    let mut parts: Vec<(bool, Vec<(usize, &Entry)>)> = Vec::new();
+    for odds in [false, true] {
+        let these: Vec<(usize, &Entry)> = files.iter().copied().enumerate().filter(|(_, e)| odd(e) == odds).collect();
+        let readers = if shown { (these.len() / EACH).clamp(1, READERS) } else { 1 };
+        let each = these.len().div_ceil(readers).max(1);
+        parts.extend(these.chunks(each).map(|some| (odds, some.to_vec())));
+    }
+    let found = parts.iter().map(|(odds, these)| some(job, session, folder, these, *odds, seen.as_ref()));
+    let mut sums = vec![None; files.len()];
+    for (place, sum) in futures::future::try_join_all(found).await?.into_iter().flatten() {
+        if let Some(slot) = sums.get_mut(place) {
+            *slot = Some(sum);
         }
-        let places: HashMap<&[u8], usize> = files.iter().enumerate().filter(|(_, e)| odd(e) == odds).map(|(i, e)| (&*e.path, i)).collect();
-        let script = format!("cd -- {} || exit 96\n{script}", quote(&dashed(folder)));
-        let Channel { mut stdin, stdout, done } = session.open(job.cx, Exec { sudo: job.o.sudo, ..Exec::new(script) }).await?;
-        let feed = async {
-            // In pieces: the list of a large folder is large.
-            for some in these.chunks(4096) {
-                if stdin.write_all(&list(some.iter().copied())).await.is_err() {
-                    break;
-                }
-            }
-            let _ = stdin.shutdown().await;
-        };
-        let take = async {
-            let (mut out, mut line, mut n) = (BufReader::new(stdout), Vec::new(), 0u64);
-            while out.read_until(end, &mut line).await.is_ok_and(|n| n > 0) {
-                if line.pop() == Some(end)
-                    && let Some((sum, path)) = parse(&line)
-                    && let Some(place) = places.get(path)
-                {
-                    bytes += files.get(*place).map_or(0, |e| e.size);
-                    n += 1;
-                    if let Some(slot) = sums.get_mut(*place) {
-                        *slot = Some(sum);
-                    }
-                    if shown && (n % 500 == 1 || n as usize == files.len()) {
-                        job.cx.progress(what.as_str(), bytes, Some(total), "bytes");
-                    }
-                }
-                line.clear();
-            }
-        };
-        tokio::join!(feed, take);
-        // What was not read shows by its missing sum; what counts here is that the connection held.
-        done.await?;
     }
     Ok(Sums(sums))
+}
+
+/// How far several readers are.
+struct Seen<'a> {
+    job: &'a Job<'a>,
+    what: String,
+    total: (u64, u64),
+    done: Mutex<(u64, u64)>,
+}
+
+impl<'a> Seen<'a> {
+    fn of(job: &'a Job<'a>, files: &[&Entry]) -> Seen<'a> {
+        let total = (files.iter().map(|e| e.size).sum(), files.len() as u64);
+        Seen { job, what: format!("comparing checksums of {} files", files.len()), total, done: Mutex::default() }
+    }
+
+    fn one(&self, bytes: u64) {
+        let mut done = self.done.lock();
+        *done = (done.0 + bytes, done.1 + 1);
+        if done.1 % 500 == 1 || done.1 == self.total.1 {
+            self.job.cx.progress(self.what.as_str(), done.0, Some(self.total.0), "bytes");
+        }
+    }
+}
+
+/// The sums of some files, with their places, by one reader.
+async fn some(
+    job: &Job<'_>,
+    session: &Session,
+    folder: &str,
+    these: &[(usize, &Entry)],
+    odds: bool,
+    seen: Option<&Seen<'_>>,
+) -> Result<Vec<(usize, Sum)>> {
+    let (script, end) = if odds { (ODD, 0) } else { (PLAIN, b'\n') };
+    let places: HashMap<&[u8], (usize, u64)> = these.iter().map(|(i, e)| (&*e.path, (*i, e.size))).collect();
+    let script = format!("cd -- {} || exit 96\n{script}", quote(&dashed(folder)));
+    let Channel { mut stdin, stdout, done } = session.open(job.cx, Exec { sudo: job.o.sudo, ..Exec::new(script) }).await?;
+    let feed = async {
+        // In pieces: the list of a large folder is large.
+        for some in these.chunks(4096) {
+            if stdin.write_all(&list(some.iter().map(|(_, e)| *e))).await.is_err() {
+                break;
+            }
+        }
+        let _ = stdin.shutdown().await;
+    };
+    let take = async {
+        let (mut out, mut line, mut found) = (BufReader::with_capacity(64 << 10, stdout), Vec::new(), Vec::new());
+        while out.read_until(end, &mut line).await.is_ok_and(|n| n > 0) {
+            if line.pop() == Some(end)
+                && let Some((sum, path)) = parse(&line)
+                && let Some((place, size)) = places.get(path)
+            {
+                found.push((*place, sum));
+                if let Some(seen) = seen {
+                    seen.one(*size);
+                }
+            }
+            line.clear();
+        }
+        found
+    };
+    let ((), found) = tokio::join!(feed, take);
+    // What was not read shows by its missing sum; what counts here is that the connection held.
+    done.await?;
+    Ok(found)
 }
 
 /// `SUM  ./PATH` or `SUM *./PATH`.
