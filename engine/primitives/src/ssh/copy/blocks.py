@@ -4,6 +4,7 @@
 import sys
 
 try:
+    import errno
     import fcntl
     import hashlib
     import os
@@ -151,9 +152,13 @@ for line in os.fdopen(3):
     path, part = bytes.fromhex(path), b"" if part == "-" else bytes.fromhex(part)
     try:
         one(sys.argv[1], path, part, int(size), int(block), wanted)
+    except BrokenPipeError:
+        # Whoever reads on has a reason of its own.
+        sys.exit(1)
     except OSError as e:
         sys.stderr.write("%s: %s\n" % (os.fsdecode(path), e.strerror))
         if sys.argv[1] == "send":
-            sys.exit(74)
+            # Gone, or something else by now: another round sees to it.
+            sys.exit(74 if e.errno in (errno.ENOENT, errno.ELOOP) else 1)
         if sys.argv[1] == "take" or part and sys.argv[1] == "sum":
             sys.exit(1)
