@@ -176,6 +176,18 @@ pub(super) async fn find(job: &Job<'_>, diff: &Diff, fine: bool) -> Result<Optio
     Ok(Some(all))
 }
 
+/// Removes the copies that [`find`] has made of what is there. `rsync` would write into them and find nothing that has moved.
+pub(super) async fn forget(job: &Job<'_>, diff: &Diff) -> Result<()> {
+    let made = diff.copy.iter().filter(|e| fits(diff, e) && diff.there.contains_key(&e.path) && !diff.begun.contains_key(&e.path));
+    let parts: Vec<u8> = made.take(MOST).flat_map(|e| [b"./".as_slice(), &partial(&e.path), b"\0"].concat()).collect();
+    let script = format!(
+        "cd -- {} || exit 96\nxargs -0 -r sh -c 'rm -f -- \"$@\"; for p; do rmdir -- \"${{p%/*}}\" 2>/dev/null; done; :' sh",
+        quote(&dashed(job.target))
+    );
+    job.to.exec(job.cx, Exec { sudo: job.o.sudo, stdin: Some(parts), ..Exec::new(script) }).await?;
+    Ok(())
+}
+
 /// What differs, block by block; neighbours as one piece.
 fn pieces(ours: &[String], theirs: &[String], block: u64, size: u64) -> Vec<(u64, u64)> {
     let mut out: Vec<(u64, u64)> = Vec::new();

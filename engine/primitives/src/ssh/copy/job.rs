@@ -231,8 +231,9 @@ impl Job<'_> {
         if tool == Tool::Rsync && self.o.tool.is_none() && self.o.bandwidth.is_none() && of_our_own {
             // One reading of both sides is the comparison and the check; rsync reads them as well, and what it wrote is read again.
             let found = blocks::find(self, diff, true).await?.filter(|found| blocks::worth(diff, found));
-            if let Some(found) = found {
-                (tool, patches) = (Tool::Tar, found);
+            match found {
+                Some(found) => (tool, patches) = (Tool::Tar, found),
+                None => blocks::forget(self, diff).await?,
             }
         } else if tool == Tool::Tar && both.coreutils {
             patches = match blocks::find(self, diff, both.python).await? {
