@@ -2,5 +2,7 @@
 
 mod compare;
 mod data;
+mod large;
+mod logical;
 mod switch;
 mod tunnel;

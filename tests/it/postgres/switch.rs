@@ -13,15 +13,15 @@ use crate::support::postgres::Site;
 
 /// The shop: places an order every few milliseconds on whichever side takes it; remembers what was acknowledged. An order whose answer
 /// was lost is looked for before it is placed again.
-struct Shop {
+pub(super) struct Shop {
     stop: Arc<AtomicBool>,
-    taken: Arc<Mutex<Vec<(String, Instant)>>>,
+    pub(super) taken: Arc<Mutex<Vec<(String, Instant)>>>,
     last: Arc<Mutex<String>>,
     work: tokio::task::JoinHandle<()>,
 }
 
 impl Shop {
-    fn open(s: &Site) -> Shop {
+    pub(super) fn open(s: &Site) -> Shop {
         let (stop, taken): (Arc<AtomicBool>, Arc<Mutex<Vec<_>>>) = Default::default();
         let ports = [s.old.port, s.new.port];
         let last: Arc<Mutex<String>> = Arc::default();
@@ -85,7 +85,7 @@ impl Shop {
         Shop { stop, taken, last, work }
     }
 
-    async fn some_orders(&self) {
+    pub(super) async fn some_orders(&self) {
         let before = self.taken.lock().len();
         let began = Instant::now();
         while self.taken.lock().len() < before + 10 {
@@ -95,12 +95,12 @@ impl Shop {
     }
 
     /// The longest time between two orders.
-    fn longest_gap(&self) -> Duration {
+    pub(super) fn longest_gap(&self) -> Duration {
         let t = self.taken.lock();
         t.windows(2).map(|w| w[1].1 - w[0].1).max().unwrap_or_default()
     }
 
-    async fn close(self) -> Vec<String> {
+    pub(super) async fn close(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.work.await.unwrap();
         let taken = self.taken.lock();
@@ -109,7 +109,7 @@ impl Shop {
 }
 
 /// Every acknowledged order is there once, and nothing is there twice.
-fn all_there(cluster: &crate::support::postgres::Cluster, taken: &[String]) {
+pub(super) fn all_there(cluster: &crate::support::postgres::Cluster, taken: &[String]) {
     let rows = cluster.sql("shop", "SELECT item FROM orders");
     let mut seen = BTreeMap::<&str, usize>::new();
     for line in rows.lines().filter(|l| l.starts_with("order ")) {
@@ -120,7 +120,7 @@ fn all_there(cluster: &crate::support::postgres::Cluster, taken: &[String]) {
     assert!(lost.is_empty() && doubled.is_empty(), "of {}: lost {lost:?}, doubled {doubled:?}", taken.len());
 }
 
-fn db(name: &str) -> Value {
+pub(super) fn db(name: &str) -> Value {
     handle(name).into()
 }
 

@@ -19,7 +19,7 @@ pub(super) fn register(r: &mut Registry) {
              What is replaced must be empty, or what an earlier try left; anything else is refused by name.",
         )
         .arg("primary", Ty::Record(DATABASE), "The database to replicate.")
-        .option("mode", Ty::Str, "MariaDB and MySQL: `gtid` (usual) or `position`. PostgreSQL: `physical`.")
+        .option("mode", Ty::Str, "MariaDB and MySQL: `gtid` (usual) or `position`. PostgreSQL: `physical` (the whole cluster; usual) or `logical` (one database, also to another major version).")
         .option("jobs", Ty::Int, "How many streams at once load the first copy; chosen by the host's processors unless given.")
         .option("replace", Ty::Bool, "Removes what is in the way there.")
         .returns(Ty::Record("Replication"))

@@ -68,18 +68,18 @@ fn filled(sql: &str) -> String {
 /// Definitions by object, and the tables.
 pub(super) async fn schema(cx: &Cx, db: &Db) -> Result<(BTreeMap<String, String>, Vec<Keyed>)> {
     unless_stopped(cx, db, async {
-        let conn = connect(cx, db, For::Script).await?;
-        // Names are written whole when no schema is searched.
-        conn.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog").await?;
-        let mut objects = BTreeMap::new();
-        for sql in OBJECTS {
-            for r in conn.texts(&filled(sql)).await? {
-                objects.insert(col(&r, 0).to_string(), col(&r, 1).to_string());
-            }
-        }
-        let mut tables = Vec::new();
-        for r in conn.texts(&filled(TABLES)).await? {
+        let (conn, _) = admin(cx, db).await?;
+        // One trip; names are written whole when no schema is searched.
+        let all: Vec<String> = OBJECTS.iter().chain([&TABLES]).map(|q| filled(q)).collect();
+        let sql =
+            format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog; {}; COMMIT", all.join("; "));
+        let (mut objects, mut tables) = (BTreeMap::new(), Vec::new());
+        for r in conn.texts(&sql).await? {
             let name = col(&r, 0).to_string();
+            if r.len() == 2 {
+                objects.insert(name, col(&r, 1).to_string());
+                continue;
+            }
             objects.insert(format!("table {name}"), format!("({})", col(&r, 5)));
             // The rows of a partitioned table are those of its partitions. Unlogged tables are empty on a standby, by their nature.
             if col(&r, 1) == "p" || col(&r, 2) == "u" {
@@ -172,7 +172,7 @@ pub(super) async fn bounds(cx: &Cx, db: &Db, table: &Keyed, span: &Span, rows: u
         return Ok(vec![]);
     }
     unless_stopped(cx, db, async {
-        let conn = connect(cx, db, For::Script).await?;
+        let (conn, _) = admin(cx, db).await?;
         let (key, rows) = (list(&table.key), rows.max(1));
         let sql = format!(
             "SELECT {} FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) AS runbook_n, count(*) OVER () AS runbook_all \
@@ -204,7 +204,7 @@ async fn chunk_on(conn: &Conn, table: &Keyed, span: &Span) -> Result<Chunk> {
 
 /// Number and checksum of the rows of a span.
 pub(super) async fn chunk(cx: &Cx, db: &Db, table: &Keyed, span: &Span) -> Result<Chunk> {
-    unless_stopped(cx, db, async { chunk_on(&connect(cx, db, For::Script).await?, table, span).await }).await
+    unless_stopped(cx, db, async { chunk_on(&admin(cx, db).await?.0, table, span).await }).await
 }
 
 async fn rows_on(conn: &Conn, table: &Keyed, span: &Span) -> Result<Vec<Row>> {
@@ -223,7 +223,7 @@ async fn rows_on(conn: &Conn, table: &Keyed, span: &Span) -> Result<Vec<Row>> {
 
 /// Key and checksum of each row of a span.
 pub(super) async fn chunk_rows(cx: &Cx, db: &Db, table: &Keyed, span: &Span) -> Result<Vec<Row>> {
-    unless_stopped(cx, db, async { rows_on(&connect(cx, db, For::Script).await?, table, span).await }).await
+    unless_stopped(cx, db, async { rows_on(&admin(cx, db).await?.0, table, span).await }).await
 }
 
 /// What is read of both sides.

@@ -2,6 +2,8 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
@@ -12,6 +14,7 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::kept::Home;
 use super::settings::{self, Tls};
 use crate::db::driver::Db;
 use crate::db::tunnel::{self, Stream};
@@ -25,16 +28,48 @@ pub(super) enum For {
     Admin,
 }
 
-/// A connection. Dropping it ends it.
+/// A connection. Dropping it ends it, or gives it back to where such connections are kept, when nothing is under way on it.
 pub(super) struct Conn {
-    client: Client,
+    client: Arc<Client>,
     host: String,
+    home: Option<Home>,
+    /// Statements that were begun and did not end well, as far as anybody here knows.
+    unfinished: AtomicUsize,
+    /// Whether a transaction is open.
+    open: AtomicBool,
+    /// Whether it was used in ways that are not followed here.
+    raw: AtomicBool,
+}
+
+impl Conn {
+    fn new(client: Arc<Client>, host: &str, home: Option<Home>) -> Self {
+        Conn { client, host: host.into(), home, unfinished: AtomicUsize::new(0), open: AtomicBool::new(false), raw: AtomicBool::new(false) }
+    }
+
+    /// One of a run's connections to a database that is not known to be dead; the caller asks it something first.
+    ///
+    /// # Errors
+    /// Those of the secret.
+    pub(super) fn kept(cx: &Cx, db: &Db) -> Result<Option<Conn>> {
+        let home = Home::of(cx, db)?;
+        Ok(home.take().map(|client| Conn::new(client, &db.host, Some(home))))
+    }
 }
 
 impl Deref for Conn {
     type Target = Client;
     fn deref(&self) -> &Client {
+        self.raw.store(true, Ordering::Release);
         &self.client
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        let clean = self.unfinished.load(Ordering::Acquire) == 0 && !self.open.load(Ordering::Acquire) && !self.raw.load(Ordering::Acquire);
+        if let Some(home) = self.home.take().filter(|_| clean) {
+            home.put(self.client.clone());
+        }
     }
 }
 
@@ -47,7 +82,7 @@ impl Conn {
     /// # Errors
     /// `RB0501` with the server's text.
     pub(super) async fn texts(&self, sql: &str) -> Result<Vec<Texts>> {
-        let all = self.client.simple_query(sql).await.map_err(|e| self.failed(&e))?;
+        let all = self.followed(sql, self.client.simple_query(sql)).await?;
         Ok(all
             .into_iter()
             .filter_map(|m| if let SimpleQueryMessage::Row(r) = m { Some(r) } else { None })
@@ -68,7 +103,40 @@ impl Conn {
     /// # Errors
     /// As [`Conn::texts`].
     pub(super) async fn run(&self, sql: &str) -> Result<()> {
-        self.client.batch_execute(sql).await.map_err(|e| self.failed(&e))
+        self.followed(sql, self.client.batch_execute(sql)).await
+    }
+
+    /// Sees to it that a connection on which something is under way, or has gone wrong, is not given to others.
+    async fn followed<T>(&self, sql: &str, work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
+        self.unfinished.fetch_add(1, Ordering::AcqRel);
+        let done = work.await.map_err(|e| self.failed(&e))?;
+        if ["COMMIT", "ROLLBACK"].iter().any(|end| sql == *end || sql.contains(&format!("; {end}"))) {
+            self.open.store(false, Ordering::Release);
+        } else if sql.starts_with("BEGIN") {
+            self.open.store(true, Ordering::Release);
+        }
+        self.unfinished.fetch_sub(1, Ordering::AcqRel);
+        Ok(done)
+    }
+
+    /// Runs a statement that the server may well refuse.
+    pub(super) async fn attempt(&self, sql: &str) -> std::result::Result<(), tokio_postgres::Error> {
+        self.unfinished.fetch_add(1, Ordering::AcqRel);
+        let done = self.client.batch_execute(sql).await;
+        if done.as_ref().err().is_none_or(|e| e.as_db_error().is_some()) {
+            self.unfinished.fetch_sub(1, Ordering::AcqRel);
+        }
+        done
+    }
+
+    /// Gives a session that was made for something else to the driver's own work.
+    ///
+    /// # Errors
+    /// As [`Conn::texts`].
+    pub(super) async fn keep(mut self, cx: &Cx, db: &Db) -> Result<()> {
+        self.run("SET default_transaction_read_only = off; SET synchronous_commit = on").await?;
+        self.home = Some(Home::of(cx, db)?);
+        Ok(())
     }
 
     /// A server's error as ours.
@@ -86,53 +154,85 @@ pub(super) fn col(row: &Texts, i: usize) -> &str {
 const SESSION: &str = "-c DateStyle=ISO,YMD -c IntervalStyle=iso_8601 -c extra_float_digits=1 -c TimeZone=UTC -c bytea_output=hex \
                        -c client_min_messages=warning -c lock_timeout=0 -c statement_timeout=0 -c idle_in_transaction_session_timeout=0";
 
+/// A way to a server on which nobody has logged in yet.
+pub(super) struct Dialled {
+    stream: Stream,
+    config: tokio_postgres::Config,
+    home: Option<Home>,
+}
+
+/// Reaches a server.
+///
+/// # Errors
+/// `RB0300`–`RB0307` of the way there.
+pub(super) async fn dial(cx: &Cx, db: &Db, what: For) -> Result<Dialled> {
+    let password = db.settings.str("password").map(|n| cx.secret(n)).transpose()?;
+    dial_as(cx, db, what, settings::role(db), password.as_ref().map(|p| p.reveal()), settings::peer(db)).await
+}
+
+/// Reaches a server to log in with another role and password.
+///
+/// # Errors
+/// As [`dial`].
+pub(super) async fn dial_as(cx: &Cx, db: &Db, what: For, role: &str, password: Option<&str>, peer: Option<&str>) -> Result<Dialled> {
+    let mut config = tokio_postgres::Config::new();
+    let own = if what == For::Admin { " -c default_transaction_read_only=off -c synchronous_commit=on" } else { "" };
+    config
+        .user(role)
+        .dbname(settings::database(db)?)
+        .application_name(format!("runbook {}", cx.action_id).chars().take(63).collect::<String>())
+        .options(format!("{SESSION}{own}"));
+    if let Some(p) = password {
+        config.password(p);
+    }
+    let home = if what == For::Admin { Some(Home::of(cx, db)?) } else { None };
+    let stream = in_time(cx, db, Box::pin(tunnel::stream(cx, &db.host, &settings::place(db), peer))).await?;
+    Ok(Dialled { stream, config, home })
+}
+
+impl Dialled {
+    /// Logs in. Until now the server has not looked at who it is: what it allows is what it allows at this moment.
+    ///
+    /// # Errors
+    /// `RB0510` when the login is refused; `RB0500` when the server does not let it in.
+    pub(super) async fn login(self, cx: &Cx, db: &Db) -> Result<Conn> {
+        let Dialled { stream, mut config, home } = self;
+        let work = async {
+            let client = match settings::tls(db)? {
+                Tls::Off => {
+                    config.ssl_mode(SslMode::Disable);
+                    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| failed(&db.host, &e))?;
+                    tokio::spawn(connection);
+                    client
+                }
+                Tls::VerifyFull => {
+                    config.ssl_mode(SslMode::Require);
+                    let mut make = MakeRustlsConnect::new(tls_config(cx, db)?);
+                    let named =
+                        |e: &dyn std::fmt::Display| Error::new(Code::DB_CONNECT, format!("TLS to \"{}\": {e}", db.name)).host(&db.host);
+                    let tls = MakeTlsConnect::<Stream>::make_tls_connect(&mut make, settings::tls_name(db)).map_err(|e| named(&e))?;
+                    let (client, connection) = config.connect_raw(stream, tls).await.map_err(|e| failed(&db.host, &e))?;
+                    tokio::spawn(connection);
+                    client
+                }
+            };
+            Ok(Conn::new(Arc::new(client), &db.host, home))
+        };
+        in_time(cx, db, work).await
+    }
+}
+
 /// Connects.
 ///
 /// # Errors
-/// `RB0300`–`RB0307` of the way there; `RB0510` when the login is refused; `RB0500` when the server does not let it in.
+/// As [`dial`] and [`Dialled::login`].
 pub(super) async fn connect(cx: &Cx, db: &Db, what: For) -> Result<Conn> {
-    let password = db.settings.str("password").map(|n| cx.secret(n)).transpose()?;
-    connect_as(cx, db, what, settings::role(db), password.as_ref().map(|p| p.reveal()), settings::peer(db)).await
+    dial(cx, db, what).await?.login(cx, db).await
 }
 
-/// Connects with another role and password.
-///
-/// # Errors
-/// As [`connect`].
-pub(super) async fn connect_as(cx: &Cx, db: &Db, what: For, role: &str, password: Option<&str>, peer: Option<&str>) -> Result<Conn> {
-    let work = async {
-        let stream = tunnel::stream(cx, &db.host, &settings::place(db), peer).await?;
-        let mut config = tokio_postgres::Config::new();
-        let own = if what == For::Admin { " -c default_transaction_read_only=off -c synchronous_commit=on" } else { "" };
-        config
-            .user(role)
-            .dbname(settings::database(db)?)
-            .application_name(format!("runbook {}", cx.action_id).chars().take(63).collect::<String>())
-            .options(format!("{SESSION}{own}"));
-        if let Some(p) = password {
-            config.password(p);
-        }
-        let client = match settings::tls(db)? {
-            Tls::Off => {
-                config.ssl_mode(SslMode::Disable);
-                let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| failed(&db.host, &e))?;
-                tokio::spawn(connection);
-                client
-            }
-            Tls::VerifyFull => {
-                config.ssl_mode(SslMode::Require);
-                let mut make = MakeRustlsConnect::new(tls_config(cx, db)?);
-                let named = |e: &dyn std::fmt::Display| Error::new(Code::DB_CONNECT, format!("TLS to \"{}\": {e}", db.name)).host(&db.host);
-                let tls = MakeTlsConnect::<Stream>::make_tls_connect(&mut make, settings::tls_name(db)).map_err(|e| named(&e))?;
-                let (client, connection) = config.connect_raw(stream, tls).await.map_err(|e| failed(&db.host, &e))?;
-                tokio::spawn(connection);
-                client
-            }
-        };
-        Ok(Conn { client, host: db.host.clone() })
-    };
+async fn in_time<T>(cx: &Cx, db: &Db, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
-        r = tokio::time::timeout(std::time::Duration::from_secs(60), work) => r.unwrap_or_else(|_| {
+        r = tokio::time::timeout(Duration::from_secs(60), work) => r.unwrap_or_else(|_| {
             Err(Error::new(Code::DB_CONNECT, format!("\"{}\" does not let in within 1m", db.name)).host(&db.host).retryable(true))
         }),
         () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, "stopped while connecting to a database").host(&db.host)),

@@ -6,9 +6,10 @@ use std::time::Duration;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
 
-use super::client::{Conn, For, connect};
-use super::settings;
-use super::state::{Lsn, Node, look};
+use super::client::Conn;
+use super::data::admin;
+use super::state::{Lsn, Node};
+use super::{kept, settings};
 use crate::db::driver::Db;
 use crate::ssh::{self, Done, Exec, Session, quote};
 
@@ -176,6 +177,7 @@ impl Cluster<'_> {
     }
 
     async fn control(&self, verb: &str) -> Result<()> {
+        kept::forget(self.cx, self.db)?;
         let what = if verb == "start" { "starting the cluster" } else { "stopping the cluster" };
         let own = match self.db.settings.settings.get(verb) {
             Some(Value::Str(s)) => Some(s.clone()),
@@ -256,12 +258,7 @@ impl Cluster<'_> {
         }
         let until = tokio::time::Instant::now() + Duration::from_secs(120);
         loop {
-            let made = async {
-                let conn = connect(self.cx, self.db, For::Admin).await?;
-                let node = look(&conn).await?;
-                Ok::<_, Error>((conn, node))
-            };
-            match made.await {
+            match admin(self.cx, self.db).await {
                 Ok(there) => return Ok(there),
                 Err(e) if e.retryable && tokio::time::Instant::now() < until => self.cx.sleep(Duration::from_millis(100)).await?,
                 Err(e) => return Err(e),

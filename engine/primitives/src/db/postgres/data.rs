@@ -241,9 +241,16 @@ pub(super) const OURS: &str = "n.nspname NOT IN ('pg_catalog', 'information_sche
      AND c.relname <> '_runbook_actions' AND c.relpersistence <> 't' \
      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// Where the server stands, for `state`.
+/// A connection for the driver's own work, kept from an earlier action when there is one that lives, and where the server stands.
 pub(super) async fn admin(cx: &Cx, db: &Db) -> Result<(Conn, state::Node)> {
-    let conn = connect(cx, db, For::Admin).await?;
+    while let Some(conn) = Conn::kept(cx, db)? {
+        // Whatever is wrong with it, a new one tells it better.
+        if let Ok(Ok(node)) = tokio::time::timeout(std::time::Duration::from_secs(5), look(&conn)).await {
+            return Ok((conn, node));
+        }
+    }
+    // Boxed: everything calls this, and would be as large.
+    let conn = Box::pin(connect(cx, db, For::Admin)).await?;
     let node = look(&conn).await?;
     Ok((conn, node))
 }

@@ -14,9 +14,10 @@ use runbook_core::units::show_duration;
 use runbook_core::{Code, Error, Result, Value};
 use tokio::time::Instant;
 
-use super::client::{Conn, For, Texts, col, connect, connect_as};
+use super::client::{Conn, Dialled, For, Texts, col, connect, dial, dial_as};
 use super::cluster::Cluster;
 use super::data::{admin, database_ident, unless_stopped};
+use super::kept;
 use super::settings;
 use super::sql::lit;
 use super::state::{Lsn, Mark, Node, look, restore, set};
@@ -50,8 +51,13 @@ pub(super) async fn raise(
     within: Duration,
     hold_for: Option<Mark>,
 ) -> Result<(Mark, Lsn, Node, Option<String>)> {
-    let (conn, node) = admin(cx, db).await?;
-    may_be_fenced(db, &conn, &node).await?;
+    let checked = async {
+        let (conn, node) = admin(cx, db).await?;
+        may_be_fenced(db, &conn, &node).await?;
+        Ok((conn, node))
+    };
+    // The ways for the proof are opened while nothing is stopped yet; logging in on them is part of the proof.
+    let ((conn, node), ways) = futures::try_join!(checked, Ways::dial(cx, db))?;
     let database = database_ident(db)?;
     let (mark, before) = match node.fence.clone() {
         Some(m) if m.id == id => (m, None),
@@ -80,13 +86,16 @@ pub(super) async fn raise(
     ))
     .await?;
     let proven = async {
+        let began = Instant::now();
         end_sessions(cx, db, &conn, within).await?;
+        // A server gives up who says nothing for long.
+        let ways = if began.elapsed() < Duration::from_secs(5) { ways } else { Ways::dial(cx, db).await? };
         let lsn = position(&conn).await?;
-        prove(cx, db, &conn, &node, lsn).await?;
-        Ok::<_, Error>(lsn)
+        let now = prove(cx, db, &conn, &node, lsn, ways, &mark).await?;
+        Ok::<_, Error>((lsn, now))
     };
     match proven.await {
-        Ok(lsn) => Ok((mark, lsn, look(&conn).await?, before)),
+        Ok((lsn, now)) => Ok((mark, lsn, now, before)),
         Err(e) => {
             // Users are not kept out for the sake of a fence that does not hold. One that stood before stands on.
             if node.fence.is_none() && e.code != Code::ABORTED {
@@ -100,8 +109,9 @@ pub(super) async fn raise(
 
 /// A position that everything before it has reached the disk by, whatever `synchronous_commit` its writers had.
 async fn position(conn: &Conn) -> Result<Lsn> {
-    conn.run("BEGIN; SELECT pg_logical_emit_message(true, 'runbook', 'fence'); COMMIT").await?;
-    let text = conn.text("SELECT pg_current_wal_flush_lsn()").await?.unwrap_or_default();
+    let sql = "BEGIN; SELECT pg_logical_emit_message(true, 'runbook', 'fence'); COMMIT; SELECT pg_current_wal_flush_lsn()";
+    let (rows, none) = (conn.texts(sql).await?, Texts::new());
+    let text = col(rows.last().unwrap_or(&none), 0).to_string();
     Lsn::parse(&text).ok_or_else(|| Error::internal(format!("{text} is no position")))
 }
 
@@ -114,30 +124,31 @@ async fn may_be_fenced(db: &Db, conn: &Conn, node: &Node) -> Result<()> {
         return Err(fault(db, format!("the role {} is no super-user: it cannot end the sessions of others", settings::role(db)))
             .hint("log in as a super-user: sudo = true and no user, or the user postgres with its password"));
     }
-    let names = |rows: Vec<Texts>| rows.iter().map(|r| col(r, 0).to_string()).collect::<Vec<_>>().join(", ");
-    let prepared = names(
-        conn.texts(
-            "SELECT gid || ' (of ' || owner || ', since ' || prepared || ')' FROM pg_prepared_xacts WHERE database = current_database()",
+    let found = conn
+        .texts(
+            "SELECT 'prepared', gid || ' (of ' || owner || ', since ' || prepared || ')' FROM pg_prepared_xacts WHERE database = current_database(); \
+             SELECT 'subscribed', subname FROM pg_subscription WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()); \
+             SELECT 'cron', to_regclass('cron.job')::text",
         )
-        .await?,
-    );
+        .await?;
+    let names = |rows: &[Texts], i: usize| rows.iter().map(|r| col(r, i).to_string()).collect::<Vec<_>>().join(", ");
+    let of = |kind: &str| names(&found.iter().filter(|r| col(r, 0) == kind).cloned().collect::<Vec<_>>(), 1);
+    let prepared = of("prepared");
     if !prepared.is_empty() {
         return Err(fault(db, format!("transactions are prepared and may be committed at any time: {prepared}"))
             .hint("COMMIT PREPARED or ROLLBACK PREPARED each of them, with who began them"));
     }
-    let subscribed = names(
-        conn.texts("SELECT subname FROM pg_subscription WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())")
-            .await?,
-    );
+    let subscribed = of("subscribed");
     if !subscribed.is_empty() {
         return Err(
             fault(db, format!("subscriptions write into this database: {subscribed}")).hint("ALTER SUBSCRIPTION … DISABLE each of them")
         );
     }
-    if conn.text("SELECT to_regclass('cron.job')::text").await?.is_some() {
+    if !of("cron").is_empty() {
         let jobs = names(
-            conn.texts("SELECT j.jobid || ' (' || j.username || ': ' || left(j.command, 60) || ')' FROM cron.job j JOIN pg_roles r ON r.rolname = j.username WHERE j.active AND r.rolsuper")
+            &conn.texts("SELECT j.jobid || ' (' || j.username || ': ' || left(j.command, 60) || ')' FROM cron.job j JOIN pg_roles r ON r.rolname = j.username WHERE j.active AND r.rolsuper")
                 .await?,
+            0,
         );
         if !jobs.is_empty() {
             return Err(fault(db, format!("jobs of pg_cron run as a super-user, whom no fence holds: {jobs}"))
@@ -162,10 +173,16 @@ struct Other {
     new: bool,
 }
 
+fn sessions(since: &str) -> String {
+    SESSIONS.replace("{since}", &format!("{}::timestamptz", lit(since)))
+}
+
 async fn others(conn: &Conn, since: &str) -> Result<Vec<Other>> {
-    let rows = conn.texts(&SESSIONS.replace("{since}", &format!("{}::timestamptz", lit(since)))).await?;
-    Ok(rows
-        .iter()
+    Ok(read_others(&conn.texts(&sessions(since)).await?))
+}
+
+fn read_others(rows: &[Texts]) -> Vec<Other> {
+    rows.iter()
         .map(|r| Other {
             pid: col(r, 0).to_string(),
             who: format!(
@@ -181,7 +198,7 @@ async fn others(conn: &Conn, since: &str) -> Result<Vec<Other>> {
             later: col(r, 6) == "true",
             new: col(r, 7) == "true",
         })
-        .collect())
+        .collect()
 }
 
 /// Ends every session that is not in the middle of a write; those are given `within`. A super-user who writes stops the fence.
@@ -231,57 +248,125 @@ fn super_user(db: &Db, who: &str) -> Error {
         .hint("end that session and what starts it, or let it log in with a role that is no super-user; then fence again")
 }
 
-/// Tries to write, and looks whether anybody has.
-async fn prove(cx: &Cx, db: &Db, conn: &Conn, node: &Node, from: Lsn) -> Result<()> {
+/// The ways by which the proof logs in: to write, and as the application.
+struct Ways {
+    write: Dialled,
+    app: Option<(String, Dialled)>,
+}
+
+impl Ways {
+    async fn dial(cx: &Cx, db: &Db) -> Result<Ways> {
+        let app = async {
+            let Some(user) = db.settings.str("app_user") else { return Ok(None) };
+            Ok(Some((user.to_string(), dial_app(cx, db, user).await?)))
+        };
+        let (write, app) = futures::try_join!(dial(cx, db, For::Script), app)?;
+        Ok(Ways { write, app })
+    }
+}
+
+async fn dial_app(cx: &Cx, db: &Db, user: &str) -> Result<Dialled> {
+    let password = db.settings.str("app_password").map(|n| cx.secret(n)).transpose()?;
+    dial_as(cx, db, For::Script, user, password.as_ref().map(|p| p.reveal()), None).await
+}
+
+/// Whether an end of a connection was no answer of the server, such as of one that waited too long for the login.
+fn unanswered(e: &Error) -> bool {
+    e.code == Code::DB_CONNECT && !e.details.contains_key("sqlstate")
+}
+
+/// Tries to write, looks whether anybody has, and sees by a new session that the fence stands: what it sees is the result, and it is the
+/// connection that is kept from here on.
+async fn prove(cx: &Cx, db: &Db, conn: &Conn, node: &Node, from: Lsn, ways: Ways, mark: &Mark) -> Result<Node> {
     let not = |why: String| Error::new(Code::DB_NOT_FENCED, why).host(&db.host);
-    let (tried, app) = futures::join!(try_write(cx, db), try_login(cx, db));
-    if !tried? {
+    let (tried, app) = futures::join!(try_write(cx, db, ways.write), try_login(cx, db, ways.app));
+    let (tried, new) = tried?;
+    if !tried {
         return Err(not(format!("a write on \"{}\" was not refused", db.name))
             .hint("a role may have default_transaction_read_only = off for this database (ALTER ROLE … IN DATABASE …): reset it"));
     }
     if let Some(who) = app? {
         return Err(not(format!("{who} still gets into \"{}\"", db.name)).hint("is it a super-user? An application should be none"));
     }
-    nothing_written(cx, db, conn, node, from).await
+    let ((), now) = futures::try_join!(nothing_written(cx, db, conn, node, from), look(&new))?;
+    if (&now.system, now.timeline, &now.oid, now.in_recovery) != (&node.system, node.timeline, &node.oid, false) {
+        return Err(not(format!("new sessions of \"{}\" come to another server than the one that was fenced", db.name))
+            .hint("something changed where its address leads: look at it, then fence again"));
+    }
+    if !stands(&now) || now.fence.as_ref() != Some(mark) {
+        return Err(not(format!("somebody has opened \"{}\" while it was fenced (its connection limit is {})", db.name, now.limit))
+            .hint("find who changes the database's settings, then fence it again"));
+    }
+    kept::forget(cx, db)?;
+    new.keep(cx, db).await?;
+    Ok(now)
 }
 
-/// Whether a write by a new session of ours is refused.
-async fn try_write(cx: &Cx, db: &Db) -> Result<bool> {
-    let conn = connect(cx, db, For::Script).await?;
-    match conn.batch_execute("CREATE TABLE public._runbook_probe (x int)").await {
-        Err(e) if e.code().is_some_and(|c| c.code() == "25006") => Ok(true),
+/// Whether the database is closed.
+fn stands(node: &Node) -> bool {
+    node.limit == 0 && node.defaults.get("default_transaction_read_only").map(String::as_str) == Some("on")
+}
+
+/// Whether a write by a new session of ours is refused; and that session.
+async fn try_write(cx: &Cx, db: &Db, way: Dialled) -> Result<(bool, Conn)> {
+    let conn = match way.login(cx, db).await {
+        Err(e) if unanswered(&e) => connect(cx, db, For::Script).await?,
+        conn => conn?,
+    };
+    match conn.attempt("CREATE TABLE public._runbook_probe (x int)").await {
+        Err(e) if e.code().is_some_and(|c| c.code() == "25006") => Ok((true, conn)),
         Err(e) => Err(conn.failed(&e)),
         Ok(()) => {
             conn.run("DROP TABLE public._runbook_probe").await?;
-            Ok(false)
+            Ok((false, conn))
         }
     }
 }
 
 /// Whether the application's own login is let in, where the inventory has it: its name when it is.
-async fn try_login(cx: &Cx, db: &Db) -> Result<Option<String>> {
-    let Some(user) = db.settings.str("app_user") else { return Ok(None) };
-    let password = db.settings.str("app_password").map(|n| cx.secret(n)).transpose()?;
-    match connect_as(cx, db, For::Script, user, password.as_ref().map(|p| p.reveal()), None).await {
-        Ok(_) => Ok(Some(user.to_string())),
+async fn try_login(cx: &Cx, db: &Db, way: Option<(String, Dialled)>) -> Result<Option<String>> {
+    let Some((user, way)) = way else { return Ok(None) };
+    let made = match way.login(cx, db).await {
+        Err(e) if unanswered(&e) => dial_app(cx, db, &user).await?.login(cx, db).await,
+        made => made,
+    };
+    match made {
+        Ok(_) => Ok(Some(user)),
         // No more connections: the fence. Anything else is no proof.
         Err(e) if e.details.get("sqlstate").is_some_and(|s| s == "53300") => Ok(None),
         Err(e) => Err(e),
     }
 }
 
+/// What a server says at one moment of its sessions and its log.
+struct Seen {
+    others: Vec<Other>,
+    flushed: Lsn,
+    data: String,
+}
+
+async fn see(conn: &Conn) -> Result<Seen> {
+    let rows = conn.texts(&format!("{}; SELECT pg_current_wal_flush_lsn(), current_setting('data_directory')", sessions("epoch"))).await?;
+    let none = Texts::new();
+    let (at, others) = rows.split_last().unwrap_or((&none, &[]));
+    let flushed = Lsn::parse(col(at, 0)).ok_or_else(|| Error::internal("a server that takes writes knows the end of its log"))?;
+    Ok(Seen { others: read_others(others), flushed, data: col(at, 1).to_string() })
+}
+
 /// Fails when the log has writes to this database after `from`, with their tables and whoever may have made them.
-pub(super) async fn nothing_written(cx: &Cx, db: &Db, conn: &Conn, node: &Node, from: Lsn) -> Result<()> {
-    let since = "epoch";
-    let now = others(conn, since).await?;
+async fn nothing_written(cx: &Cx, db: &Db, conn: &Conn, node: &Node, from: Lsn) -> Result<()> {
+    let seen = see(conn).await?;
+    none_seen(cx, db, conn, node, from, &seen).await
+}
+
+/// As [`nothing_written`], up to what was seen.
+async fn none_seen(cx: &Cx, db: &Db, conn: &Conn, node: &Node, from: Lsn, seen: &Seen) -> Result<()> {
+    let (now, to) = (&seen.others, seen.flushed);
     if let Some(o) = now.iter().find(|o| o.writes) {
         return Err(super_user(db, &o.who));
     }
-    let at =
-        conn.texts("SELECT pg_current_wal_flush_lsn(), current_setting('data_directory')").await?.into_iter().next().unwrap_or_default();
-    let to = Lsn::parse(col(&at, 0)).unwrap_or_default();
     let cluster = Cluster::of(cx, db).await?;
-    let found = match cluster.written(col(&at, 1), &node.oid, node.timeline, from, to).await {
+    let found = match cluster.written(&seen.data, &node.oid, node.timeline, from, to).await {
         Ok(Some(found)) => found,
         Ok(None) => {
             cx.message(format!(
@@ -371,15 +456,15 @@ pub(super) async fn confirm(cx: &Cx, db: &Db, conn: &Conn, node: &Node, fence: &
     if fence.position.get("timeline").and_then(Value::as_int) != Some(i64::from(node.timeline)) {
         return Err(refuse(format!("\"{name}\" has been a standby since it was fenced, and was promoted again"), again));
     }
-    let open = node.limit != 0 || node.defaults.get("default_transaction_read_only").map(String::as_str) != Some("on");
-    if open {
+    if !stands(node) {
         return Err(refuse(format!("somebody has opened \"{name}\" under its fence (its connection limit is {})", node.limit), again));
     }
-    let inside: Vec<String> = others(conn, "epoch").await?.into_iter().filter(|o| !o.superuser).map(|o| o.who).collect();
+    let seen = see(conn).await?;
+    let inside: Vec<&str> = seen.others.iter().filter(|o| !o.superuser).map(|o| o.who.as_str()).collect();
     if !inside.is_empty() {
         return Err(refuse(format!("there are sessions in \"{name}\" under its fence: {}", inside.join("; ")), again));
     }
     let from = Lsn::parse(at("lsn")).ok_or_else(|| refuse("this fence has no position".into(), again))?;
-    nothing_written(cx, db, conn, node, from).await?;
+    none_seen(cx, db, conn, node, from, &seen).await?;
     Ok(mark)
 }

@@ -1,14 +1,24 @@
-//! PostgreSQL: a database of a cluster on a host, spoken to over the SSH session; physical standbys of whole clusters.
+//! PostgreSQL: a database of a cluster on a host, spoken to over the SSH session; physical standbys of whole clusters (`standby`), and
+//! logical replicas of one database (`logical`).
 
+mod carried;
 mod chunks;
 mod client;
 mod cluster;
+mod copy;
 mod data;
+mod demote;
 mod fence;
+mod kept;
+mod logical;
+mod login;
 mod settings;
+mod slots;
 mod sql;
 mod standby;
 mod state;
+mod status;
+mod subscribed;
 mod switch;
 mod value;
 
@@ -117,7 +127,7 @@ impl Driver for Postgres {
     }
 
     async fn demote(&self, cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Switched> {
-        switch::demote(cx, db, other, within).await
+        demote::demote(cx, db, other, within).await
     }
 
     async fn replicate_from(&self, cx: &Cx, db: &Db, primary: &Db, options: &Replicate) -> Result<Replicated> {
@@ -129,6 +139,6 @@ impl Driver for Postgres {
     }
 
     async fn status(&self, cx: &Cx, db: &Db) -> Result<Status> {
-        standby::status(cx, db).await
+        status::status(cx, db).await
     }
 }

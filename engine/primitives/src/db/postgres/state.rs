@@ -31,6 +31,23 @@ pub(super) struct Mark {
     pub hold_for: Option<Box<Mark>>,
 }
 
+/// The mark of a logical replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Replica {
+    /// Of which database of the inventory.
+    pub primary: String,
+    /// That one's cluster.
+    pub system: String,
+    /// That one's number in it.
+    pub oid: String,
+    /// The name of slot, publication and subscription.
+    pub slot: String,
+    /// A digest of the definitions that were copied.
+    pub schema: String,
+    /// Whether they have been copied.
+    pub loaded: bool,
+}
+
 /// The mark of a promotion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Promoted {
@@ -38,6 +55,9 @@ pub(super) struct Promoted {
     pub action: String,
     /// The fence under which.
     pub fence: String,
+    /// Whether it was a logical replica.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub logical: bool,
 }
 
 /// A server and one of its databases.
@@ -60,6 +80,7 @@ pub(super) struct Node {
     pub defaults: BTreeMap<String, String>,
     pub fence: Option<Mark>,
     pub promoted: Option<Promoted>,
+    pub replica: Option<Replica>,
 }
 
 /// A position in the write-ahead log.
@@ -109,6 +130,7 @@ pub(super) async fn look(conn: &Conn) -> Result<Node> {
         limit: col(&r, 7).parse().unwrap_or(-1),
         fence: mark(defaults.get("runbook.fence"))?,
         promoted: mark(defaults.get("runbook.promoted"))?,
+        replica: mark(defaults.get("runbook.replica"))?,
         defaults,
     })
 }

@@ -1,4 +1,4 @@
-//! Switching: the standby takes over under a proven fence, and gives back with every row that came since.
+//! Switching: the standby takes over under a proven fence.
 
 use std::time::Duration;
 
@@ -6,13 +6,14 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
 use tokio::time::Instant;
 
-use super::client::{Conn, For, connect};
-use super::cluster::{Cluster, Control, Data};
+use super::client::{Conn, Dialled, For, connect, dial};
 use super::data::{admin, database_ident, unless_stopped};
-use super::fence::{confirm, raise};
-use super::sql::lit;
-use super::standby::{broken, drop_slot, end_leftover, follow, lacks, may_rewind, prepare, rebuild, slot, streams};
-use super::state::{Lsn, Mark, Node, Promoted, look, restore, set};
+use super::fence::confirm;
+use super::kept;
+use super::slots::{drop_slot, slot};
+use super::state::{Lsn, Mark, Node, Promoted, restore, set};
+use super::status::{broken, lacks};
+use super::subscribed;
 use crate::db::driver::{Caught, Db, Fence, Switched};
 
 fn position(fence: &Fence) -> Result<Lsn> {
@@ -29,17 +30,25 @@ pub(super) async fn caught_up(cx: &Cx, db: &Db, fence: &Fence) -> Result<Caught>
     unless_stopped(cx, db, async {
         let (conn, node) = admin(cx, db).await?;
         let never = |missing: String| Ok(Caught::Behind { missing, may_pass: false });
+        if let Some(mark) = &node.replica {
+            if mark.system != system(fence) || mark.primary != fence.database {
+                return never(format!("it is a replica of \"{}\"", mark.primary));
+            }
+            return Box::pin(subscribed::caught_up(cx, db, &conn, mark, &Db::find(cx, &fence.database)?, position(fence)?)).await;
+        }
+        if opened(&node, fence) {
+            return Ok(Caught::Up);
+        }
         if node.system != system(fence) {
             return never("it is no standby of the fenced database: it is another cluster".into());
         }
         if !node.in_recovery {
-            return if opened(&node, fence) || half_open(&node, fence) {
-                Ok(Caught::Up)
-            } else {
-                never("it is no standby any more".into())
-            };
+            return if half_open(&node, fence) { Ok(Caught::Up) } else { never("it is no standby any more".into()) };
         }
         let until = position(fence)?;
+        if node.lsn >= until {
+            return Ok(Caught::Up);
+        }
         let began = Instant::now();
         loop {
             let Some(bytes) = lacks(&conn, until).await? else { return Ok(Caught::Up) };
@@ -74,13 +83,16 @@ fn half_open(node: &Node, fence: &Fence) -> bool {
 /// A crash before 5 leaves everything closed; doing it all again is safe. After 5 the mark says that it was done.
 pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Result<Switched> {
     unless_stopped(cx, db, async {
-        let ((s, s_node), (conn, node)) = futures::try_join!(admin(cx, source), admin(cx, db))?;
-        if node.system != system(fence) {
+        // The way for the last look, by a new session, is opened ahead: nobody takes writes until it is over.
+        let ((s, s_node), (conn, node), way) = futures::try_join!(admin(cx, source), admin(cx, db), dial(cx, db, For::Script))?;
+        let known = node.replica.as_ref().map_or(node.system.as_str(), |m| m.system.as_str());
+        let by_this = opened(&node, fence) && node.promoted.as_ref().is_some_and(|p| p.logical);
+        if known != system(fence) && !by_this {
             return Err(Error::new(Code::DB_COPY, format!("\"{}\" is no standby of \"{}\"", db.name, source.name))
                 .hint("make it one with replicate_from first")
                 .host(&db.host));
         }
-        let mark = confirm(cx, source, &s, &s_node, fence).await?;
+        let mark = Box::pin(confirm(cx, source, &s, &s_node, fence)).await?;
         if let Some(other) = mark.handed_to.as_ref().filter(|to| **to != db.name) {
             return Err(Error::new(Code::DB_NOT_FENCED, format!("\"{}\" has already handed over to \"{other}\"", source.name))
                 .hint("demote that one first")
@@ -89,6 +101,10 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
         if opened(&node, fence) {
             return Ok(Switched { changed: false, note: "it was promoted under this fence already".into() });
         }
+        if let Some(replica) = &node.replica {
+            let until = position(fence)?;
+            return Box::pin(subscribed::promote(cx, (db, &conn), (source, &s), (&fence.id, until), (&mark, replica), way)).await;
+        }
         if !node.in_recovery && !half_open(&node, fence) {
             return Err(Error::new(Code::DB_COPY, format!("\"{}\" is a primary already, and not by this fence", db.name))
                 .hint("look at what happened to it; compare both sides")
@@ -96,7 +112,10 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
         }
         if node.in_recovery {
             // Checked before the note, so that a standby that lags leaves no trace on the source.
-            if let Some(bytes) = lacks(&conn, position(fence)?).await? {
+            let until = position(fence)?;
+            if node.lsn < until
+                && let Some(bytes) = lacks(&conn, until).await?
+            {
                 if let Some(e) = broken(cx, &conn).await? {
                     return Err(e.stopped(db));
                 }
@@ -105,29 +124,33 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
                     .host(&db.host));
             }
         }
-        if mark.handed_to.is_none() {
+        let handed_over = mark.handed_to.is_none();
+        if handed_over {
             let handed = Mark { handed_to: Some(db.name.clone()), ..mark.clone() };
             s.run(&set(&database_ident(source)?, "fence", &handed)?).await?;
-            keep_log(&s).await?;
         }
-        if node.in_recovery && conn.text("SELECT pg_promote(true, 120)::text").await?.as_deref() != Some("true") {
-            return Err(Error::new(Code::DB_COPY, format!("\"{}\" did not end its recovery within 2m", db.name))
-                .hint("look at its log; promote may be tried again")
-                .retryable(true)
-                .host(&db.host));
+        // What makes the way back short is no condition of the switch.
+        let kept_log = async { if handed_over { keep_log(&s).await } else { Ok(()) } };
+        let (kept_log, ended) =
+            futures::join!(kept_log, async { if node.in_recovery { end_recovery(cx, db, &conn).await } else { Ok(()) } });
+        ended?;
+        if let Err(e) = kept_log {
+            cx.message(format!("\"{}\" is not told to keep its log, so that a demote may copy it anew: {}", source.name, e.message));
         }
         let database = database_ident(db)?;
-        let promoted = Promoted { action: cx.action_id.to_string(), fence: fence.id.clone() };
+        let promoted = Promoted { action: cx.action_id.to_string(), fence: fence.id.clone(), logical: false };
         conn.run(&format!(
             "BEGIN; {}; ALTER DATABASE {database} RESET runbook.fence; {}; COMMIT",
             restore(&database, &mark),
             set(&database, "promoted", &promoted)?
         ))
         .await?;
-        writable(cx, db).await?;
+        kept::forget(cx, db)?;
         // What the standby needed of the other side is of no use now; that it is gone is no condition of the switch.
         let slot = slot(db);
-        let _ = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, &s, &slot, async { Ok(()) })).await;
+        let dropped = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, &s, &slot, async { Ok(()) }));
+        let (open, _) = futures::join!(writable(cx, db, way), dropped);
+        open?;
         Ok(Switched { changed: true, note: format!("\"{}\" takes the writes", db.name) })
     })
     .await
@@ -145,9 +168,36 @@ async fn keep_log(conn: &Conn) -> Result<()> {
     conn.run("SELECT pg_reload_conf()").await
 }
 
+/// Ends the recovery of a standby, and returns when it takes writes.
+pub(super) async fn end_recovery(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
+    let began = Instant::now();
+    // The server's own waiting looks ten times a second.
+    let asked = match conn.text("SELECT pg_promote(false)::text").await {
+        // An earlier try had asked already, and it ends at this moment.
+        Err(e) if e.details.get("sqlstate").is_some_and(|s| s == "55000") => Some("true".into()),
+        asked => asked?,
+    };
+    while asked.as_deref() == Some("true") {
+        if conn.text("SELECT pg_is_in_recovery()::text").await?.as_deref() == Some("false") {
+            return Ok(());
+        }
+        if began.elapsed() > Duration::from_secs(120) {
+            break;
+        }
+        cx.sleep(Duration::from_millis(3)).await?;
+    }
+    Err(Error::new(Code::DB_COPY, format!("\"{}\" did not end its recovery within 2m", db.name))
+        .hint("look at its log; this may be tried again")
+        .retryable(true)
+        .host(&db.host))
+}
+
 /// Sees that a new session may write.
-async fn writable(cx: &Cx, db: &Db) -> Result<()> {
-    let conn = connect(cx, db, For::Script).await?;
+pub(super) async fn writable(cx: &Cx, db: &Db, way: Dialled) -> Result<()> {
+    let conn = match way.login(cx, db).await {
+        Err(e) if e.code == Code::DB_CONNECT => connect(cx, db, For::Script).await?,
+        conn => conn?,
+    };
     let mode = conn.text("SELECT current_setting('transaction_read_only')").await?.unwrap_or_default();
     if mode == "on" {
         return Err(Error::new(Code::DB_COPY, format!("\"{}\" is promoted, and new sessions are read-only by default", db.name))
@@ -161,266 +211,4 @@ async fn writable(cx: &Cx, db: &Db) -> Result<()> {
 pub(super) async fn promoted(cx: &Cx, db: &Db) -> Result<bool> {
     let (_, node) = admin(cx, db).await?;
     Ok(!node.in_recovery && node.promoted.is_some_and(|p| p.action == cx.action_id.0))
-}
-
-/// A cluster, up or down.
-enum Reach {
-    Up(Box<(Conn, Node)>),
-    Down(Box<Control>),
-}
-
-async fn reach(cx: &Cx, db: &Db) -> Result<Reach> {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        let why = match admin(cx, db).await {
-            Ok(up) => return Ok(Reach::Up(Box::new(up))),
-            Err(e) if matches!(e.code, Code::SSH_SOCKET | Code::DB_CONNECT) => e,
-            Err(e) => return Err(e),
-        };
-        match Cluster::of(cx, db).await?.look().await? {
-            Data::Cluster(c) if !c.running => return Ok(Reach::Down(c)),
-            // In the middle of being put in place.
-            Data::Empty => return Ok(Reach::Down(Box::default())),
-            // It runs and takes nobody: it starts or stops, as a controller that died has left it.
-            Data::Cluster(_) if why.retryable && Instant::now() < until => cx.sleep(Duration::from_millis(200)).await?,
-            _ => return Err(why),
-        }
-    }
-}
-
-/// 1. `db` is fenced, with the other side's fence in its mark. From here to the end nobody takes writes.
-/// 2. `other` becomes a standby of `db`: rewound, or copied anew. So it gets every row that came since, and the mark.
-/// 3. `db` is stopped in order; `other` has its log to the end, and is promoted.
-/// 4. In one transaction `other` gets its own fence back, as it was before it handed over.
-/// 5. `db` becomes a standby of `other` again.
-///
-/// Each part finds out by itself whether it was done: what runs, what is in recovery, and which marks stand, tell where it was cut.
-pub(super) async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Switched> {
-    unless_stopped(cx, db, async {
-        let refuse = |code: Code, why: String, hint: &str| Err(Error::new(code, why).hint(hint).host(&db.host));
-        let (here, there) = futures::try_join!(reach(cx, db), reach(cx, other))?;
-        match (here, there) {
-            (Reach::Up(a), Reach::Up(b)) if !b.1.in_recovery => {
-                let handed = b.1.fence.as_ref().is_some_and(|m| m.handed_to.as_deref() == Some(db.name.as_str()));
-                if a.1.in_recovery {
-                    if !handed {
-                        return Ok(Switched { changed: false, note: "it was not promoted".into() });
-                    }
-                    let mark = b.1.fence.clone().map(|m| Mark { handed_to: None, ..m });
-                    if let Some(mark) = mark {
-                        b.0.run(&set(&database_ident(other)?, "fence", &mark)?).await?;
-                    }
-                    return Ok(Switched { changed: true, note: "it was not promoted".into() });
-                }
-                if a.1.system != b.1.system {
-                    return refuse(
-                        Code::DB_COPY,
-                        format!("\"{}\" and \"{}\" have nothing in common", db.name, other.name),
-                        "look at what happened to them",
-                    );
-                }
-                let Some(mark) = b.1.fence.clone().filter(|_| handed) else {
-                    return refuse(
-                        Code::DB_DIFFERS,
-                        format!("\"{}\" and \"{}\" both take writes: the second is not fenced any more", db.name, other.name),
-                        "compare them and bring the rows together by hand; nothing was changed",
-                    );
-                };
-                give_back(cx, db, other, within, Some(Mark { handed_to: None, ..mark })).await?
-            }
-            // Cut in the middle: the mark on this side knows the rest.
-            (Reach::Up(a), Reach::Down(_)) if a.1.fence.as_ref().is_some_and(|m| m.hold_for.is_some()) => {
-                give_back(cx, db, other, within, None).await?
-            }
-            (Reach::Up(a), Reach::Up(b)) if b.1.in_recovery && a.1.fence.as_ref().is_some_and(|m| m.hold_for.is_some()) => {
-                give_back(cx, db, other, within, None).await?
-            }
-            (Reach::Down(c), Reach::Up(b)) if b.1.in_recovery => finish(cx, db, other, &c, *b).await?,
-            (Reach::Down(c), Reach::Up(b)) if c.system == b.1.system && b.1.fence.as_ref().is_none_or(|m| m.handed_to.is_none()) => {
-                if let Some(hold) = b.1.fence.as_ref().filter(|m| m.hold_for.is_some()) {
-                    own_fence(other, &b.0, hold).await?;
-                }
-            }
-            (Reach::Down(_), _) => {
-                return refuse(
-                    Code::DB_CONNECT,
-                    format!("\"{}\" does not run: it has rows that the other side lacks", db.name),
-                    "start it, then demote again",
-                );
-            }
-            (Reach::Up(_), _) => {
-                return refuse(
-                    Code::DB_CONNECT,
-                    format!("\"{}\" is not the primary that handed over", other.name),
-                    "start it, and look at what happened to it",
-                );
-            }
-        }
-        back_as_standby(cx, db, other).await?;
-        Ok(Switched { changed: true, note: format!("\"{}\" is the primary again and has every row", other.name) })
-    })
-    .await
-}
-
-/// Parts 1 to 4.
-async fn give_back(cx: &Cx, db: &Db, other: &Db, within: Duration, origin: Option<Mark>) -> Result<()> {
-    let id = format!("{}-hold", cx.action_id);
-    let (_, node) = admin(cx, db).await?;
-    let origin = origin.or_else(|| node.fence.as_ref().and_then(|m| m.hold_for.as_deref().cloned()));
-    // What may fail is tried before anybody is kept out.
-    let cluster = Cluster::of(cx, other).await?;
-    let (conn, node) = admin(cx, db).await?;
-    let r = prepare(cx, &cluster, other, db, &conn, &node).await?;
-    let id = node.fence.as_ref().filter(|m| m.hold_for.is_some()).map_or(id, |m| m.id.clone());
-    if origin.is_none() {
-        return Err(Error::internal("the fence to go back to is not known").host(&db.host));
-    }
-    let (_, until, _, _) = raise(cx, db, &id, within, origin).await?;
-    drop(conn);
-    let (conn, node) = admin(cx, db).await?;
-    become_standby(cx, &cluster, other, db, &conn, &node, &r).await?;
-    let (o, _) = cluster.start().await?;
-    streams(cx, other, &conn, Duration::from_secs(120)).await?;
-    let began = Instant::now();
-    while let Some(bytes) = lacks(&o, until).await? {
-        if began.elapsed() > Duration::from_secs(600) {
-            return Err(Error::new(Code::DB_BEHIND, format!("\"{}\" still lacks {bytes} bytes of the write-ahead log", other.name))
-                .retryable(true)
-                .host(&other.host));
-        }
-        cx.sleep(Duration::from_millis(20)).await?;
-    }
-    drop(conn);
-    let here = Cluster::of(cx, db).await?;
-    here.stop().await?;
-    let Data::Cluster(control) = here.look().await? else {
-        return Err(Error::new(Code::DB_COPY, format!("the data folder of \"{}\" is gone", db.name)).host(&db.host));
-    };
-    let node = look(&o).await?;
-    finish(cx, db, other, &control, (o, node)).await
-}
-
-/// Lets `other` follow `db`, from wherever it stands.
-async fn become_standby(
-    cx: &Cx,
-    cluster: &Cluster<'_>,
-    other: &Db,
-    db: &Db,
-    conn: &Conn,
-    node: &Node,
-    r: &super::settings::Replication,
-) -> Result<()> {
-    end_leftover(cluster).await?;
-    let found = cluster.look().await?;
-    let torn = cluster.sh(&cluster.script("[ -e \"$d.runbook-rewind\" ]")?, None, None).await?.status == 0;
-    if let Data::Cluster(c) = &found
-        && c.system == node.system
-        && !torn
-    {
-        if c.standby {
-            return follow(cx, cluster, other, db, conn, r).await;
-        }
-        if c.can_rewind && may_rewind(cx, cluster, other, db, r, node).await && grant_rewind(cx, db, r).await.is_ok() {
-            // The source's last checkpoint must be of its new timeline.
-            conn.run("CHECKPOINT").await?;
-            cluster.stop().await?;
-            let source = format!(
-                "host='{}' port={} user='{}' dbname=postgres passfile='{}.runbook-pass' connect_timeout=10 {}",
-                r.host,
-                r.port,
-                r.user,
-                cluster.data()?,
-                r.options
-            );
-            // A rewind that is cut short leaves a folder that is good for nothing: the mark says so.
-            let script = cluster.script(&format!(
-                ": > \"$d.runbook-rewind\" || exit 1; pg_rewind -D \"$d\" --source-server={} </dev/null & p=$!\n\
-                 echo $p > \"$d.runbook-pid\"; wait $p && : > \"$d/standby.signal\" && rm -f \"$d.runbook-rewind\" \"$d.runbook-pid\"",
-                crate::ssh::quote(&source)
-            ))?;
-            let done = cluster.sh(&script, None, None).await?;
-            if done.status == 0 {
-                return follow(cx, cluster, other, db, conn, r).await;
-            }
-            let said = String::from_utf8_lossy(&done.stderr).trim().lines().next_back().unwrap_or("").to_string();
-            cx.message(format!("pg_rewind could not rewind \"{}\" ({said}): it is copied anew", other.name));
-        }
-    }
-    rebuild(cx, cluster, other, db, conn, r).await.map(|_| ())
-}
-
-/// Lets the replication role read what `pg_rewind` reads.
-async fn grant_rewind(cx: &Cx, db: &Db, r: &super::settings::Replication) -> Result<()> {
-    let mut postgres = db.clone();
-    postgres.settings.settings.insert("database".into(), "postgres".into());
-    let conn = connect(cx, &postgres, For::Admin).await?;
-    let role = super::sql::ident(&r.user);
-    for f in [
-        "pg_ls_dir(text, boolean, boolean)",
-        "pg_stat_file(text, boolean)",
-        "pg_read_binary_file(text)",
-        "pg_read_binary_file(text, bigint, bigint, boolean)",
-    ] {
-        conn.run(&format!("GRANT EXECUTE ON FUNCTION pg_catalog.{f} TO {role}")).await?;
-    }
-    Ok(())
-}
-
-/// Parts 3 (its end) and 4: `db` is stopped, `other` follows it and has its log to the end.
-async fn finish(cx: &Cx, db: &Db, other: &Db, control: &Control, (conn, node): (Conn, Node)) -> Result<()> {
-    let bad = |why: String, hint: &str| Err(Error::new(Code::DB_BEHIND, why).hint(hint).host(&other.host));
-    if control.system != node.system {
-        return bad(format!("\"{}\" is no standby of \"{}\"", other.name, db.name), "look at what happened to them");
-    }
-    let Some(hold) = node.fence.clone().filter(|m| m.hold_for.is_some()) else {
-        return bad(
-            format!("\"{}\" is stopped, and was not fenced before", db.name),
-            "start it: it has rows that the other side may lack; then demote again",
-        );
-    };
-    if control.state != "shut down" {
-        return bad(format!("\"{}\" was not shut down in order ({})", db.name, control.state), "start it, then demote again");
-    }
-    let began = Instant::now();
-    // The last record of a log that was closed in order is its checkpoint.
-    while lacks(&conn, Lsn(control.checkpoint.0 + 1)).await?.is_some() {
-        if began.elapsed() > Duration::from_secs(30) {
-            return bad(
-                format!("\"{}\" does not have the end of the log of \"{}\", {}", other.name, db.name, control.checkpoint),
-                "start that one, then demote again",
-            );
-        }
-        cx.sleep(Duration::from_millis(20)).await?;
-    }
-    if conn.text("SELECT pg_promote(true, 120)::text").await?.as_deref() != Some("true") {
-        return Err(Error::new(Code::DB_COPY, format!("\"{}\" did not end its recovery within 2m", other.name))
-            .retryable(true)
-            .host(&other.host));
-    }
-    own_fence(other, &conn, &hold).await
-}
-
-/// Part 4.
-async fn own_fence(other: &Db, conn: &Conn, hold: &Mark) -> Result<()> {
-    let database = database_ident(other)?;
-    let mark = hold.hold_for.as_deref().ok_or_else(|| Error::internal("the mark of a hold has no fence to go back to"))?;
-    let fence = set(&database, "fence", mark)?;
-    conn.run(&format!("BEGIN; {fence}; ALTER DATABASE {database} RESET runbook.promoted; COMMIT")).await
-}
-
-/// Part 5.
-async fn back_as_standby(cx: &Cx, db: &Db, other: &Db) -> Result<()> {
-    let cluster = Cluster::of(cx, db).await?;
-    let (conn, node) = admin(cx, other).await?;
-    let r = prepare(cx, &cluster, db, other, &conn, &node).await?;
-    follow(cx, &cluster, db, other, &conn, &r).await?;
-    cluster.start().await?;
-    streams(cx, db, &conn, Duration::from_secs(60)).await?;
-    // Slots that were made for the way back are of no use on a standby; nor is what lay in the place of a copy.
-    let (c, _) = admin(cx, db).await?;
-    let name = slot(other);
-    c.run(&format!("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {} AND NOT active", lit(&name)))
-        .await?;
-    let there = Cluster::of(cx, other).await?;
-    there.must("clearing up", &there.script("rm -rf \"$d.runbook-replaced\" \"$d.runbook-pass\"")?, None).await.map(|_| ())
 }

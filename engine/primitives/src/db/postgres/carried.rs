@@ -1,0 +1,161 @@
+//! What logical replication carries and what it does not, found and named before anything starts.
+
+use std::collections::BTreeMap;
+
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+use sha2::{Digest as _, Sha256};
+
+use super::chunks;
+use super::client::{Conn, Texts, col};
+use super::data::{NAME, OURS};
+use super::settings::Replication;
+use super::sql::{ident, lit};
+use super::state::Node;
+use crate::db::driver::Db;
+
+/// What a logical replica is made by.
+pub(super) struct Plan {
+    /// A digest of every definition of the primary.
+    pub schema: String,
+    /// Materialized views that have rows.
+    pub views: Vec<String>,
+    /// The options of `CREATE DATABASE`.
+    pub database: String,
+    schemas: Vec<String>,
+}
+
+impl Plan {
+    /// What the role of the replicas must be able to read.
+    pub(super) fn grants(&self, node: &Node, r: &Replication) -> String {
+        let role = ident(&r.user);
+        if node.version >= 140_000 {
+            return format!("GRANT pg_read_all_data TO {role}");
+        }
+        let each = self.schemas.iter().map(|s| format!("GRANT USAGE ON SCHEMA {s} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO {role}; GRANT SELECT ON ALL SEQUENCES IN SCHEMA {s} TO {role}"));
+        each.collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// A digest of definitions.
+pub(super) fn digest(objects: &BTreeMap<String, String>) -> String {
+    let mut hash = Sha256::new();
+    for (name, text) in objects {
+        hash.update(format!("{}:{name}{}:{text}", name.len(), text.len()).as_bytes());
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn first(rows: &[Texts], kind: &str) -> Vec<String> {
+    rows.iter().filter(|r| col(r, 0) == kind).map(|r| col(r, 1).to_string()).collect()
+}
+
+/// Looks at the primary, and refuses by name what would break its applications or be lost.
+pub(super) async fn plan(cx: &Cx, db: &Db, conn: &Conn, node: &Node) -> Result<Plan> {
+    let refuse = |why: String, hint: String| Err(Error::new(Code::DB_SETTINGS, why).hint(hint).host(&db.host));
+    if node.in_recovery {
+        return refuse(format!("\"{}\" is a standby itself", db.name), "replicate from its primary".into());
+    }
+    if !node.superuser {
+        return refuse(format!("the role that logs in to \"{}\" is no super-user", db.name), "log in as postgres: sudo = true".into());
+    }
+    let sql = format!(
+        "SELECT 'set', name || '=' || setting FROM pg_settings WHERE name IN ('wal_level', 'max_wal_senders', 'max_replication_slots'); \
+         SELECT 'senders', count(*) FROM pg_stat_replication; SELECT 'slots', count(*) FROM pg_replication_slots; \
+         SELECT 'keyless', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND {OURS} \
+           AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid)) ORDER BY 2; \
+         SELECT 'unlogged', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND {OURS} ORDER BY 2; \
+         SELECT 'secured', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND {OURS} ORDER BY 2; \
+         SELECT 'view', quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND c.relispopulated AND {OURS} ORDER BY c.oid; \
+         SELECT 'schema', quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'; \
+         SELECT 'large', count(*) FROM pg_largeobject_metadata; \
+         SELECT 'database', format('OWNER %I ENCODING %L LC_COLLATE %L LC_CTYPE %L', pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datctype) \
+           FROM pg_database WHERE datname = current_database()"
+    );
+    let rows = conn.texts(&sql).await?;
+    let get =
+        |name: &str| first(&rows, "set").iter().find_map(|s| s.strip_prefix(&format!("{name}=")).map(str::to_string)).unwrap_or_default();
+    if get("wal_level") != "logical" {
+        return refuse(
+            format!("\"{}\" has wal_level = {}: logical replication needs logical", db.name, get("wal_level")),
+            "ALTER SYSTEM SET wal_level = logical, then restart it (its users notice)".into(),
+        );
+    }
+    for (name, used) in [("max_wal_senders", "senders"), ("max_replication_slots", "slots")] {
+        let (max, used): (i64, i64) =
+            (get(name).parse().unwrap_or(0), first(&rows, used).first().and_then(|n| n.parse().ok()).unwrap_or(0));
+        // One for the replica, two for the tables that are copied at once.
+        if max - used < 3 {
+            return refuse(
+                format!("\"{}\" has {name} = {max}, of which {used} are in use: 3 more are needed", db.name),
+                format!("ALTER SYSTEM SET {name} = {}, then restart it (its users notice)", used + 5),
+            );
+        }
+    }
+    let keyless = first(&rows, "keyless");
+    if !keyless.is_empty() {
+        return refuse(
+            format!(
+                "tables of \"{}\" have no replica identity, so that published updates and deletes of them would fail: {}",
+                db.name,
+                keyless.join(", ")
+            ),
+            "give each a primary key, or ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX)".into(),
+        );
+    }
+    let secured = first(&rows, "secured");
+    if !secured.is_empty() {
+        return refuse(
+            format!("row-level security of \"{}\" would hide rows from the copy: {}", db.name, secured.join(", ")),
+            "replicate physically (mode: \"physical\"), or disable it while the replica is made".into(),
+        );
+    }
+    if first(&rows, "large").first().is_some_and(|n| n != "0") {
+        return refuse(
+            format!("\"{}\" has {} large objects, which logical replication does not carry", db.name, first(&rows, "large").join("")),
+            "replicate physically (mode: \"physical\"), or move them into a bytea column, or lo_unlink those that nobody needs (vacuumlo)"
+                .into(),
+        );
+    }
+    let unlogged = first(&rows, "unlogged");
+    if !unlogged.is_empty() {
+        cx.message(format!(
+            "unlogged tables of \"{}\" are made without their rows, which nothing carries: {}",
+            db.name,
+            unlogged.join(", ")
+        ));
+    }
+    let views = first(&rows, "view");
+    if !views.is_empty() {
+        cx.message(format!("materialized views are refreshed on the replica now, and once more by promote: {}", views.join(", ")));
+    }
+    let (objects, _) = Box::pin(chunks::schema(cx, db)).await?;
+    Ok(Plan { schema: digest(&objects), views, database: first(&rows, "database").join(" "), schemas: first(&rows, "schema") })
+}
+
+/// Makes the roles that the other cluster lacks, with their passwords as the server keeps them, and their memberships.
+pub(super) async fn roles(cx: &Cx, from: &Conn, to: &Conn) -> Result<()> {
+    let read = "SELECT rolname, format('%s %s %s %s %s %s %s CONNECTION LIMIT %s', CASE WHEN rolsuper THEN 'SUPERUSER' ELSE 'NOSUPERUSER' END, \
+        CASE WHEN rolinherit THEN 'INHERIT' ELSE 'NOINHERIT' END, CASE WHEN rolcreaterole THEN 'CREATEROLE' ELSE 'NOCREATEROLE' END, \
+        CASE WHEN rolcreatedb THEN 'CREATEDB' ELSE 'NOCREATEDB' END, CASE WHEN rolcanlogin THEN 'LOGIN' ELSE 'NOLOGIN' END, \
+        CASE WHEN rolreplication THEN 'REPLICATION' ELSE 'NOREPLICATION' END, CASE WHEN rolbypassrls THEN 'BYPASSRLS' ELSE 'NOBYPASSRLS' END, rolconnlimit), \
+        rolpassword FROM pg_authid WHERE rolname !~ '^pg_' ORDER BY 1";
+    let (theirs, ours) = futures::try_join!(from.texts(read), to.texts("SELECT rolname FROM pg_roles"))?;
+    let mut made = Vec::new();
+    for r in theirs.iter().filter(|r| !ours.iter().any(|o| col(o, 0) == col(r, 0))) {
+        let password = if col(r, 2).is_empty() { String::new() } else { format!(" PASSWORD {}", lit(col(r, 2))) };
+        to.run(&format!("CREATE ROLE {} {}{password}", ident(col(r, 0)), col(r, 1))).await?;
+        made.push(col(r, 0).to_string());
+    }
+    let members = from
+        .texts("SELECT DISTINCT r.rolname, m.rolname, a.admin_option::text FROM pg_auth_members a JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member WHERE m.rolname !~ '^pg_'")
+        .await?;
+    for r in members.iter().filter(|r| made.iter().any(|m| m == col(r, 1))) {
+        let option = if col(r, 2) == "true" { " WITH ADMIN OPTION" } else { "" };
+        to.run(&format!("GRANT {} TO {}{option}", ident(col(r, 0)), ident(col(r, 1)))).await?;
+    }
+    if !made.is_empty() {
+        cx.message(format!("roles were made with their passwords: {}", made.join(", ")));
+    }
+    Ok(())
+}
