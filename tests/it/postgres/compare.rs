@@ -25,6 +25,30 @@ fn two() -> Option<Site> {
     Some(s)
 }
 
+/// Writes into the table of orders until it is told to stop; gives how often it wrote.
+fn writer(s: &Site) -> (std::sync::Arc<std::sync::atomic::AtomicBool>, tokio::task::JoinHandle<u32>) {
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (end, port) = (stop.clone(), s.old.port);
+    let writer = tokio::spawn(async move {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(port).user("app").password("app s3cret'").dbname("shop");
+        let (c, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let mut n = 0;
+        while !end.load(std::sync::atomic::Ordering::Relaxed) {
+            c.batch_execute(
+                "INSERT INTO orders (item) VALUES ('live'); UPDATE orders SET item = item || '.' WHERE id = 1 + (random() * 2999)::bigint",
+            )
+            .await
+            .unwrap();
+            n += 1;
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        n
+    });
+    (stop, writer)
+}
+
 /// What differs between both sides, found as `compare` does: by chunks, then by rows of those that differ.
 async fn differences(s: &Site) -> Vec<String> {
     let cx = s.cx();
@@ -83,31 +107,88 @@ async fn one_byte_one_row_one_default() {
     assert_eq!(differences(&s).await, ["function public.f()"]);
 }
 
+/// A file of the standby, and the place in it after which a text stands.
+fn spoil(s: &Site, relation: &str, text: &str, spoil: impl Fn(&mut [u8], usize)) {
+    let file = s.new.path("data").join(relation);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at: Vec<usize> = (0..bytes.len() - text.len()).filter(|i| bytes[*i..].starts_with(text.as_bytes())).collect();
+    assert_eq!(at.len(), 1, "{text} is {} times in {}", at.len(), file.display());
+    spoil(&mut bytes, at[0]);
+    std::fs::write(&file, bytes).unwrap();
+}
+
+/// Marks a row (a bigint and a short text at `at`) as deleted, or as not deleted, in its header.
+fn deleted(bytes: &mut [u8], at: usize, yes: bool) {
+    const COMMITTED: u16 = 0x0400;
+    const INVALID: u16 = 0x0800;
+    let head = at - 1 - 8 - 24;
+    let mask = u16::from_le_bytes([bytes[head + 20], bytes[head + 21]]) & !(COMMITTED | INVALID);
+    let xmin = bytes[head..head + 4].to_vec();
+    let (xmax, mask) = if yes { (xmin, mask | COMMITTED) } else { (vec![0; 4], mask | INVALID) };
+    bytes[head + 4..head + 8].copy_from_slice(&xmax);
+    bytes[head + 20..head + 22].copy_from_slice(&mask.to_le_bytes());
+}
+
+/// The primitive, on a standby whose files have gone bad while the primary is written to: what a restart or a bad disk leaves.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_byte_one_row_and_one_default_of_a_standby_are_named_under_writes() {
+    let Some(s) = Site::start(false) else { return };
+    s.allow_replication();
+    s.old.sql(
+        "shop",
+        "CREATE TABLE ledger (id bigint PRIMARY KEY, item text NOT NULL, n int DEFAULT 7) WITH (autovacuum_enabled = off); \
+         INSERT INTO ledger SELECT i, 'entry ' || i || '!' FROM generate_series(1, 20000) i",
+    );
+    s.run("shop_new", "replicate_from", vec![handle("shop_old").into()]).await.unwrap();
+    let (stop, writer) = writer(&s);
+    let compared = async |s: &Site| {
+        let c = s.run("shop_old", "compare", vec![handle("shop_new").into()]).await.unwrap();
+        let c = c.as_record().unwrap().clone();
+        c.get("differences").as_list().unwrap().iter().map(|d| d.as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(compared(&s).await, Vec::<String>::new());
+
+    // While somebody might still see it, the deleted row is not cleared away.
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(s.old.port).user("app").password("app s3cret'").dbname("shop");
+    let (reader, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM orders").await.unwrap();
+    s.old.sql("shop", "DELETE FROM ledger WHERE id = 15000");
+    s.old.sql("shop", "CHECKPOINT");
+    let lsn = s.old.sql("shop", "SELECT pg_current_wal_lsn()");
+    while s.new.sql("shop", &format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'")) != "t" {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let ledger = s.new.sql("shop", "SELECT pg_relation_filepath('ledger')");
+    let defaults = s.new.sql("shop", "SELECT pg_relation_filepath('pg_attrdef')");
+    s.new.sql("shop", "CHECKPOINT");
+    s.new.as_postgres("pg_ctl", &["-D", &s.new.path("data").display().to_string(), "-m", "fast", "-w", "stop"]);
+    spoil(&s, &ledger, "entry 777!", |b, at| b[at + 9] = b'?');
+    spoil(&s, &ledger, "entry 9000!", |b, at| deleted(b, at, true));
+    spoil(&s, &ledger, "entry 15000!", |b, at| deleted(b, at, false));
+    spoil(&s, &defaults, "[ 7 0 0 0 0 0 0 0 ]", |b, at| b[at + 2] = b'8');
+    s.new.start();
+    let found = compared(&s).await;
+    drop(reader);
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert!(found.contains(&"ledger: the row id = 777 differs".to_string()), "{found:?}");
+    assert!(found.contains(&"ledger: the row id = 9000 is only in shop_old".to_string()), "{found:?}");
+    assert!(found.contains(&"ledger: the row id = 15000 is only in shop_new".to_string()), "{found:?}");
+    assert!(found.iter().any(|f| f.starts_with("table ledger is") && f.contains("default 7") && f.contains("default 8")), "{found:?}");
+    let status = s.run("shop_new", "status", vec![]).await.unwrap();
+    assert_eq!(status.as_record().unwrap().get("running"), &Value::Bool(true), "it replicates all the while");
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(writer.await.unwrap() > 20);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_is_equal_to_a_primary_that_is_written_to_all_the_time() {
     let Some(s) = Site::start(false) else { return };
     s.allow_replication();
     s.old.sql("shop", "INSERT INTO orders (item) SELECT 'order ' || i FROM generate_series(1, 3000) i");
     s.run("shop_new", "replicate_from", vec![handle("shop_old").into()]).await.unwrap();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let (end, port) = (stop.clone(), s.old.port);
-    let writer = tokio::spawn(async move {
-        let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(port).user("app").password("app s3cret'").dbname("shop");
-        let (c, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
-        let mut n = 0;
-        while !end.load(std::sync::atomic::Ordering::Relaxed) {
-            c.batch_execute(
-                "INSERT INTO orders (item) VALUES ('live'); UPDATE orders SET item = item || '.' WHERE id = 1 + (random() * 2999)::int",
-            )
-            .await
-            .unwrap();
-            n += 1;
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        }
-        n
-    });
+    let (stop, writer) = writer(&s);
     for _ in 0..3 {
         assert_eq!(differences(&s).await, Vec::<String>::new());
     }
