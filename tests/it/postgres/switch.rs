@@ -225,6 +225,38 @@ async fn a_switch_cut_anywhere_is_completed_and_taken_back() {
     all_there(&s.old, &taken);
 }
 
+/// More of the log than one segment lies between the last checkpoint that both sides share and the switch; the new side has its
+/// checkpoints since.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_has_the_log_that_it_needs() {
+    let Some(s) = replicated(true).await else { return };
+    for kept in [true, false] {
+        s.world.messages.lock().clear();
+        s.old.sql("shop", "CHECKPOINT");
+        for i in 0..4 {
+            s.old.sql("shop", &format!("INSERT INTO orders (item) VALUES ('kept {kept} {i}')"));
+            s.old.sql("shop", "SELECT pg_switch_wal()");
+        }
+        let fence = s.run("shop_old", "fence", vec![]).await.unwrap();
+        s.run("shop_new", "wait_caught_up", vec![fence.clone()]).await.unwrap();
+        s.run("shop_new", "promote", vec![fence]).await.unwrap();
+        if !kept {
+            s.new.sql("shop", "ALTER SYSTEM SET wal_keep_size = 0");
+            s.new.sql("shop", "SELECT pg_reload_conf()");
+        }
+        s.new.sql("shop", &format!("INSERT INTO orders (item) VALUES ('there {kept}')"));
+        for _ in 0..2 {
+            s.new.sql("shop", "SELECT pg_switch_wal()");
+            s.new.sql("shop", "CHECKPOINT");
+        }
+        s.run("shop_new", "demote", vec![db("shop_old")]).await.unwrap();
+        s.run("shop_old", "unfence", vec![]).await.unwrap();
+        let said = s.world.messages.lock().join("; ");
+        assert_eq!(said.contains("is copied anew"), !kept, "{said}");
+        assert_eq!(s.old.sql("shop", &format!("SELECT count(*) FROM orders WHERE item ~ '(kept|there) {kept}'")), "5");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_standby_lacks_is_said_before_anything_is_touched() {
     let Some(s) = Site::start(false) else { return };

@@ -30,6 +30,11 @@ async fn follow_lines(primary: &Db, conn: &Conn, r: &Replication, data: &str, na
             lines.push_str(&format!("{key} = {}\n", quoted(v)));
         }
     }
+    // Once it has taken over, the way back by pg_rewind wants its log from the last checkpoint that both sides share. The server's own
+    // checkpoint after the promotion would remove that.
+    if own.get("wal_keep_size").and_then(|v| v.parse::<u64>().ok()).is_none_or(|mib| mib < 1024) {
+        lines.push_str("wal_keep_size = '1GB'\n");
+    }
     Ok(lines)
 }
 

@@ -186,10 +186,14 @@ async fn become_standby(cx: &Cx, cluster: &Cluster<'_>, other: &Db, db: &Db, con
                 cluster.data()?,
                 r.options
             );
-            // A rewind that is cut short leaves a folder that is good for nothing: the mark says so.
+            // A rewind that is cut short leaves a folder that is good for nothing: the mark says so. So does one whose log begins too
+            // late: it would wait for the rest for ever.
             let script = cluster.script(&format!(
                 ": > \"$d.runbook-rewind\" || exit 1; pg_rewind -D \"$d\" --source-server={} </dev/null & p=$!\n\
-                 echo $p > \"$d.runbook-pid\"; wait $p && : > \"$d/standby.signal\" && rm -f \"$d.runbook-rewind\" \"$d.runbook-pid\"",
+                 echo $p > \"$d.runbook-pid\"; wait $p || exit 1; rm -f \"$d.runbook-pid\"\n\
+                 w=$(sed -n 's/^START WAL LOCATION:.*(file \\([0-9A-F]*\\)).*/\\1/p' \"$d/backup_label\")\n\
+                 [ -n \"$w\" ] && [ -e \"$d/pg_wal/$w\" ] || {{ echo \"the log from $w on is gone on both sides\" >&2; exit 1; }}\n\
+                 : > \"$d/standby.signal\" && rm -f \"$d.runbook-rewind\"",
                 quote(&source)
             ))?;
             let done = cluster.sh(&script, None, None).await?;
