@@ -11,6 +11,7 @@ use tokio_postgres::types::{Kind, ToSql};
 use tokio_postgres::{SimpleQueryMessage, Statement};
 
 use super::client::{Conn, For, col, connect};
+use super::kept::Home;
 use super::sql::{Names, ends_transaction, ident, lit, numbered, statements};
 use super::state::{self, look};
 use super::value::{Param, Raw, array_text, native, read};
@@ -241,18 +242,43 @@ pub(super) const OURS: &str = "n.nspname NOT IN ('pg_catalog', 'information_sche
      AND c.relname <> '_runbook_actions' AND c.relpersistence <> 't' \
      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
+/// How long a connection that is in use is waited for before a new one is begun.
+const SOON: std::time::Duration = std::time::Duration::from_millis(15);
+
 /// A connection for the driver's own work, kept from an earlier action when there is one that lives, and where the server stands.
 pub(super) async fn admin(cx: &Cx, db: &Db) -> Result<(Conn, state::Node)> {
-    while let Some(conn) = Conn::kept(cx, db)? {
-        // Whatever is wrong with it, a new one tells it better.
-        if let Ok(Ok(node)) = tokio::time::timeout(std::time::Duration::from_secs(5), look(&conn)).await {
-            return Ok((conn, node));
+    let home = Home::of(cx, db)?;
+    // Boxed: everything calls this, and would be as large. One that is in use may come back sooner than a new one is made.
+    let mut made = Box::pin(async {
+        if home.back().is_some() {
+            tokio::time::sleep(SOON).await;
+        }
+        connect(cx, db, For::Admin).await
+    });
+    loop {
+        // Before looking, so that none comes back unseen in between.
+        let back = home.back();
+        while let Some(conn) = Conn::kept(cx, db)? {
+            // Whatever is wrong with it, a new one tells it better.
+            if let Ok(Ok(node)) = tokio::time::timeout(std::time::Duration::from_secs(5), look(&conn)).await {
+                return Ok((conn, node));
+            }
+        }
+        let back = async {
+            match back {
+                Some(back) => back.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            conn = &mut made => {
+                let conn = conn?;
+                let node = look(&conn).await?;
+                return Ok((conn, node));
+            }
+            () = back => {}
         }
     }
-    // Boxed: everything calls this, and would be as large.
-    let conn = Box::pin(connect(cx, db, For::Admin)).await?;
-    let node = look(&conn).await?;
-    Ok((conn, node))
 }
 
 /// A database's name as an identifier.

@@ -12,6 +12,8 @@ use runbook_core::Result;
 use runbook_core::inventory::Section;
 use runbook_core::primitive::Cx;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio_postgres::Client;
 
 use crate::db::driver::Db;
@@ -28,6 +30,10 @@ struct Idle {
     /// How often all were forgotten.
     epoch: u64,
     clients: Vec<Arc<Client>>,
+    /// How many of this epoch are in use that will come back.
+    lent: usize,
+    /// Told each time one comes back, or does not.
+    back: Arc<Notify>,
 }
 
 /// Where a connection goes when it is no longer used.
@@ -59,16 +65,34 @@ impl Home {
         let mut all = self.kept.0.lock();
         let idle = all.get_mut(&self.key)?;
         idle.clients.retain(|c| !c.is_closed());
-        idle.clients.pop()
+        let client = idle.clients.pop()?;
+        idle.lent += 1;
+        Some(client)
     }
 
-    /// Keeps one that was taken or made under this home, unless all have been forgotten since.
-    pub(super) fn put(&self, client: Arc<Client>) {
+    /// Notes one that was made under this home, and will come back.
+    pub(super) fn lend(&self) {
+        if let Some(idle) = self.kept.0.lock().get_mut(&self.key).filter(|i| i.epoch == self.epoch) {
+            idle.lent += 1;
+        }
+    }
+
+    /// Keeps one that was taken or made under this home, unless all have been forgotten since; `None` comes for one that is no good.
+    pub(super) fn put(&self, client: Option<Arc<Client>>) {
         let mut all = self.kept.0.lock();
-        let Some(idle) = all.get_mut(&self.key) else { return };
-        if idle.epoch == self.epoch && idle.clients.len() < MOST && !client.is_closed() {
+        let Some(idle) = all.get_mut(&self.key).filter(|i| i.epoch == self.epoch) else { return };
+        idle.lent = idle.lent.saturating_sub(1);
+        if let Some(client) = client.filter(|c| idle.clients.len() < MOST && !c.is_closed()) {
             idle.clients.push(client);
         }
+        idle.back.notify_waiters();
+    }
+
+    /// Ends when one comes back that is in use now; `None` when none is.
+    pub(super) fn back(&self) -> Option<OwnedNotified> {
+        let all = self.kept.0.lock();
+        let idle = all.get(&self.key).filter(|i| i.epoch == self.epoch && i.lent > 0)?;
+        Some(idle.back.clone().notified_owned())
     }
 }
 
@@ -77,7 +101,9 @@ pub(super) fn forget(cx: &Cx, db: &Db) -> Result<()> {
     let home = Home::of(cx, db)?;
     if let Some(idle) = home.kept.0.lock().get_mut(&home.key) {
         idle.epoch += 1;
+        idle.lent = 0;
         idle.clients.clear();
+        idle.back.notify_waiters();
     }
     Ok(())
 }

@@ -83,16 +83,20 @@ fn half_open(node: &Node, fence: &Fence) -> bool {
 /// A crash before 5 leaves everything closed; doing it all again is safe. After 5 the mark says that it was done.
 pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Result<Switched> {
     unless_stopped(cx, db, async {
-        // The way for the last look, by a new session, is opened ahead: nobody takes writes until it is over.
-        let ((s, s_node), (conn, node), way) = futures::try_join!(admin(cx, source), admin(cx, db), dial(cx, db, For::Script))?;
-        let known = node.replica.as_ref().map_or(node.system.as_str(), |m| m.system.as_str());
-        let by_this = opened(&node, fence) && node.promoted.as_ref().is_some_and(|p| p.logical);
-        if known != system(fence) && !by_this {
-            return Err(Error::new(Code::DB_COPY, format!("\"{}\" is no standby of \"{}\"", db.name, source.name))
-                .hint("make it one with replicate_from first")
-                .host(&db.host));
-        }
-        let mark = Box::pin(confirm(cx, source, &s, &s_node, fence)).await?;
+        let confirmed = async {
+            let ((s, s_node), (conn, node)) = futures::try_join!(admin(cx, source), admin(cx, db))?;
+            let known = node.replica.as_ref().map_or(node.system.as_str(), |m| m.system.as_str());
+            let by_this = opened(&node, fence) && node.promoted.as_ref().is_some_and(|p| p.logical);
+            if known != system(fence) && !by_this {
+                return Err(Error::new(Code::DB_COPY, format!("\"{}\" is no standby of \"{}\"", db.name, source.name))
+                    .hint("make it one with replicate_from first")
+                    .host(&db.host));
+            }
+            let mark = Box::pin(confirm(cx, source, &s, &s_node, fence)).await?;
+            Ok((s, conn, node, mark))
+        };
+        // The way for the last look, by a new session, is opened meanwhile: nobody takes writes until it is over.
+        let ((s, conn, node, mark), way) = futures::try_join!(confirmed, dial(cx, db, For::Script))?;
         if let Some(other) = mark.handed_to.as_ref().filter(|to| **to != db.name) {
             return Err(Error::new(Code::DB_NOT_FENCED, format!("\"{}\" has already handed over to \"{other}\"", source.name))
                 .hint("demote that one first")
