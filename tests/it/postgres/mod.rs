@@ -5,4 +5,5 @@ mod data;
 mod large;
 mod logical;
 mod switch;
+mod tls;
 mod tunnel;

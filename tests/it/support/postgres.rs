@@ -36,6 +36,18 @@ fn chown(path: &Path) {
 }
 
 impl Cluster {
+    /// A place for one of another version, whose programs are in the folder that `RUNBOOK_TEST_POSTGRES` names.
+    pub fn other() -> Option<Cluster> {
+        let Some(bin) = std::env::var_os("RUNBOOK_TEST_POSTGRES").map(PathBuf::from) else {
+            eprintln!("skipped: RUNBOOK_TEST_POSTGRES does not name the programs of another version of PostgreSQL");
+            return None;
+        };
+        assert!(bin.join("initdb").exists(), "{} has no initdb", bin.display());
+        let mut cluster = Cluster::place()?;
+        cluster.bin = bin;
+        Some(cluster)
+    }
+
     /// A place for one. `None` when the server is not installed, or when this is not root, who alone can become postgres.
     pub fn place() -> Option<Cluster> {
         use std::os::unix::fs::PermissionsExt as _;
@@ -90,6 +102,15 @@ impl Cluster {
     /// Writes who may log in.
     pub fn hba(&self, lines: &[&str]) {
         std::fs::write(self.path("data/pg_hba.conf"), lines.join("\n") + "\n").unwrap();
+    }
+
+    /// Writes a file of the server's user, for that user alone.
+    pub fn own(&self, file: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.path(file);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        chown(&path);
     }
 
     fn words(&self, verb: &str) -> Vec<String> {
@@ -209,7 +230,11 @@ pub struct Site {
 impl Site {
     /// Starts it, with the table of orders.
     pub fn start(checksums: bool) -> Option<Site> {
-        let (old, new) = (Cluster::place()?, Cluster::place()?);
+        Site::of(Cluster::place()?, Cluster::place()?, checksums)
+    }
+
+    /// Starts it with these.
+    pub fn of(old: Cluster, new: Cluster, checksums: bool) -> Option<Site> {
         let (old_host, new_host) = (Sshd::start("")?, Sshd::start("")?);
         let mut env = environment(&[("old", old_host.settings()), ("new", new_host.settings())]);
         for (name, cluster, host) in [("shop_old", &old, "old"), ("shop_new", &new, "new")] {

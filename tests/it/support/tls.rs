@@ -96,6 +96,19 @@ impl Ca {
 
     /// Starts a server with a certificate of this authority. It answers GET with a page about the connection.
     pub fn serve(&self, c: &Certificate<'_>, options: &str) -> Server {
+        self.sign(c);
+        let chain = if c.intermediate && c.send_chain { " -cert_chain between.pem" } else { "" };
+        self.start(&format!("-cert server.pem -key server.key{chain} {options}"))
+    }
+
+    /// A certificate of this authority and its key, in PEM, for a server that is not started here.
+    pub fn certificate(&self, c: &Certificate<'_>) -> (String, String) {
+        self.sign(c);
+        let read = |file: &str| std::fs::read_to_string(self.path(file)).expect("a file in PEM");
+        (read("server.pem"), read("server.key"))
+    }
+
+    fn sign(&self, c: &Certificate<'_>) {
         self.request("server", "a server");
         std::fs::write(self.path("names.cnf"), format!("basicConstraints = CA:FALSE\nsubjectAltName = {}\n", c.names)).expect("extensions");
         let by = if c.intermediate { "between" } else { "root" };
@@ -107,8 +120,6 @@ impl Ca {
             "ca -batch -notext -config ca.cnf -cert {by}.pem -keyfile {by}.key -in server.csr -out server.pem -extfile names.cnf -startdate {} -enddate {}",
             c.from, c.until
         ));
-        let chain = if c.intermediate && c.send_chain { " -cert_chain between.pem" } else { "" };
-        self.start(&format!("-cert server.pem -key server.key{chain} {options}"))
     }
 
     /// Starts a server with a certificate that it signed itself. `openssl req -x509` makes an authority's of it unless told otherwise.

@@ -42,7 +42,15 @@ pub(super) struct Conn {
 }
 
 impl Conn {
+    /// A connection that is new.
     fn new(client: Arc<Client>, host: &str, home: Option<Home>) -> Self {
+        if let Some(home) = &home {
+            home.lend();
+        }
+        Conn::of(client, host, home)
+    }
+
+    fn of(client: Arc<Client>, host: &str, home: Option<Home>) -> Self {
         Conn { client, host: host.into(), home, unfinished: AtomicUsize::new(0), open: AtomicBool::new(false), raw: AtomicBool::new(false) }
     }
 
@@ -52,7 +60,7 @@ impl Conn {
     /// Those of the secret.
     pub(super) fn kept(cx: &Cx, db: &Db) -> Result<Option<Conn>> {
         let home = Home::of(cx, db)?;
-        Ok(home.take().map(|client| Conn::new(client, &db.host, Some(home))))
+        Ok(home.take().map(|client| Conn::of(client, &db.host, Some(home))))
     }
 }
 
@@ -67,8 +75,8 @@ impl Deref for Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let clean = self.unfinished.load(Ordering::Acquire) == 0 && !self.open.load(Ordering::Acquire) && !self.raw.load(Ordering::Acquire);
-        if let Some(home) = self.home.take().filter(|_| clean) {
-            home.put(self.client.clone());
+        if let Some(home) = self.home.take() {
+            home.put(clean.then(|| self.client.clone()));
         }
     }
 }
@@ -135,7 +143,9 @@ impl Conn {
     /// As [`Conn::texts`].
     pub(super) async fn keep(mut self, cx: &Cx, db: &Db) -> Result<()> {
         self.run("SET default_transaction_read_only = off; SET synchronous_commit = on").await?;
-        self.home = Some(Home::of(cx, db)?);
+        let home = Home::of(cx, db)?;
+        home.lend();
+        self.home = Some(home);
         Ok(())
     }
 
@@ -211,7 +221,7 @@ impl Dialled {
                     let named =
                         |e: &dyn std::fmt::Display| Error::new(Code::DB_CONNECT, format!("TLS to \"{}\": {e}", db.name)).host(&db.host);
                     let tls = MakeTlsConnect::<Stream>::make_tls_connect(&mut make, settings::tls_name(db)).map_err(|e| named(&e))?;
-                    let (client, connection) = config.connect_raw(stream, tls).await.map_err(|e| failed(&db.host, &e))?;
+                    let (client, connection) = config.connect_raw(stream, tls).await.map_err(|e| tls_failed(db, &e))?;
                     tokio::spawn(connection);
                     client
                 }
@@ -292,6 +302,21 @@ pub(super) fn failed(host: &str, e: &tokio_postgres::Error) -> Error {
         error = error.hint(hint);
     }
     error
+}
+
+/// As [`failed`], with what to look at when it is TLS that failed.
+fn tls_failed(db: &Db, e: &tokio_postgres::Error) -> Error {
+    let error = failed(&db.host, e);
+    if !text_is_tls(e) {
+        return error;
+    }
+    let hint = if error.message.contains("not support TLS") {
+        "set ssl = on there, with a certificate; or tls = \"off\": the SSH connection to the host is encrypted in any case".to_string()
+    } else {
+        let (ca, name) = (db.settings.str("tls_ca").unwrap_or(""), settings::tls_name(db));
+        format!("tls_ca ({ca}) must be of the authority that signed the server's certificate, and tls_name (now {name}) a name in it")
+    };
+    Error { message: format!("TLS to \"{}\": {}", db.name, error.message), ..error }.hint(hint)
 }
 
 fn text_is_tls(e: &tokio_postgres::Error) -> bool {
