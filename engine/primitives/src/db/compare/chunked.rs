@@ -52,7 +52,7 @@ pub(super) async fn compare(cx: &Cx, driver: &dyn Driver, a: &Db, b: &Db, only: 
             continue;
         }
         match (left.get(name), right.get(name)) {
-            (Some(l), Some(r)) if l == r => {}
+            (Some(l), Some(r)) if driver.same_definition(name, l, r) => {}
             (Some(l), Some(r)) => {
                 let (l, r) = apart(l, r);
                 found.add(format!("{name} is {} in {} and {} in {}", short(&l), a.name, short(&r), b.name));

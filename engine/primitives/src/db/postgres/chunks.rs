@@ -23,7 +23,7 @@ const OBJECTS: &[&str] = &[
     "SELECT 'index ' || {NAME}, pg_get_indexdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE relkind IN ('i', 'I') AND {OURS} AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid WHERE i.indexrelid = c.oid AND t.relname = '_runbook_actions')",
     "SELECT 'constraint ' || o.conname || ' of ' || {NAME}, pg_get_constraintdef(o.oid) FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid \
-     JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {OURS}",
+     JOIN pg_namespace n ON n.oid = c.relnamespace WHERE o.contype <> 'n' AND {OURS}",
     "SELECT 'trigger ' || t.tgname || ' of ' || {NAME}, pg_get_triggerdef(t.oid) || ' ' || t.tgenabled::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
      JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT t.tgisinternal AND {OURS}",
     "SELECT 'policy ' || p.polname || ' of ' || {NAME}, concat_ws(' ', p.polcmd, p.polpermissive, p.polroles, pg_get_expr(p.polqual, p.polrelid), \

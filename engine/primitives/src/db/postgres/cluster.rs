@@ -140,6 +140,16 @@ impl Cluster<'_> {
         Ok(format!("{}d={}\n{body}", self.path(), quote(&self.data()?)))
     }
 
+    /// The major version of the server's programs on the host, where it is known.
+    ///
+    /// # Errors
+    /// `RB0114`; those of the connection.
+    pub(super) async fn major(&self) -> Result<Option<u32>> {
+        let done = self.sh(&self.script("pg_ctl --version")?, None, None).await?;
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        Ok(text.split_whitespace().nth(2).and_then(|v| v.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()))
+    }
+
     /// What lies in the place of the data folder.
     ///
     /// # Errors

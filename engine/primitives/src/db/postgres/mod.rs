@@ -1,6 +1,7 @@
 //! PostgreSQL: a database of a cluster on a host, spoken to over the SSH session; physical standbys of whole clusters (`standby`), and
 //! logical replicas of one database (`logical`).
 
+mod alike;
 mod carried;
 mod chunks;
 mod client;
@@ -67,6 +68,10 @@ impl Driver for Postgres {
 
     async fn schema(&self, cx: &Cx, db: &Db) -> Result<(BTreeMap<String, String>, Vec<Keyed>)> {
         chunks::schema(cx, db).await
+    }
+
+    fn same_definition(&self, name: &str, a: &str, b: &str) -> bool {
+        alike::same(name, a, b)
     }
 
     async fn bounds(&self, cx: &Cx, db: &Db, table: &Keyed, span: &Span, rows: u64) -> Result<Vec<Vec<Value>>> {

@@ -48,7 +48,7 @@ fn ready(db: &Db, node: &Node, settings: &BTreeMap<String, String>) -> Result<()
 pub(super) async fn primary_settings(conn: &Conn) -> Result<BTreeMap<String, String>> {
     let rows = conn
         .texts(&format!(
-            "SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_wal_senders', 'max_replication_slots', {}); \
+            "SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_wal_senders', 'max_replication_slots', 'wal_keep_size', {}); \
              SELECT 'senders', count(*) FROM pg_stat_replication; SELECT 'slots', count(*) FROM pg_replication_slots",
             AT_LEAST.map(lit).join(", ")
         ))
@@ -93,6 +93,17 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
         ready(primary, &node, &primary_settings(&p).await?)?;
         let cluster = Cluster::of(cx, db).await?;
         let found = cluster.look().await?;
+        if let Some(there) = cluster.major().await?
+            && there != node.version / 10_000
+        {
+            let of = node.version / 10_000;
+            return Err(Error::new(
+                Code::DB_SETTINGS,
+                format!("\"{}\" is of PostgreSQL {of} and the host of \"{}\" has {there}: a standby is of one version with its primary", primary.name, db.name),
+            )
+            .hint(format!("install PostgreSQL {of} there (and name it by cluster or bin); to move to another version, replicate with mode: \"logical\""))
+            .host(&db.host));
+        }
         let refuse = |why: String| {
             Err(Error::new(Code::DB_COPY, why).hint("replicate_from(primary, #{ replace: true }) removes it, for good").host(&db.host))
         };

@@ -7,6 +7,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
 use tokio::time::Instant;
 
+use super::alike;
 use super::carried::digest;
 use super::chunks;
 use super::client::{Conn, Dialled, Texts, col};
@@ -19,6 +20,7 @@ use super::sql::{ident, lit};
 use super::state::{Lsn, Mark, Node, Promoted, Replica, set};
 use super::switch::writable;
 use crate::db::driver::{Caught, Db, ReplicationError, Status, Switched};
+use crate::ssh::quote;
 
 /// How far a subscription is.
 pub(super) struct Settled {
@@ -46,9 +48,14 @@ pub(super) async fn settled(conn: &Conn) -> Result<Settled> {
     Ok(Settled { tables: n(0), ready: n(1), copying: n(2), running: col(&row, 3) == "true" })
 }
 
+/// Prints the last error of the log `$f` before the end of a worker that has not started since, with its details, in one line.
+const LAST_ERROR: &str = "tail -c 100000 \"$f\" | awk '/(ERROR|FATAL):  /{e=$0} /DETAIL:  /{if (e!=\"\") e=e\" (\"substr($0,index($0,\"DETAIL:  \")+9)\")\"} \
+     /CONTEXT:  /{if (e!=\"\") e=e\"; \"substr($0,index($0,\"CONTEXT:  \")+10)} \
+     /logical replication ([a-z]+ )?worker.*exited with exit code/{r=e; e=\"\"} /logical replication (apply|table synchronization) worker .*has started/{r=\"\"} END{print r}'";
+
 /// Why a subscription's worker has stopped, in the words of the server's log; `None` when it runs, or when the log says nothing of it.
 pub(super) async fn failure(cx: &Cx, db: &Db, conn: &Conn) -> Result<Option<ReplicationError>> {
-    let sql = "SELECT s.subenabled::text, (SELECT t.pid FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NULL), \
+    let sql = "SELECT s.subenabled::text, (SELECT min(t.pid) FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NULL), pg_current_logfile('stderr'), \
         (SELECT count(*) FROM pg_subscription_rel r WHERE r.srsubid = s.oid AND r.srsubstate <> 'r'), \
         (SELECT count(*) FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NOT NULL AND t.pid IS NOT NULL) \
         FROM pg_subscription s WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND subname LIKE 'runbook\\_%'";
@@ -58,18 +65,17 @@ pub(super) async fn failure(cx: &Cx, db: &Db, conn: &Conn) -> Result<Option<Repl
     if col(&row, 0) != "true" {
         return Ok(Some(ReplicationError { code: "55000".into(), text: "the subscription is disabled".into() }));
     }
-    let copies_stand = col(&row, 2) != "0" && col(&row, 3) == "0";
+    let copies_stand = col(&row, 3) != "0" && col(&row, 4) == "0";
     if !col(&row, 1).is_empty() && !copies_stand {
         return Ok(None);
     }
-    // The log is where the server's own error output goes; the last error before the worker's end.
+    // The log is where the server's own collector writes it, or where its error output goes; the last error before the worker's end.
     let cluster = Cluster::of(cx, db).await?;
-    let script = cluster.script(
-        "p=$(head -n 1 \"$d/postmaster.pid\") || exit 0; f=$(readlink \"/proc/$p/fd/2\"); [ -f \"$f\" ] || exit 0\n\
-         tail -c 100000 \"$f\" | awk '/(ERROR|FATAL):  /{e=$0} /DETAIL:  /{if (e!=\"\") e=e\" (\"substr($0,index($0,\"DETAIL:  \")+9)\")\"} \
-         /CONTEXT:  /{if (e!=\"\") e=e\"; \"substr($0,index($0,\"CONTEXT:  \")+10)} \
-         /logical replication worker.*exited with exit code/{r=e; e=\"\"} /logical replication (apply|table synchronization) worker .*has started/{r=\"\"} END{print r}'",
-    )?;
+    let script = cluster.script(&format!(
+        "f={}; case $f in /*) ;; ?*) f=$d/$f ;; *) p=$(head -n 1 \"$d/postmaster.pid\") || exit 0; f=$(readlink \"/proc/$p/fd/2\") ;; esac\n\
+         [ -f \"$f\" ] || exit 0\n{LAST_ERROR}",
+        quote(col(&row, 2))
+    ))?;
     let done = cluster.sh(&script, None, Some(Duration::from_secs(20))).await?;
     let text = cx.redactor.text(String::from_utf8_lossy(&done.stdout).trim());
     let text = text.split_once("ERROR:  ").or_else(|| text.split_once("FATAL:  ")).map_or("", |(_, t)| t).to_string();
@@ -166,7 +172,7 @@ async fn changed(cx: &Cx, db: &Db, source: &Db, (conn, p): (&Conn, &Conn), mark:
         all.iter().map(|r| col(r, 0)).filter(|t| !have.iter().any(|h| col(h, 0) == *t)).map(|t| format!("table {t} is not subscribed to"));
     let mut found: Vec<String> = missing.collect();
     if digest(&left) != mark.schema {
-        found.extend(left.iter().filter(|(k, v)| right.get(*k) != Some(v)).map(|(k, _)| k.clone()));
+        found.extend(left.iter().filter(|(k, v)| !right.get(*k).is_some_and(|r| alike::same(k, v, r))).map(|(k, _)| k.clone()));
         found.extend(right.keys().filter(|k| !left.contains_key(*k)).cloned());
     }
     Ok(found)
