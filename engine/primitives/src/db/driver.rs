@@ -10,7 +10,9 @@ use runbook_core::inventory::{Resource, Section};
 use runbook_core::primitive::Cx;
 use runbook_core::{Call, Code, Error, Record, Result, Value};
 
-pub use super::model::{Account, AccountsCopied, Chunk, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions};
+pub use super::model::{
+    Account, AccountsCopied, Chunk, DumpOptions, Dumped, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions,
+};
 use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
@@ -295,6 +297,16 @@ pub trait Driver: Send + Sync {
 
     /// Makes a consistent copy in a file on the same host.
     async fn copy_to_file(&self, cx: &Cx, db: &Db, path: &str) -> Result<Copied>;
+
+    /// Writes a dump into a folder on the database's host, as of one moment.
+    async fn dump(&self, _cx: &Cx, db: &Db, _path: &str, _options: &DumpOptions) -> Result<Dumped> {
+        Err(cannot(db, "dump; copy_to_file makes a copy of the file"))
+    }
+
+    /// Loads such a folder. What an earlier try has loaded stays.
+    async fn load(&self, _cx: &Cx, db: &Db, _path: &str, _options: &DumpOptions) -> Result<Dumped> {
+        Err(cannot(db, "load"))
+    }
 
     /// Removes an unpromoted copy; false when there is none.
     async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool>;

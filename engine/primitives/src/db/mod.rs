@@ -12,6 +12,7 @@ mod compare;
 mod copy;
 mod data;
 pub mod driver;
+mod dump;
 mod fence;
 mod model;
 pub mod mysql;
@@ -50,6 +51,7 @@ pub fn register(r: &mut Registry) {
     promote::register(r);
     replicate::register(r);
     accounts::register(r);
+    dump::register(r);
 }
 
 fn database(env: &Environment, call: &Call) -> Result<Value> {

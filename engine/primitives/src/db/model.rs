@@ -14,6 +14,34 @@ pub struct TableOptions {
     pub jobs: Option<usize>,
 }
 
+/// How a dump is made or loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DumpOptions {
+    /// How many at once; the driver chooses when not given.
+    pub jobs: Option<usize>,
+    /// Whether what is in the way there may be removed.
+    pub replace: bool,
+}
+
+/// What a dump wrote, or a load loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dumped {
+    /// How many tables.
+    pub tables: u64,
+    /// Rows of all tables; `None` when the server's tools do not tell.
+    pub rows: Option<u64>,
+    /// Bytes of the rows, uncompressed.
+    pub bytes: u64,
+    /// The position of its moment.
+    pub position: String,
+    /// The dump's id.
+    pub id: String,
+    /// Whether anything was done.
+    pub changed: bool,
+    /// Why there was nothing to do.
+    pub note: String,
+}
+
 /// How replication is set up.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Replicate {

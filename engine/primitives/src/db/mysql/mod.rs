@@ -4,6 +4,7 @@ mod accounts;
 mod chunks;
 mod connect;
 mod data;
+mod dump;
 mod dumped;
 mod errors;
 mod fence;
@@ -28,8 +29,8 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Result, Value};
 
 use super::driver::{
-    Account, AccountsCopied, Caught, Chunk, Content, Copied, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status,
-    Switched, TableOptions,
+    Account, AccountsCopied, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate,
+    Replicated, Row, Span, Status, Switched, TableOptions,
 };
 
 /// The driver of both kinds.
@@ -100,6 +101,14 @@ impl Driver for Mysql {
 
     async fn copy_to_file(&self, cx: &Cx, db: &Db, path: &str) -> Result<Copied> {
         stream::to_file(cx, db, path).await
+    }
+
+    async fn dump(&self, cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
+        dump::dump(cx, db, path, options).await
+    }
+
+    async fn load(&self, cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
+        dump::load(cx, db, path, options).await
     }
 
     async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool> {

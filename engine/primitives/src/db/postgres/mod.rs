@@ -9,6 +9,7 @@ mod cluster;
 mod copy;
 mod data;
 mod demote;
+mod dump;
 mod fence;
 mod kept;
 mod logical;
@@ -32,8 +33,8 @@ use runbook_core::{Result, Value};
 
 use self::chunks::What;
 use super::driver::{
-    Caught, Chunk, Content, Copied, Db, Driver, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status, Switched, TableOptions,
-    cannot,
+    Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status,
+    Switched, TableOptions, cannot,
 };
 
 /// The driver.
@@ -101,6 +102,14 @@ impl Driver for Postgres {
 
     async fn copy_to_file(&self, _cx: &Cx, db: &Db, _path: &str) -> Result<Copied> {
         Err(cannot(db, "copy_to_file"))
+    }
+
+    async fn dump(&self, cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
+        dump::dump(cx, db, path, options).await
+    }
+
+    async fn load(&self, cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
+        dump::load(cx, db, path, options).await
     }
 
     async fn drop_copy(&self, _cx: &Cx, db: &Db) -> Result<bool> {

@@ -1,0 +1,45 @@
+# What the jobs of dumps and loads share. Set before: j, jobs.
+umask 077
+LC_ALL=C
+export LC_ALL
+# Whatever ends it, the answer is there, and nothing goes on behind it.
+ended() {
+  s=$?
+  trap - EXIT
+  trap '' TERM INT HUP
+  printf 'status %-6s' "$s" 1<>"$j/slot"
+  [ "$s" = 0 ] || kill -TERM 0
+  wait
+  exit "$s"
+}
+trap ended EXIT
+trap 'exit 143' TERM INT HUP
+fail() {
+  printf '%s\n' "$*" >&2
+  exit 1
+}
+# Calls $2 with every line of the file $1, as many at once as there are jobs; what fails has said why in $j/e.N, and ends all.
+each() {
+  list=$1 what=$2
+  rm -rf "$j/claim" && mkdir "$j/claim" || exit 1
+  kids=
+  n=0
+  while [ "$n" -lt "$jobs" ]; do
+    n=$((n + 1))
+    (
+      trap - EXIT TERM INT HUP
+      i=0
+      while IFS= read -r line; do
+        i=$((i + 1))
+        mkdir "$j/claim/$i" 2>/dev/null || continue
+        "$what" "$line" "$n" || {
+          mkdir "$j/claim/bad" 2>/dev/null && cat "$j/e.$n" >&2
+          kill -TERM $$
+          exit 1
+        }
+      done <"$list"
+    ) &
+    kids="$kids $!"
+  done
+  for p in $kids; do wait "$p" || exit 1; done
+}

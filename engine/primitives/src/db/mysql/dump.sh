@@ -1,0 +1,157 @@
+# The dump of a schema into the folder $d. Set before: d, id, schema, jobs, dump (names of the program), client (likewise), tables,
+# views, lock, unlock, where (statements that show the position), data (options), binlog (yes or no), head (fields of the manifest),
+# and functions `groups` (calls `work N TABLE…` for each group), `all_tables`, `all_views` (call "$@" with the names), `wholes` (prints
+# the tables that are loaded as one). The login is in RUNBOOK_CLIENT.
+login=$RUNBOOK_CLIENT
+unset RUNBOOK_CLIENT
+find_tool() {
+  for t in "$@"; do command -v "$t" && return; done
+  fail "missing tool $*"
+}
+dump=$(find_tool $dump) || exit 1
+client=$(find_tool $client) || exit 1
+z='gzip -1' ext=.gz
+if command -v zstd >/dev/null; then z='zstd -q -1' ext=.zst; fi
+command -v sha256sum >/dev/null || fail "missing tool sha256sum"
+cd "$d" || exit 1
+rm -f manifest manifest.new files.new ./*.sql.gz ./*.sql.zst "$j"/index.* "$j"/pos.* "$j"/rc.* "$j"/names "$j"/in || exit 1
+
+ask() {
+  "$client" --defaults-file=/dev/fd/3 --no-auto-rehash -N -B --unbuffered "$@" 3<<RUNBOOK
+$login
+RUNBOOK
+}
+dumped() {
+  "$dump" --defaults-file=/dev/fd/3 --hex-blob --quick --default-character-set=utf8mb4 --max-allowed-packet=1073741824 "$@" 3<<RUNBOOK
+$login
+RUNBOOK
+}
+# Definitions, by several calls into one file that is whole or not at all.
+kept() {
+  f=$1$ext
+  kind=$2
+  {
+    "$kind"
+    echo $? >"$j/rc.$kind"
+  } | $z >"$f" || fail "$f cannot be written"
+  [ "$(cat "$j/rc.$kind")" = 0 ] || exit 1
+  printf '%s\t%s\t-\t0\t\n' "$f" "$kind" >>"$j/index.0"
+}
+schema() { [ "$tables" = 0 ] || all_tables dumped --single-transaction --no-data --skip-triggers "$schema"; }
+after() {
+  dumped --single-transaction --no-data --no-create-info --skip-triggers --routines "$schema" || return 1
+  [ "$views" = 0 ] || all_views dumped --single-transaction --no-data --skip-triggers "$schema" || return 1
+  [ "$tables" = 0 ] || all_tables dumped --single-transaction --no-data --no-create-info --triggers --add-drop-trigger "$schema" || return 1
+  dumped --single-transaction --no-data --no-create-info --skip-triggers --events "$schema"
+}
+: >"$j/index.0"
+kept schema.sql schema
+kept after.sql after
+
+# Rows: cut into files at the ends of statements, each of which is loaded as a transaction.
+cat >"$j/cut.awk" <<'EOT'
+function shut() {
+  if (cmd == "") return
+  if (close(cmd) != 0) { print "rows cannot be written" | "cat >&2"; exit 1 }
+  print file "\t" (table in whole ? "whole" : "rows") "\t" (counted ? rows : "-") "\t" bytes "\t" table >>index_file
+  fflush(index_file)
+  cmd = ""
+}
+BEGIN { while ((getline name <names) > 0) whole[name] = 1 }
+/^-- Dumping data for table `/ { shut(); table = $0; sub(/^[^`]*`/, "", table); sub(/`[^`]*$/, "", table); next }
+/^-- CHANGE (MASTER|REPLICATION SOURCE) TO / { print >pos; next }
+/^INSERT / {
+  if (cmd == "" || bytes >= limit && !(table in whole)) {
+    shut()
+    file = sprintf("d%d-%05d.sql%s", n, ++seq, ext)
+    cmd = z " >" file
+    rows = 0; bytes = 0; counted = 1
+  }
+  inside = 1
+  if ($0 ~ /VALUES *\(/) counted = 0
+}
+inside {
+  if (/^\(/) rows++
+  print | cmd
+  bytes += length($0) + 1
+  if (/;$/) inside = 0
+}
+/^-- Dump completed/ { complete = 1 }
+END { shut(); if (!complete) exit 1 }
+EOT
+work() {
+  n=$1
+  shift
+  {
+    dumped --single-transaction $data --no-create-info --skip-triggers --skip-add-locks --skip-disable-keys --net-buffer-length=1046528 \
+      "$schema" "$@" 2>"$j/e.$n"
+    echo $? >"$j/rc.$n"
+  } | awk -v n="$n" -v limit=16000000 -v ext="$ext" -v z="$z" -v index_file="$j/index.$n" -v pos="$j/pos.$n" -v names="$j/names" -f "$j/cut.awk" 2>>"$j/e.$n"
+  s=$?
+  [ "$s" = 0 ] && [ "$(cat "$j/rc.$n")" = 0 ] && return
+  mkdir "$j/claim" 2>/dev/null && cat "$j/e.$n" >&2
+  kill -TERM $$
+  exit 1
+}
+wholes >"$j/names"
+rm -rf "$j/claim"
+# One moment for all: nobody commits while the sessions begin. A session of its own holds that, and lets go when this script dies.
+mkfifo "$j/in" || exit 1
+ask --skip-reconnect <"$j/in" >"$j/told" 2>&1 &
+holder=$!
+exec 5>"$j/in"
+told() {
+  n=0
+  while ! grep -q "^$1" "$j/told"; do
+    kill -0 "$holder" 2>/dev/null || fail "writes cannot be held up for the moment of the snapshot: $(cat "$j/told")"
+    n=$((n + 1))
+    [ "$n" -lt 1500 ] || fail "no answer to $1"
+    sleep .02
+  done
+}
+echo "SET SESSION lock_wait_timeout = 20; SELECT CONCAT('self ', CONNECTION_ID()); $lock; SELECT 'held'; $where; SELECT 'end';" >&5
+told end
+self=$(sed -n 's/^self //p' "$j/told")
+sed -n '/^held/,/^end/p' "$j/told" | sed '1d;$d' >"$j/position"
+(
+  trap - EXIT TERM INT HUP
+  # Whatever happens, writes are not held up for longer.
+  exec 5>&- 9>&-
+  sleep 20
+  kill "$holder"
+) &
+guard=$!
+groups 5>&-
+n=0
+while [ "$count" -gt 0 ]; do
+  # Sessions of this account that came after: all of ours must be there, and every one must have its snapshot.
+  all=$(ask -e "SELECT CONCAT(COUNT(*), ' ', COUNT(t.trx_id)) FROM information_schema.processlist p LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id WHERE p.id > $self AND p.id <> CONNECTION_ID() AND p.user = SUBSTRING_INDEX(USER(), '@', 1)" 2>&1 5>&-)
+  [ "${all% *}" = "${all#* }" ] && [ "${all% *}" -ge "$count" ] && break
+  # What has ended already was small, and is whole.
+  [ "$(cat "$j"/rc.[1-9]* 2>/dev/null | wc -l)" -lt "$count" ] || break
+  kill -0 "$holder" 2>/dev/null || fail "writes could not be held up until every session of the dump had begun ($all of $count)"
+  n=$((n + 1))
+  [ "$n" -lt 600 ] || fail "the sessions of the dump do not begin ($all of $count)"
+  sleep .02
+done
+kill -0 "$holder" 2>/dev/null || fail "writes could not be held up until every session of the dump had begun"
+echo "$unlock; SELECT 'free';" >&5
+told free
+exec 5>&-
+kill "$guard" 2>/dev/null
+wait "$holder"
+for p in $kids; do wait "$p" || exit 1; done
+if [ "$binlog" = yes ] && [ "$count" -gt 1 ]; then
+  [ "$(cat "$j"/pos.[1-9]* | sort -u | wc -l)" = 1 ] || fail "the sessions of the dump have not begun at one moment"
+fi
+cat "$j"/index.* >"$j/files" || exit 1
+# What is on the disk is what will be loaded.
+sync
+cut -f 1 "$j/files" | while IFS= read -r f; do sha256sum "$f" || exit 1; done >"$j/sums" || exit 1
+{
+  printf 'runbook-dump\t1\n'
+  head
+  printf 'position\t%s\n' "$(tr '\t\n' '  ' <"$j/position")"
+  awk -F '\t' -v OFS='\t' 'NR == FNR { split($0, p, /  /); sum[p[2]] = p[1]; next } { print "file", $1, $2, $3, $4, sum[$1], $5 }' "$j/sums" "$j/files"
+  printf 'end\tyes\n'
+} >manifest.new && sync && mv -f manifest.new manifest || fail "the manifest cannot be written"

@@ -1,0 +1,322 @@
+//! `dump` and `load`: `pg_dump` and `pg_restore` on the host, several at once, each table a transaction of its own when it is loaded.
+
+use std::fmt::Write as _;
+
+use runbook_core::clock::rfc3339;
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::client::{Conn, For, col, connect};
+use super::settings::{self, Tls};
+use super::sql::ident;
+use super::state::{self, Node, look};
+use crate::db::driver::{Db, DumpOptions, Dumped};
+use crate::db::dump::job::{COMMON, Job};
+use crate::db::dump::manifest::{self, Manifest, Place};
+use crate::db::tunnel;
+use crate::ssh::{self, Exec, quote};
+
+const DUMP: &str = include_str!("dump.sh");
+const LOAD: &str = include_str!("load.sh");
+
+/// A load, under way or whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct LoadMark {
+    /// The dump's id.
+    id: String,
+    /// Whether there is room: what was in the way is gone.
+    ready: bool,
+    /// Whether all of it is loaded.
+    whole: bool,
+}
+
+fn refuse(db: &Db, why: String, hint: &str) -> Error {
+    Error::new(Code::DB_COPY, why).host(&db.host).hint(hint)
+}
+
+/// Where the tools run: as the login, or as the user that the server knows at its socket.
+struct Tools {
+    login: String,
+    user: Option<String>,
+    jobs: usize,
+}
+
+impl Tools {
+    async fn of(cx: &Cx, db: &Db, jobs: Option<usize>) -> Result<Tools> {
+        let session = ssh::connect(cx, &db.host).await?;
+        let login = session.login().to_string();
+        let user = settings::peer(db).filter(|u| *u != login).map(String::from);
+        let jobs = match jobs {
+            Some(n) => n,
+            None => {
+                let done = session.exec_again(cx, Exec::new("nproc 2>/dev/null || echo 4")).await?;
+                String::from_utf8_lossy(&done.stdout).trim().parse::<usize>().unwrap_or(4).clamp(2, 16)
+            }
+        };
+        Ok(Tools { login, user, jobs })
+    }
+
+    fn exec(&self, script: &str) -> Exec {
+        match &self.user {
+            None => Exec::new(script),
+            // Where there is no sudo, root needs none.
+            Some(u) if self.login == "root" => Exec::new(format!("cd /; exec runuser -u {} -- sh -c {}", quote(u), quote(script))),
+            Some(u) => Exec { sudo: true, user: Some(u.clone()), ..Exec::new(format!("cd /; {script}")) },
+        }
+    }
+
+    /// Makes a folder that belongs to the user who writes into it.
+    async fn folder(&self, cx: &Cx, db: &Db, path: &str) -> Result<()> {
+        let d = quote(path);
+        let own = self.user.as_ref().map_or(String::new(), |u| format!(" && chown {} {d}", quote(u)));
+        let script = format!("[ -e {d} ] || {{ mkdir -p {d} && chmod 700 {d}{own}; }}");
+        let exec = Exec { sudo: self.user.is_some() && self.login != "root", ..Exec::new(script) };
+        let done = ssh::connect(cx, &db.host).await?.exec_again(cx, exec).await?;
+        if done.status == 0 {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
+        Err(refuse(db, format!("{path} cannot be made: {said}"), "choose a folder that can be made there"))
+    }
+}
+
+/// libpq's variables: nothing of it is on a command line.
+fn env(cx: &Cx, db: &Db) -> Result<Vec<(String, String)>> {
+    let mut env = vec![
+        ("PGUSER".to_string(), settings::role(db).to_string()),
+        ("PGDATABASE".into(), settings::database(db)?.to_string()),
+        ("PGAPPNAME".into(), format!("runbook {}", cx.action_id)),
+        ("PGPORT".into(), settings::port(db).to_string()),
+        (
+            "PGOPTIONS".into(),
+            "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off".into(),
+        ),
+    ];
+    let place = match settings::place(db) {
+        tunnel::Place::Tcp(host, _) => host,
+        tunnel::Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
+    };
+    env.push(("PGHOST".into(), place));
+    if let Some(name) = db.settings.str("password") {
+        env.push(("PGPASSWORD".into(), cx.secret(name)?.reveal().to_string()));
+    }
+    if settings::tls(db)? == Tls::VerifyFull {
+        // The certificate's authority is known to the controller; on the host itself the way is the loopback.
+        env.push(("PGSSLMODE".into(), "require".into()));
+    }
+    Ok(env)
+}
+
+/// Lines that put the tools of the newest version into PATH, or those that the inventory names.
+fn path(db: &Db) -> String {
+    let known = match (db.settings.str("bin"), db.settings.str("cluster").and_then(|c| c.split_once('/'))) {
+        (Some(bin), _) => quote(bin),
+        (None, Some((version, _))) => quote(&format!("/usr/lib/postgresql/{version}/bin")),
+        (None, None) => "$(ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null | sort -V | tail -n 1)".into(),
+    };
+    format!("b={known}\n[ -z \"$b\" ] || PATH=\"$b:$PATH\"\nexport PATH\n")
+}
+
+fn dumped(m: &Manifest, note: &str) -> Dumped {
+    Dumped {
+        tables: m.tables(),
+        rows: m.rows(),
+        bytes: m.bytes(),
+        position: m.get("position").to_string(),
+        id: m.get("id").to_string(),
+        changed: note.is_empty(),
+        note: note.to_string(),
+    }
+}
+
+/// Writes a dump of the database into a folder of the host.
+pub(super) async fn dump(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> Result<Dumped> {
+    let conn = connect(cx, db, For::Admin).await?;
+    let node = look(&conn).await?;
+    let tools = Tools::of(cx, db, options.jobs).await?;
+    let who = |script: String| tools.exec(&script);
+    let id = cx.action_id.to_string();
+    match manifest::look(cx, &db.host, &who, at).await? {
+        Place::Empty | Place::Begun => {}
+        Place::Foreign => {
+            return Err(refuse(db, format!("{at} has files that are of no dump"), "choose a folder that is empty or not there"));
+        }
+        Place::Whole(m) if m.get("id") == id => return Ok(dumped(&m, "this action has written it already")),
+        Place::Whole(_) if options.replace => {}
+        Place::Whole(m) => {
+            let what = format!("{at} has a dump of {} of {}", m.get("database"), m.get("time"));
+            return Err(refuse(db, what, "name another folder, or use replace: true"));
+        }
+    }
+    tools.folder(cx, db, at).await?;
+    let size = conn.text("SELECT pg_database_size(current_database())").await?.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    let version = conn.text("SHOW server_version").await?.unwrap_or_default();
+    let encoding = conn.text("SHOW server_encoding").await?.unwrap_or_default();
+    drop(conn);
+    let mut head = "head() {\n".to_string();
+    for (k, v) in [
+        ("id", id.as_str()),
+        ("kind", "postgresql"),
+        ("server", &node.system),
+        ("database", settings::database(db)?),
+        ("version", &version),
+        ("charset", &encoding),
+        ("time", &rfc3339(cx.clock.now())),
+        ("position", &format!("not before {}", node.lsn)),
+    ] {
+        let _ = writeln!(head, "printf '%s\\t%s\\n' {k} {}", quote(&v.replace(['\n', '\t'], " ")));
+    }
+    head.push_str("}\n");
+    let script = format!("d={}\njobs={}\nlevel=1\n{}{head}{COMMON}{DUMP}", quote(at), tools.jobs, path(db));
+    let job = Job {
+        host: &db.host,
+        who: &who,
+        dir: format!("{at}/.job"),
+        id: format!("dump {id}"),
+        counted: format!("counted() {{ du -s -B 1 {}/data | awk '{{ print \"bytes \" $1 }}'; }}", quote(at)),
+    };
+    let name = db.name.clone();
+    let show = |_: u64, bytes: u64| cx.progress(format!("dumping {name} (bytes are compressed)"), bytes, Some(size.max(bytes)), "bytes");
+    let end = job.run(cx, &script, env(cx, db)?, &show).await?.good(&db.host, &format!("the dump of \"{}\"", db.name));
+    if let Err(e) = end {
+        // Half a dump is of no use, and takes room.
+        let _ = tidy(cx, db, &tools, &format!("cd {} && [ ! -e manifest ] && rm -rf data", quote(at))).await;
+        return Err(e);
+    }
+    match manifest::look(cx, &db.host, &who, at).await? {
+        Place::Whole(m) if m.get("id") == id => {
+            let _ = tidy(cx, db, &tools, &format!("rm -rf {}/.job", quote(at))).await;
+            Ok(dumped(&m, ""))
+        }
+        _ => Err(refuse(db, format!("the dump in {at} was written over by another"), "name another folder").retryable(true)),
+    }
+}
+
+async fn tidy(cx: &Cx, db: &Db, tools: &Tools, script: &str) -> Result<()> {
+    ssh::connect(cx, &db.host).await?.exec(cx, tools.exec(script)).await.map(drop)
+}
+
+/// Loads a dump into the database.
+pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> Result<Dumped> {
+    let conn = connect(cx, db, For::Admin).await?;
+    let node = look(&conn).await?;
+    let tools = Tools::of(cx, db, options.jobs).await?;
+    let who = |script: String| tools.exec(&script);
+    let Place::Whole(m) = manifest::look(cx, &db.host, &who, at).await? else {
+        return Err(refuse(db, format!("{at} has no whole dump"), "dump writes the file manifest last; copy such a folder to this host"));
+    };
+    if m.get("kind") != "postgresql" {
+        let why = format!("the dump in {at} is of kind {}, and \"{}\" of kind postgresql", m.get("kind"), db.name);
+        return Err(refuse(db, why, "load it into a database of its own kind"));
+    }
+    if node.in_recovery {
+        return Err(refuse(db, format!("\"{}\" is a standby and takes no load", db.name), "load into its primary"));
+    }
+    let mark: Option<LoadMark> =
+        node.defaults.get("runbook.load").and_then(|json| serde_json::from_str(json).ok()).filter(|l: &LoadMark| l.id == m.get("id"));
+    if mark.as_ref().is_some_and(|l| l.whole) {
+        conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
+        return Ok(dumped(&m, "this dump is loaded already"));
+    }
+    let mut mark = mark.unwrap_or_else(|| LoadMark { id: m.get("id").into(), ..LoadMark::default() });
+    let name = ident(settings::database(db)?);
+    if !mark.ready {
+        make_room(db, &conn, &node, &name, &mut mark, options.replace).await?;
+    }
+    let mut list = String::from("sums() { cat <<'RUNBOOK_SUMS'\n");
+    for f in &m.files {
+        let _ = writeln!(list, "{}  {}", f.sha256, f.name);
+    }
+    list.push_str("RUNBOOK_SUMS\n}\n");
+    // What an item stands for, so that progress is in rows and bytes.
+    let mut items = String::new();
+    for f in m.files.iter().filter(|f| f.kind == "rows") {
+        let item = f.name.trim_start_matches("data/").trim_end_matches(".dat.gz");
+        let _ = write!(items, "{item} {} {};", f.rows.unwrap_or(0), f.bytes);
+    }
+    let script = format!("d={}\njobs={}\n{}{list}{COMMON}{LOAD}", quote(at), tools.jobs, path(db));
+    let job = Job {
+        host: &db.host,
+        who: &who,
+        dir: format!("{at}/.load-{}", db.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_")),
+        id: format!("load {} into {}", m.get("id"), settings::database(db)?),
+        counted: format!(
+            "counted() {{ cat \"$j\"/w.* | awk -v list={} 'BEGIN {{ n = split(list, a, \";\"); for (i = 1; i <= n; i++) {{ split(a[i], p, \" \"); r[p[1]] = p[2]; b[p[1]] = p[3] }} }} \
+             {{ rows += r[$1]; bytes += b[$1] }} END {{ print \"rows \" rows + 0; print \"bytes \" bytes + 0 }}'; }}",
+            quote(&items)
+        ),
+    };
+    let (shown, total) = (db.name.clone(), m.bytes());
+    let show = |rows: u64, bytes: u64| cx.progress(format!("loading {shown}, {rows} rows"), bytes, Some(total.max(bytes)), "bytes");
+    drop(conn);
+    job.run(cx, &script, env(cx, db)?, &show).await?.good(&db.host, &format!("the load into \"{}\"", db.name)).map_err(|e| explain(e))?;
+    let conn = connect(cx, db, For::Admin).await?;
+    mark.whole = true;
+    // This commit is synced, and with it all that came before.
+    conn.run(&state::set(&name, "load", &mark)?).await?;
+    conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
+    let _ = tidy(cx, db, &tools, &format!("rm -rf {}", quote(&job.dir))).await;
+    Ok(dumped(&m, ""))
+}
+
+/// What to do about errors that are known.
+fn explain(e: Error) -> Error {
+    if e.message.contains("role \"") && e.message.contains("does not exist") {
+        return e.hint("roles are not part of a dump: create them first (pg_dumpall --roles-only on the old host), then resume");
+    }
+    if e.message.contains("extension") && (e.message.contains("control file") || e.message.contains("not available")) {
+        return e.hint("install the package of that extension on the host, then resume");
+    }
+    e
+}
+
+/// Makes the database empty, when nothing that matters is in the way.
+async fn make_room(db: &Db, conn: &Conn, node: &Node, name: &str, mark: &mut LoadMark, replace: bool) -> Result<()> {
+    // An earlier try of this very dump may have ended between its mark and the room that it makes.
+    let begun = node
+        .defaults
+        .get("runbook.load")
+        .and_then(|j| serde_json::from_str::<LoadMark>(j).ok())
+        .is_some_and(|l| l.id == mark.id && !l.whole);
+    let own = "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', '_runbook')";
+    let found = conn
+        .texts(&format!(
+            "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE {own} AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relname <> '_runbook_actions' \
+             AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+             UNION ALL SELECT format('%I.%I()', n.nspname, p.proname) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+             WHERE {own} AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') \
+             UNION ALL SELECT 'large object ' || oid FROM pg_largeobject_metadata ORDER BY 1"
+        ))
+        .await?;
+    if !found.is_empty() && !replace && !begun {
+        let some: Vec<&str> = found.iter().take(5).map(|r| col(r, 0)).collect();
+        let more = if found.len() > some.len() { format!(" and {} more", found.len() - some.len()) } else { String::new() };
+        return Err(refuse(
+            db,
+            format!("\"{}\" is not empty: it has {}{more}", db.name, some.join(", ")),
+            "name another database, or use replace: true, which drops what is in it",
+        ));
+    }
+    // On record before anything is dropped.
+    conn.run(&state::set(name, "load", mark)?).await?;
+    let public = match node.version {
+        150_000.. => "CREATE SCHEMA public AUTHORIZATION pg_database_owner; GRANT USAGE ON SCHEMA public TO PUBLIC",
+        _ => "CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO PUBLIC",
+    };
+    if !found.is_empty() {
+        let schemas = conn.texts("SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'").await?;
+        for schema in &schemas {
+            conn.run(&format!("DROP SCHEMA IF EXISTS {} CASCADE", ident(col(schema, 0)))).await?;
+        }
+        conn.run("SELECT lo_unlink(oid) FROM pg_largeobject_metadata").await?;
+        conn.run(&format!("{public}; COMMENT ON SCHEMA public IS 'standard public schema'")).await?;
+    }
+    mark.ready = true;
+    conn.run(&format!(
+        "BEGIN; CREATE SCHEMA IF NOT EXISTS _runbook; DROP TABLE IF EXISTS _runbook.loaded; CREATE TABLE _runbook.loaded (item text PRIMARY KEY); {}; COMMIT",
+        state::set(name, "load", mark)?
+    ))
+    .await
+}
