@@ -17,6 +17,7 @@ use crate::support::sshd::{Sshd, environment, world};
 mod compare;
 mod crash;
 mod data;
+mod dumps;
 mod fence;
 mod replicate;
 

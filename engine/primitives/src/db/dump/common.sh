@@ -18,26 +18,27 @@ fail() {
   printf '%s\n' "$*" >&2
   exit 1
 }
-# Calls $2 with every line of the file $1, as many at once as there are jobs; what fails has said why in $j/e.N, and ends all.
+# Calls $2 with every line of the file $1, as many at once as there are jobs; what fails has said why in $j/e.N, and ends all. The
+# names of its own begin with each_, since all names are of the whole script.
 each() {
-  list=$1 what=$2
+  each_list=$1 each_what=$2
   rm -rf "$j/claim" && mkdir "$j/claim" || exit 1
   kids=
-  n=0
-  while [ "$n" -lt "$jobs" ]; do
-    n=$((n + 1))
+  each_n=0
+  while [ "$each_n" -lt "$jobs" ]; do
+    each_n=$((each_n + 1))
     (
       trap - EXIT TERM INT HUP
-      i=0
-      while IFS= read -r line; do
-        i=$((i + 1))
-        mkdir "$j/claim/$i" 2>/dev/null || continue
-        "$what" "$line" "$n" || {
-          mkdir "$j/claim/bad" 2>/dev/null && cat "$j/e.$n" >&2
+      each_i=0
+      while IFS= read -r each_line; do
+        each_i=$((each_i + 1))
+        mkdir "$j/claim/$each_i" 2>/dev/null || continue
+        "$each_what" "$each_line" "$each_n" || {
+          mkdir "$j/claim/bad" 2>/dev/null && cat "$j/e.$each_n" >&2
           kill -TERM $$
           exit 1
         }
-      done <"$list"
+      done <"$each_list"
     ) &
     kids="$kids $!"
   done

@@ -1,0 +1,329 @@
+//! `dump` and `load`: everything kept, one moment, nothing to do, what goes wrong, and controllers and servers that die in the middle.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+
+/// A schema with everything that a dump must keep.
+const SHOP: &str = r"
+ALTER DATABASE shop CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci; USE shop;
+CREATE TABLE parent (id INT PRIMARY KEY, kind ENUM('a','b') NOT NULL, note VARCHAR(80) CHARACTER SET latin1) ENGINE=InnoDB;
+CREATE TABLE child (id INT AUTO_INCREMENT PRIMARY KEY, parent INT NOT NULL, net DECIMAL(12,3), gross DECIMAL(12,3) AS (net * 1.19) STORED,
+  half DECIMAL(12,3) AS (net / 2) VIRTUAL, raw VARBINARY(400), doc JSON, at TIMESTAMP(6) NULL, flag BIT(5), f DOUBLE, g POINT NULL,
+  UNIQUE KEY (parent, id), CONSTRAINT up FOREIGN KEY (parent) REFERENCES parent (id)) ENGINE=InnoDB COMMENT='it''s; -- a `comment`';
+ALTER TABLE parent ADD COLUMN best INT NULL, ADD CONSTRAINT down FOREIGN KEY (best) REFERENCES child (id);
+CREATE TABLE `odd ``name; it's` (`a``b` INT, t LONGTEXT) ENGINE=InnoDB;
+CREATE TABLE heap (a INT, b TEXT) ENGINE=InnoDB;
+CREATE TABLE empty_one (a INT PRIMARY KEY DEFAULT 7) ENGINE=InnoDB;
+CREATE TABLE old_kind (id INT PRIMARY KEY, b BLOB) ENGINE=MyISAM;
+INSERT INTO parent (id, kind, note) SELECT seq, IF(seq % 2, 'a', 'b'), CONCAT('Grüße ', seq) FROM seq_1_to_300;
+INSERT INTO child (id, parent, net, raw, doc, at, flag, f, g) SELECT seq, 1 + seq % 300, seq / 7, CONCAT(CHAR(seq % 256), CHAR(0), UNHEX('ff0a0d5c27'), REPEAT(CHAR(seq % 251), 200)),
+  JSON_OBJECT('n', seq, 't', 'ä'), FROM_UNIXTIME(1700000000 + seq), seq % 32, 1 / seq, POINT(seq, 1) FROM seq_1_to_60000;
+UPDATE parent SET best = id + 299 WHERE id < 200;
+INSERT INTO `odd ``name; it's` VALUES (1, '-- Dumping data for table `heap`\n); INSERT INTO heap VALUES (1);\n(x\n'), (NULL, NULL), (0, ''), (3, 'NULL'), (4, REPEAT('long ', 300000));
+INSERT INTO heap SELECT seq, IF(seq % 3, 'x', NULL) FROM seq_1_to_5000;
+INSERT INTO old_kind SELECT seq, REPEAT(CHAR(seq % 256), 50) FROM seq_1_to_3000;
+CREATE SEQUENCE numbers START WITH 100 INCREMENT BY 10; DO NEXTVAL(numbers); DO NEXTVAL(numbers);
+CREATE TABLE logged (n INT) ENGINE=InnoDB;
+CREATE FUNCTION twice(x INT) RETURNS INT DETERMINISTIC RETURN x * 2;
+CREATE VIEW b_view AS SELECT id, twice(id) AS d FROM parent;
+CREATE VIEW a_view AS SELECT d FROM b_view WHERE d > 10;
+DELIMITER //
+CREATE TRIGGER after_heap AFTER INSERT ON heap FOR EACH ROW BEGIN
+-- Dumping data for table `x`
+INSERT INTO logged VALUES (NEW.a); END//
+CREATE PROCEDURE fill() BEGIN DECLARE i INT DEFAULT 0; INSERT INTO heap VALUES (-1, 'a;b'); END//
+DELIMITER ;
+CREATE EVENT nightly ON SCHEDULE EVERY 1 DAY STARTS '2037-01-01' DO DELETE FROM logged;
+";
+
+fn feed(m: &Mariadb, sql: &str) {
+    use std::io::Write as _;
+    let mut c = m.client().stdin(std::process::Stdio::piped()).spawn().unwrap();
+    c.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+    assert!(c.wait().unwrap().success());
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::Builder::new().prefix("rbd").tempdir_in("/tmp").unwrap())
+    }
+    fn at(&self, name: &str) -> Value {
+        self.0.path().join(name).display().to_string().into()
+    }
+}
+
+#[track_caller]
+fn equal(c: &Value) {
+    assert_eq!(field(c, "equal"), &Value::Bool(true), "{:?}", field(c, "differences"));
+}
+
+async fn compare(s: &Site) -> Value {
+    s.run("shop_old", "compare", vec![handle("shop_new").into()]).await.unwrap()
+}
+
+/// Objects that `compare` may not look at, as the server shows them.
+fn others(m: &Mariadb) -> String {
+    m.sql(
+        "SELECT routine_name, routine_definition, definer FROM information_schema.routines WHERE routine_schema = 'shop' ORDER BY 1; \
+         SELECT trigger_name, action_statement, event_object_table FROM information_schema.triggers WHERE trigger_schema = 'shop' ORDER BY 1; \
+         SELECT event_name, event_definition, status FROM information_schema.events WHERE event_schema = 'shop'; \
+         SELECT table_name, view_definition FROM information_schema.views WHERE table_schema = 'shop' ORDER BY 1; \
+         SELECT default_collation_name FROM information_schema.schemata WHERE schema_name = 'shop'; SELECT NEXT_NOT_CACHED_VALUE FROM shop.numbers; \
+         SELECT constraint_name, table_name FROM information_schema.referential_constraints WHERE constraint_schema = 'shop' ORDER BY 1; CHECKSUM TABLE shop.child, shop.parent, shop.old_kind, shop.heap",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_kept() {
+    let Some(s) = Site::new() else { return };
+    feed(&s.old, SHOP);
+    let f = Folder::new();
+    let d = s.run("shop_old", "dump", vec![f.at("shop"), options(&[("jobs", Value::Int(3))])]).await.unwrap();
+    let rows: i64 = s.old.sql("SELECT (SELECT COUNT(*) FROM shop.parent) + (SELECT COUNT(*) FROM shop.child) + (SELECT COUNT(*) FROM shop.heap) + (SELECT COUNT(*) FROM shop.old_kind) + 5").parse().unwrap();
+    assert_eq!((field(&d, "rows"), field(&d, "changed")), (&Value::Int(rows), &Value::Bool(true)), "{d:?}");
+    assert!(d.as_record().unwrap().str("position").starts_with("gtid=0-1-"), "{d:?}");
+    let l = s.run("shop_new", "load", vec![f.at("shop"), options(&[("jobs", Value::Int(3))])]).await.unwrap();
+    assert_eq!(field(&l, "rows"), &Value::Int(rows));
+    equal(&compare(&s).await);
+    assert_eq!(others(&s.old), others(&s.new));
+    // A trigger that is there does not fire while rows are loaded.
+    assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.logged"), "0");
+    s.new.sql("CALL shop.fill(); SELECT * FROM shop.a_view LIMIT 1");
+    assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.logged"), "1");
+
+    // Nothing was written since: nothing to do. Afterwards: refused, unless told.
+    let again = s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
+    assert_eq!((field(&again, "changed"), field(&again, "id")), (&Value::Bool(false), field(&d, "id")));
+    let again = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
+    assert_eq!(field(&again, "changed"), &Value::Bool(false));
+    s.old.sql("INSERT INTO shop.empty_one VALUES (1)");
+    let e = s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap_err();
+    assert!(
+        e.code == Code::DB_COPY && e.message.contains("has a dump of shop of 20") && e.hint.unwrap().contains("replace"),
+        "{}",
+        e.message
+    );
+    let d = s.run("shop_old", "dump", vec![f.at("shop"), options(&[("replace", true.into())])]).await.unwrap();
+    assert_eq!(field(&d, "rows"), &Value::Int(rows + 1));
+    let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
+    assert!(e.message.starts_with("\"shop_new\" is not empty: its schema shop has tables (a_view, b_view, child"), "{}", e.message);
+    s.run("shop_new", "load", vec![f.at("shop"), options(&[("replace", true.into())])]).await.unwrap();
+    equal(&compare(&s).await);
+    // Nothing of the work is left.
+    assert_eq!(s.new.sql("SHOW TABLES FROM shop LIKE '\\_runbook%'"), "");
+    let left: Vec<_> = std::fs::read_dir(f.0.path().join("shop")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{left:?}");
+}
+
+/// Writes two tables in each transaction until told to stop.
+fn pairs(m: &Mariadb, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<usize> {
+    let socket = m.socket();
+    std::thread::spawn(move || {
+        let mut n = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let sql = "START TRANSACTION; INSERT INTO shop.left_side VALUES (NULL, 'x'); INSERT INTO shop.right_side VALUES (LAST_INSERT_ID(), 'x'); COMMIT;";
+            let done =
+                std::process::Command::new("mariadb").args(["--no-defaults", "-uroot", "-S"]).arg(&socket).args(["-e", sql]).status();
+            assert!(done.unwrap().success());
+            n += 1;
+        }
+        n
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_is_of_one_moment_while_others_write() {
+    let Some(s) = Site::new() else { return };
+    s.old.sql(
+        "USE shop; CREATE TABLE left_side (id INT AUTO_INCREMENT PRIMARY KEY, t CHAR(1)); CREATE TABLE right_side (id INT PRIMARY KEY, t CHAR(1)); \
+         CREATE TABLE bulk (id INT PRIMARY KEY, b CHAR(200)); INSERT INTO bulk SELECT seq, REPEAT('x', 200) FROM seq_1_to_100000",
+    );
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = pairs(&s.old, stop.clone());
+    let f = Folder::new();
+    for round in 0..5 {
+        let d = s.run("shop_old", "dump", vec![f.at(&format!("d{round}")), options(&[("jobs", Value::Int(4))])]).await.unwrap();
+        s.run("shop_new", "load", vec![f.at(&format!("d{round}")), options(&[("replace", true.into())])]).await.unwrap();
+        let n: i64 = s.new.sql("SELECT COUNT(*) FROM shop.left_side").parse().unwrap();
+        assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.right_side JOIN shop.left_side USING (id)").parse::<i64>().unwrap(), n);
+        assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.right_side").parse::<i64>().unwrap(), n);
+        // The position is of that very moment: with the transactions up to it, each of one pair, nothing is left over.
+        let to = d.as_record().unwrap().str("position").split_whitespace().next().unwrap().to_string();
+        println!("round {round}: {n} pairs at {to}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(writer.join().unwrap() > 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_is_said() {
+    let Some(mut s) = Site::new() else { return };
+    s.old.sql("INSERT INTO shop.orders (item) SELECT CONCAT('order ', seq) FROM seq_1_to_20000");
+    let f = Folder::new();
+    let e = s.run("shop_old", "dump", vec!["dumps/shop".into()]).await.unwrap_err();
+    assert_eq!(e.code, Code::WRONG_TYPE);
+    std::fs::create_dir(f.0.path().join("mine")).unwrap();
+    std::fs::write(f.0.path().join("mine/letter"), "dear").unwrap();
+    let e = s.run("shop_old", "dump", vec![f.at("mine")]).await.unwrap_err();
+    assert!(e.message.ends_with("/mine has files that are of no dump"), "{}", e.message);
+    let e = s.run("shop_new", "load", vec![f.at("mine")]).await.unwrap_err();
+    assert!(e.message.ends_with("/mine has no whole dump"), "{}", e.message);
+    s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
+    // A byte of a file is another.
+    let rows =
+        f.0.path().join("shop").read_dir().unwrap().map(|e| e.unwrap().path()).find(|p| p.display().to_string().contains("d1-")).unwrap();
+    let good = std::fs::read(&rows).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&rows, bad).unwrap();
+    let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
+    assert!(e.code == Code::DB_COPY && e.message.contains("is not as it was dumped"), "{}", e.message);
+    std::fs::write(&rows, good).unwrap();
+    s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
+    equal(&compare(&s).await);
+    // A login without rights, and no server.
+    s.new.sql("DROP DATABASE shop");
+    s.new.sql("CREATE USER weak@localhost IDENTIFIED BY 'weak-secret'; GRANT SELECT ON *.* TO weak@localhost");
+    s.set("shop_new", "user", "weak");
+    s.set("shop_new", "password", "weak");
+    s.world.secrets.lock().insert("weak".into(), "weak-secret".into());
+    let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
+    assert!(e.message.contains("denied"), "{}", e.message);
+    s.old.down();
+    let e = s.run("shop_old", "dump", vec![f.at("another")]).await.unwrap_err();
+    assert!(matches!(e.code, Code::DB_CONNECT | Code::SSH_SOCKET), "{e:?}");
+}
+
+const BULK: &str = "USE shop; CREATE TABLE bulk (id INT PRIMARY KEY, u INT NOT NULL UNIQUE, b VARCHAR(400), KEY (b(40))); \
+     INSERT INTO bulk SELECT seq, 1000000 - seq, CONCAT(MD5(seq), REPEAT(MD5(seq), 10)) FROM seq_1_to_150000; \
+     CREATE TABLE heap (a INT, b VARCHAR(200)); INSERT INTO heap SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_100000; \
+     CREATE TABLE old_kind (a INT, b VARCHAR(200)) ENGINE=MyISAM; INSERT INTO old_kind SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_50000";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
+    let Some(s) = Site::new() else { return };
+    s.old.sql(BULK);
+    let f = Folder::new();
+    let began = std::time::Instant::now();
+    s.run("shop_old", "dump", vec![f.at("whole")]).await.unwrap();
+    let dump = began.elapsed();
+    let began = std::time::Instant::now();
+    s.run("shop_new", "load", vec![f.at("whole")]).await.unwrap();
+    let load = began.elapsed();
+    let rounds: u32 = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 20 } else { 6 };
+    for n in 0..rounds {
+        let at = |all: Duration| all.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
+        s.old.sql(&format!("INSERT INTO shop.orders (item) VALUES ('round {n}')"));
+        let folder = f.at(&format!("cut{n}"));
+        s.run_cut("shop_old", "dump", vec![folder.clone()], Some(at(dump))).await.unwrap();
+        let l = s.run_cut("shop_new", "load", vec![folder.clone(), options(&[("replace", true.into())])], Some(at(load))).await.unwrap();
+        equal(&compare(&s).await);
+        assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.old_kind"), "50000");
+        std::fs::remove_dir_all(folder.as_str().unwrap()).unwrap();
+        println!("cut {n}: dump at {:?} of {dump:?}, load at {:?} of {load:?}: equal, {:?} rows", at(dump), at(load), field(&l, "rows"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
+    let Some(mut s) = Site::new() else { return };
+    s.old.sql(BULK);
+    let f = Folder::new();
+    s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
+    let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12u64 } else { 4 };
+    let mut kept = 0;
+    for n in 0..rounds {
+        s.new.sql("DROP DATABASE IF EXISTS shop; DROP DATABASE IF EXISTS _runbook");
+        let primitive = s.registry.primitives.get(&(Some("Database"), "load")).unwrap().clone();
+        let call = primitive.spec().bind(Some(handle("shop_new")), vec![f.at("shop")]).unwrap();
+        let cx = s.cx();
+        let act = primitive.act(&cx, &call);
+        let wait = Duration::from_millis(400 + n * 150);
+        let first = if n % 2 == 0 {
+            let server = &mut s.new;
+            tokio::join!(act, async {
+                tokio::time::sleep(wait).await;
+                server.down();
+            })
+            .0
+        } else {
+            // Every process of the job, as when memory runs out.
+            let of = f.0.path().join("shop/.load-shop_new/script").display().to_string();
+            tokio::join!(act, async {
+                tokio::time::sleep(wait).await;
+                for p in crate::support::sshd::processes() {
+                    if p.command.contains(&of) {
+                        let _ = std::process::Command::new("kill")
+                            .args(["-KILL", "--", &format!("-{}", p.pid)])
+                            .stderr(std::process::Stdio::null())
+                            .status();
+                    }
+                }
+            })
+            .0
+        };
+        if n % 2 == 0 {
+            s.new.up();
+        }
+        s.shared = Arc::default();
+        let done = match first {
+            // It was faster than the kill.
+            Ok(o) => o.value,
+            Err(e) => {
+                assert!(e.code == Code::DB_COPY && e.retryable || e.code == Code::DB_CONNECT, "{e:?}");
+                kept += s.new.sql("SELECT COUNT(*) FROM shop._runbook_loaded").parse::<i32>().unwrap_or(0);
+                s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap()
+            }
+        };
+        equal(&compare(&s).await);
+        println!("kill {n} after {wait:?}: {:?} rows, {kept} pieces kept so far", field(&done, "rows"));
+    }
+    assert!(kept > 0, "no load was cut in its middle");
+}
+
+/// A small file system of its own, unmounted when dropped.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(at: std::path::PathBuf, size: &str) -> Option<Small> {
+        std::fs::create_dir_all(&at).unwrap();
+        let done = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&at).output();
+        if done.as_ref().is_ok_and(|o| o.status.success()) {
+            return Some(Small(at));
+        }
+        assert!(std::env::var_os("CI").is_none(), "a tmpfs cannot be mounted, and CI is set: {done:?}");
+        eprintln!("skipped: a small file system cannot be mounted here");
+        None
+    }
+    fn grow(&self, size: &str) {
+        assert!(std::process::Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
+    let Some(s) = Site::new() else { return };
+    s.old.sql(BULK);
+    let f = Folder::new();
+    let Some(small) = Small::mount(f.0.path().join("small"), "6m") else { return };
+    let e = s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap_err();
+    assert_eq!(e.code, Code::DISK_SPACE, "{e:?}");
+    assert!(
+        e.message.starts_with("no space is left: the dump of \"shop_old\" failed") && e.host.as_deref() == Some("old"),
+        "{}",
+        e.message
+    );
+    small.grow("200m");
+    s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap();
+    s.run("shop_new", "load", vec![f.at("small/shop")]).await.unwrap();
+    equal(&compare(&s).await);
+}

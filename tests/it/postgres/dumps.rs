@@ -1,0 +1,257 @@
+//! `dump` and `load`: everything kept, nothing to do, what goes wrong, and controllers and servers that die in the middle.
+
+use std::time::Duration;
+
+use runbook_core::{Code, Value};
+
+use crate::support::actions::handle;
+use crate::support::options;
+use crate::support::postgres::Site;
+
+/// Two clusters with the roles of the shop; the new one has an empty database.
+fn site() -> Option<Site> {
+    let s = Site::start(false)?;
+    s.new.init(false);
+    s.new.start();
+    s.new.sql("postgres", "CREATE ROLE app LOGIN PASSWORD 'app s3cret'''");
+    s.new.sql("postgres", "CREATE DATABASE shop OWNER app");
+    Some(s)
+}
+
+const SHOP: &str = r#"
+CREATE SCHEMA "odd; name"; CREATE EXTENSION pg_trgm; CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN posint AS int CHECK (value > 0);
+CREATE TABLE parent (id int PRIMARY KEY, m mood, t text COLLATE "C"); CREATE INDEX ON parent USING gin (t gin_trgm_ops);
+CREATE TABLE child (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, parent int NOT NULL REFERENCES parent, net numeric, gross numeric GENERATED ALWAYS AS (net * 1.19) STORED,
+  raw bytea, doc jsonb, at timestamptz, a int[], UNIQUE (parent, id));
+ALTER TABLE parent ADD COLUMN best bigint REFERENCES child DEFERRABLE;
+CREATE TABLE "odd; name"."it's ""x""" ("a b" posint, t text);
+CREATE TABLE parts (id int, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+CREATE TABLE parts_eu PARTITION OF parts FOR VALUES IN ('eu'); CREATE TABLE parts_us PARTITION OF parts FOR VALUES IN ('us'); CREATE INDEX ON parts (region);
+CREATE TABLE heap (a int, b text); CREATE TABLE empty_one (a int DEFAULT 7);
+INSERT INTO parent SELECT n, CASE WHEN n % 2 = 0 THEN 'sad' ELSE 'glad' END::mood, 'Grüße ' || n FROM generate_series(1, 300) n;
+INSERT INTO child (parent, net, raw, doc, at, a) SELECT 1 + n % 300, n / 7.0, decode(md5(n::text), 'hex'), jsonb_build_object('n', n), to_timestamp(1700000000 + n), ARRAY[n, NULL] FROM generate_series(1, 60000) n;
+UPDATE parent SET best = id + 1 WHERE id < 200;
+INSERT INTO "odd; name"."it's ""x""" VALUES (1, E'\\.\n\\N\t;\r\nCOPY'), (NULL, NULL), (2, ''), (3, repeat('long ', 300000));
+INSERT INTO parts SELECT n, CASE WHEN n % 3 = 0 THEN 'eu' ELSE 'us' END FROM generate_series(1, 5000) n;
+INSERT INTO heap SELECT n, CASE WHEN n % 3 > 0 THEN 'x' END FROM generate_series(1, 5000) n;
+CREATE TABLE logged (n int); CREATE SEQUENCE numbers START 100 INCREMENT 10; SELECT nextval('numbers'), nextval('numbers');
+CREATE FUNCTION twice(x int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT x * 2';
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO logged VALUES (NEW.a); RETURN NEW; END';
+CREATE TRIGGER after_heap AFTER INSERT ON heap FOR EACH ROW EXECUTE FUNCTION note();
+CREATE VIEW b_view AS SELECT id, twice(id) AS d FROM parent; CREATE MATERIALIZED VIEW m_view AS SELECT d FROM b_view WHERE d > 10; CREATE UNIQUE INDEX ON m_view (d);
+CREATE RULE no_delete AS ON DELETE TO empty_one DO INSTEAD NOTHING; COMMENT ON TABLE heap IS 'it''s; a comment';
+ALTER TABLE child OWNER TO app; GRANT SELECT ON heap TO app; ALTER TABLE heap ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON heap USING (a > 0);
+SELECT lo_from_bytea(4711, '\x00ff10'), lo_from_bytea(4712, decode(repeat('ab', 100000), 'hex'));
+"#;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::Builder::new().prefix("rbd").tempdir_in("/tmp").unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Folder(dir)
+    }
+    fn at(&self, name: &str) -> Value {
+        self.0.path().join(name).display().to_string().into()
+    }
+}
+
+fn field<'a>(v: &'a Value, name: &str) -> &'a Value {
+    v.as_record().unwrap().get(name)
+}
+
+async fn equal(s: &Site) {
+    let c = s.run("shop_old", "compare", vec![handle("shop_new").into()]).await.unwrap();
+    assert_eq!(field(&c, "equal"), &Value::Bool(true), "{:?}", field(&c, "differences"));
+}
+
+/// What `pg_dump` itself says of the definitions, and what `compare` may not look at.
+fn others(c: &crate::support::postgres::Cluster) -> String {
+    let (port, folder) = (c.port.to_string(), c.path("").display().to_string());
+    c.as_postgres("pg_dump", &["-s", "-h", &folder, "-p", &port, "-d", "shop"])
+        .lines()
+        .filter(|l| !l.starts_with("\\restrict") && !l.starts_with("\\unrestrict"))
+        .collect::<Vec<_>>()
+        .join("\n")
+        + c.sql("shop", "SELECT md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY oid; SELECT last_value FROM numbers; SELECT count(*) FROM m_view").as_str()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_kept() {
+    let Some(s) = site() else { return };
+    s.old.sql("shop", SHOP);
+    let f = Folder::new();
+    let d = s.run("shop_old", "dump", vec![f.at("shop"), options(&[("jobs", Value::Int(3))])]).await.unwrap();
+    assert_eq!((field(&d, "rows"), field(&d, "changed")), (&Value::Int(300 + 60_000 + 4 + 5000 + 5000), &Value::Bool(true)), "{d:?}");
+    assert!(d.as_record().unwrap().str("position").starts_with("not before 0/"), "{d:?}");
+    let l = s.run("shop_new", "load", vec![f.at("shop"), options(&[("jobs", Value::Int(3))])]).await.unwrap();
+    assert_eq!(field(&l, "rows"), field(&d, "rows"));
+    equal(&s).await;
+    assert_eq!(others(&s.old), others(&s.new));
+    assert_eq!(s.new.sql("shop", "SELECT count(*) FROM logged"), "0");
+    s.new.sql("shop", "INSERT INTO heap VALUES (1, 'y')");
+    assert_eq!(s.new.sql("shop", "SELECT count(*) FROM logged"), "1");
+
+    // Nothing to do; refused; done when told.
+    let again = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
+    assert_eq!(field(&again, "changed"), &Value::Bool(false));
+    let e = s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap_err();
+    assert!(e.message.contains("has a dump of shop of 20"), "{}", e.message);
+    s.run("shop_old", "dump", vec![f.at("shop"), options(&[("replace", true.into())])]).await.unwrap();
+    let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
+    assert!(e.message.starts_with("\"shop_new\" is not empty: it has \"odd; name\"."), "{}", e.message);
+    s.run("shop_new", "load", vec![f.at("shop"), options(&[("replace", true.into())])]).await.unwrap();
+    equal(&s).await;
+    assert_eq!(others(&s.old), others(&s.new));
+    let left: Vec<_> = std::fs::read_dir(f.0.path().join("shop")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_is_said() {
+    let Some(s) = site() else { return };
+    s.old.sql("shop", "INSERT INTO orders (item) SELECT 'order ' || n FROM generate_series(1, 20000) n");
+    let f = Folder::new();
+    std::fs::create_dir(f.0.path().join("mine")).unwrap();
+    std::fs::write(f.0.path().join("mine/letter"), "dear").unwrap();
+    let e = s.run("shop_old", "dump", vec![f.at("mine")]).await.unwrap_err();
+    assert!(e.message.ends_with("/mine has files that are of no dump"), "{}", e.message);
+    s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
+    // A role that is not there; then it is.
+    s.new.sql("postgres", "ALTER DATABASE shop OWNER TO postgres; DROP ROLE app");
+    let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
+    assert!(e.message.contains("role \"app\" does not exist") && e.hint.unwrap().contains("pg_dumpall"), "{}", e.message);
+    s.new.sql("postgres", "CREATE ROLE app LOGIN PASSWORD 'app s3cret'''");
+    // A byte of a file is another.
+    let rows =
+        f.0.path()
+            .join("shop/data")
+            .read_dir()
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .find(|p| p.display().to_string().ends_with(".dat.gz"))
+            .unwrap();
+    let good = std::fs::read(&rows).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::write(&rows, bad).unwrap();
+    let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
+    assert!(e.code == Code::DB_COPY && e.message.contains("is not as it was made"), "{}", e.message);
+    std::fs::write(&rows, good).unwrap();
+    s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
+    equal(&s).await;
+}
+
+const BULK: &str = "CREATE TABLE bulk (id int PRIMARY KEY, u int NOT NULL UNIQUE, b text); CREATE INDEX ON bulk (b); \
+     INSERT INTO bulk SELECT n, 1000000 - n, repeat(md5(n::text), 10) FROM generate_series(1, 150000) n; \
+     CREATE TABLE heap (a int, b text); INSERT INTO heap SELECT n, repeat(md5(n::text), 5) FROM generate_series(1, 100000) n; \
+     CREATE TABLE one (a int); CREATE TABLE two (a int); INSERT INTO one SELECT generate_series(1, 1000); INSERT INTO two SELECT generate_series(1, 1000); \
+     CREATE TABLE child (a int PRIMARY KEY, up int REFERENCES bulk); INSERT INTO child SELECT n, n FROM generate_series(1, 20000) n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
+    let Some(s) = site() else { return };
+    s.old.sql("shop", BULK);
+    let f = Folder::new();
+    let began = std::time::Instant::now();
+    s.run("shop_old", "dump", vec![f.at("whole")]).await.unwrap();
+    let dump = began.elapsed();
+    let began = std::time::Instant::now();
+    s.run("shop_new", "load", vec![f.at("whole")]).await.unwrap();
+    let load = began.elapsed();
+    let rounds: u32 = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 20 } else { 6 };
+    for n in 0..rounds {
+        let at = |all: Duration| all.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
+        s.old.sql("shop", &format!("INSERT INTO orders (item) VALUES ('round {n}')"));
+        let folder = f.at(&format!("cut{n}"));
+        s.run_cut("shop_old", "dump", vec![folder.clone()], Some(at(dump))).await.unwrap();
+        let l = s.run_cut("shop_new", "load", vec![folder.clone(), options(&[("replace", true.into())])], Some(at(load))).await.unwrap();
+        equal(&s).await;
+        std::fs::remove_dir_all(folder.as_str().unwrap()).unwrap();
+        println!("cut {n}: dump at {:?} of {dump:?}, load at {:?} of {load:?}: equal, {:?} rows", at(dump), at(load), field(&l, "rows"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
+    let Some(s) = site() else { return };
+    s.old.sql("shop", BULK);
+    let f = Folder::new();
+    s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
+    let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12u64 } else { 4 };
+    let mut kept = 0;
+    for n in 0..rounds {
+        s.new.sql("postgres", "DROP DATABASE shop WITH (FORCE)");
+        s.new.sql("postgres", "CREATE DATABASE shop OWNER app");
+        let wait = Duration::from_millis(500 + n * 200);
+        let pid = std::fs::read_to_string(s.new.path("data/postmaster.pid")).unwrap().lines().next().unwrap().to_string();
+        let of = f.0.path().join("shop/.load-shop_new/script").display().to_string();
+        let (first, ()) = tokio::join!(s.run("shop_new", "load", vec![f.at("shop")]), async {
+            tokio::time::sleep(wait).await;
+            if n % 2 == 0 {
+                // As when the machine loses its power: nothing is written any more.
+                let _ = std::process::Command::new("kill").args(["-QUIT", &pid]).status();
+            } else {
+                for p in crate::support::sshd::processes().into_iter().filter(|p| p.command.contains(&of)) {
+                    let _ = std::process::Command::new("kill")
+                        .args(["-KILL", "--", &format!("-{}", p.pid)])
+                        .stderr(std::process::Stdio::null())
+                        .status();
+                }
+            }
+        });
+        if n % 2 == 0 {
+            while s.new.running() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            s.new.start();
+        }
+        let done = match first {
+            // It was faster than the kill.
+            Ok(v) => v,
+            Err(e) => {
+                assert!(e.code == Code::DB_COPY && e.retryable || matches!(e.code, Code::DB_CONNECT | Code::SSH_SOCKET), "{e:?}");
+                if s.new.sql("shop", "SELECT count(*) FROM pg_tables WHERE schemaname = '_runbook'") == "1" {
+                    kept += s.new.sql("shop", "SELECT count(*) FROM _runbook.loaded").parse::<i32>().unwrap();
+                }
+                s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap()
+            }
+        };
+        equal(&s).await;
+        println!("kill {n} after {wait:?}: {:?} rows, {kept} pieces kept so far", field(&done, "rows"));
+    }
+    assert!(kept > 0, "no load was cut in its middle");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
+    let Some(s) = site() else { return };
+    s.old.sql("shop", BULK);
+    let f = Folder::new();
+    let small = f.0.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let mount = |options: &str| {
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&small).status().is_ok_and(|s| s.success())
+    };
+    if !mount("size=4m") {
+        assert!(std::env::var_os("CI").is_none(), "a tmpfs cannot be mounted, and CI is set");
+        return eprintln!("skipped: a small file system cannot be mounted here");
+    }
+    let e = s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap_err();
+    let bigger = mount("remount,size=200m");
+    let then = s.run("shop_old", "dump", vec![f.at("small/shop")]).await;
+    let loaded = s.run("shop_new", "load", vec![f.at("small/shop")]).await;
+    let _ = std::process::Command::new("umount").arg(&small).status();
+    assert_eq!(e.code, Code::DISK_SPACE, "{e:?}");
+    assert!(
+        e.message.starts_with("no space is left: the dump of \"shop_old\" failed") && e.host.as_deref() == Some("old"),
+        "{}",
+        e.message
+    );
+    assert!(bigger);
+    then.unwrap();
+    loaded.unwrap();
+    equal(&s).await;
+}
