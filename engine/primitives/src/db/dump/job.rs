@@ -167,8 +167,15 @@ impl End {
             (_, false) => last,
         };
         // A server that stops in the middle may be back at once.
-        let passes =
-            ["lost connection", "gone away", "server closed the connection", "terminating connection", "deadlock", "lock wait timeout"];
+        let passes = [
+            "lost connection",
+            "gone away",
+            "server closed the connection",
+            "terminating connection",
+            "deadlock",
+            "lock wait timeout",
+            "connection to server",
+        ];
         let retryable = self.status.is_none() || passes.iter().any(|p| lower.contains(p)) || lower.contains("can't connect to");
         Err(Error::new(Code::DB_COPY, format!("{what} failed: {last}")).host(host).retryable(retryable).detail("said", &self.said))
     }

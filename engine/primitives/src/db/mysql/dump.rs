@@ -292,15 +292,19 @@ pub async fn load(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
         return Err(refuse(db, why, "load it into a database of its own kind"));
     }
     let mut s = session(cx, db).await?;
-    let mark = read(&mut s).await?.filter(|l| l.id == m.get("id") && l.schema == schema);
-    if mark.as_ref().is_some_and(|l| l.whole) {
-        s.run(format!("DROP TABLE IF EXISTS {}.{LOADED}", ident(schema)))
-            .await
-            .map(drop)
-            .or_else(|e| if e.retryable { Err(e) } else { Ok(()) })?;
-        return Ok(dumped(&m, "this dump is loaded already"));
+    let mut mark = LoadMark { id: m.get("id").into(), schema: schema.into(), ..LoadMark::default() };
+    let inside = s.column(format!("SELECT table_name FROM information_schema.tables WHERE table_schema = {}", text(schema))).await?;
+    let marked = inside.iter().any(|t| t == LOADED);
+    if let Some(had) = read(&mut s).await?.filter(|l| l.id == mark.id && l.schema == schema) {
+        // Of what was dropped by hand meanwhile, the mark says nothing any more.
+        if had.whole && (m.tables() == 0 || !inside.is_empty()) && m.files.iter().all(|f| f.table.is_empty() || holds(&inside, &f.table)) {
+            if marked {
+                s.run(format!("DROP TABLE {}.{LOADED}", ident(schema))).await?;
+            }
+            return Ok(dumped(&m, "this dump is loaded already"));
+        }
+        mark.ready = had.ready && !had.whole && marked;
     }
-    let mut mark = mark.unwrap_or_else(|| LoadMark { id: m.get("id").into(), schema: schema.into(), ..LoadMark::default() });
     if !mark.ready {
         make_room(db, &mut s, &m, &mut mark, options.replace).await?;
     }
@@ -336,6 +340,12 @@ pub async fn load(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
     Ok(dumped(&m, ""))
 }
 
+/// Whether a table of the manifest, with its backticks doubled, is among those.
+fn holds(tables: &[String], doubled: &str) -> bool {
+    let name = doubled.replace("``", "`");
+    tables.contains(&name)
+}
+
 async fn read(s: &mut Sess) -> Result<Option<LoadMark>> {
     let there = format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{}' AND table_name = 'state'", state::SCHEMA);
     if s.int(there).await? == 0 {
@@ -356,16 +366,18 @@ async fn make_room(db: &Db, s: &mut Sess, m: &Manifest, mark: &mut LoadMark, rep
             "stop_replication and drop_copy first",
         ));
     }
-    // An earlier try of this very dump may have ended between its mark and the room that it makes.
-    let begun = read(s).await?.is_some_and(|l| l.id == mark.id && l.schema == schema && !l.whole);
     let name = text(&schema);
-    let tables = s.column(format!("SELECT table_name FROM information_schema.tables WHERE table_schema = {name} ORDER BY 1")).await?;
+    let tables = s
+        .column(format!(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = {name} AND table_name <> '{LOADED}' ORDER BY 1"
+        ))
+        .await?;
     let other = s
         .int(format!(
             "SELECT (SELECT COUNT(*) FROM information_schema.routines WHERE routine_schema = {name}) + (SELECT COUNT(*) FROM information_schema.events WHERE event_schema = {name})"
         ))
         .await?;
-    if (!tables.is_empty() || other > 0) && !replace && !begun {
+    if (!tables.is_empty() || other > 0) && !replace {
         let some: Vec<&str> = tables.iter().take(5).map(String::as_str).collect();
         let more = if tables.len() > some.len() { format!(" and {} more", tables.len() - some.len()) } else { String::new() };
         let what = if tables.is_empty() { format!("{other} routines or events") } else { format!("tables ({}{more})", some.join(", ")) };

@@ -7,7 +7,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::client::{Conn, For, col, connect};
+use super::client::{Conn, For, Texts, col, connect};
 use super::settings::{self, Tls};
 use super::sql::ident;
 use super::state::{self, Node, look};
@@ -213,16 +213,21 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     if node.in_recovery {
         return Err(refuse(db, format!("\"{}\" is a standby and takes no load", db.name), "load into its primary"));
     }
-    let mark: Option<LoadMark> =
-        node.defaults.get("runbook.load").and_then(|json| serde_json::from_str(json).ok()).filter(|l: &LoadMark| l.id == m.get("id"));
-    if mark.as_ref().is_some_and(|l| l.whole) {
-        conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
-        return Ok(dumped(&m, "this dump is loaded already"));
-    }
-    let mut mark = mark.unwrap_or_else(|| LoadMark { id: m.get("id").into(), ..LoadMark::default() });
     let name = ident(settings::database(db)?);
+    let mut mark = LoadMark { id: m.get("id").into(), ..LoadMark::default() };
+    let found = found(&conn).await?;
+    let marked = conn.text("SELECT to_regclass('_runbook.loaded')::text").await?.is_some();
+    let had = node.defaults.get("runbook.load").and_then(|json| serde_json::from_str::<LoadMark>(json).ok()).filter(|l| l.id == mark.id);
+    if let Some(had) = had {
+        // Of what was dropped by hand meanwhile, the mark says nothing any more.
+        if had.whole && (m.tables() == 0 || !found.is_empty()) {
+            conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
+            return Ok(dumped(&m, "this dump is loaded already"));
+        }
+        mark.ready = had.ready && !had.whole && marked;
+    }
     if !mark.ready {
-        make_room(db, &conn, &node, &name, &mut mark, options.replace).await?;
+        make_room(db, &conn, &node, &name, &mut mark, &found, options.replace).await?;
     }
     let mut list = String::from("sums() { cat <<'RUNBOOK_SUMS'\n");
     for f in &m.files {
@@ -275,17 +280,10 @@ fn explain(e: Error) -> Error {
     e
 }
 
-/// Makes the database empty, when nothing that matters is in the way.
-async fn make_room(db: &Db, conn: &Conn, node: &Node, name: &str, mark: &mut LoadMark, replace: bool) -> Result<()> {
-    // An earlier try of this very dump may have ended between its mark and the room that it makes.
-    let begun = node
-        .defaults
-        .get("runbook.load")
-        .and_then(|j| serde_json::from_str::<LoadMark>(j).ok())
-        .is_some_and(|l| l.id == mark.id && !l.whole);
+/// What a database has that is not an extension's or ours.
+async fn found(conn: &Conn) -> Result<Vec<Texts>> {
     let own = "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', '_runbook')";
-    let found = conn
-        .texts(&format!(
+    conn.texts(&format!(
             "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE {own} AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relname <> '_runbook_actions' \
              AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
@@ -293,8 +291,12 @@ async fn make_room(db: &Db, conn: &Conn, node: &Node, name: &str, mark: &mut Loa
              WHERE {own} AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') \
              UNION ALL SELECT 'large object ' || oid FROM pg_largeobject_metadata ORDER BY 1"
         ))
-        .await?;
-    if !found.is_empty() && !replace && !begun {
+        .await
+}
+
+/// Makes the database empty, when nothing that matters is in the way.
+async fn make_room(db: &Db, conn: &Conn, node: &Node, name: &str, mark: &mut LoadMark, found: &[Texts], replace: bool) -> Result<()> {
+    if !found.is_empty() && !replace {
         let some: Vec<&str> = found.iter().take(5).map(|r| col(r, 0)).collect();
         let more = if found.len() > some.len() { format!(" and {} more", found.len() - some.len()) } else { String::new() };
         return Err(refuse(

@@ -4,7 +4,7 @@ command -v pg_dump >/dev/null && command -v pg_restore >/dev/null || fail "missi
 for t in gzip sha256sum; do command -v "$t" >/dev/null || fail "missing tool $t"; done
 cd "$d" || exit 1
 rm -rf manifest manifest.new data "$j"/w.* || exit 1
-pg_dump --no-password -Fd -j "$jobs" -Z "$level" -f "$d/data" || exit 1
+pg_dump --no-password -T '*._runbook_actions' -N _runbook -Fd -j "$jobs" -Z "$level" -f "$d/data" || exit 1
 pg_restore -l data >"$j/list" || exit 1
 # Every file once more: that it reads, how many rows it has, and what its checksum is.
 file() {
