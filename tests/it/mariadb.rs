@@ -18,7 +18,10 @@ mod compare;
 mod crash;
 mod data;
 mod dumps;
+mod delayed;
 mod fence;
+mod galera;
+mod large;
 mod replicate;
 
 /// Two hosts with a server each, the shop on the old one.

@@ -127,6 +127,8 @@ codes! {
     DB_REPLICATION = 509, Failed, "Replication has stopped";
     DB_LOGIN = 510, Unreachable, "A database server refuses the login";
     DB_SETTINGS = 511, Failed, "A database server is not set up for this";
+    DB_POSITION = 512, Failed, "A database cannot be brought to that moment or position";
+    DB_CLUSTER = 513, Failed, "A cluster of database servers is not in a state for this";
 
     DNS_QUERY = 600, Unreachable, "A name server does not answer";
     DNS_REFUSED = 601, Failed, "A name server refused an update";

@@ -125,6 +125,35 @@ const SERVER: &[Field] = &[
         "The folder of configuration snippets that the server reads, in which a fence outlives a restart; found by itself where packages have it; `none` to do without (MySQL 8 needs none).",
     ),
     field("defaults_file", Text, Optional, "The configuration file that the server is started with, when that is not the usual one."),
+    field(
+        "galera_cluster",
+        Text,
+        Optional,
+        "The name of the Galera cluster that it is a member of; the members are all databases with the same name here.",
+    ),
+    field(
+        "galera_address",
+        Text,
+        Optional,
+        "Where its group communication listens, `host:port`; `replication_host` or the `address` of its host, and 4567, unless given.",
+    ),
+    field("galera_provider", Text, Optional, "The Galera library on its host; found by itself where packages put it."),
+    field("galera_sst", Text, Optional, "How members get whole copies (`wsrep_sst_method`); `rsync` unless given."),
+    field(
+        "galera_sst_address",
+        Text,
+        Optional,
+        "Where it receives whole copies (`wsrep_sst_receive_address`); chosen by the server unless given.",
+    ),
+    field("galera_options", Text, Optional, "Further `wsrep_provider_options`, such as `gcache.size=1G; ist.recv_addr=192.0.2.7:4568`."),
+    field("data_dir", Text, Optional, "The server's data folder; asked of the server while it runs, else `/var/lib/mysql`, unless given."),
+    field("service", Text, Optional, "The systemd service of the server; `mariadb` unless given."),
+    field(
+        "control",
+        Text,
+        Optional,
+        "A program on the host that starts and stops the server, called with `start`, `stop` or `bootstrap`; systemd unless given.",
+    ),
 ];
 
 /// Every kind, by section.

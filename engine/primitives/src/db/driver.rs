@@ -11,7 +11,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Call, Code, Error, Record, Result, Value};
 
 pub use super::model::{
-    Account, AccountsCopied, Chunk, DumpOptions, Dumped, Keyed, Replicate, Replicated, ReplicationError, Span, Status, TableOptions,
+    Account, AccountsCopied, Before, Chunk, DumpOptions, Dumped, Keyed, Replicate, Replicated, ReplicationError, Rolled, Span, Status, TableOptions,
 };
 use super::mysql::Mysql;
 use super::postgres::Postgres;
@@ -353,6 +353,22 @@ pub trait Driver: Send + Sync {
     /// How replication stands. Replication that has stopped on an error is a field of it and no error.
     async fn status(&self, _cx: &Cx, db: &Db) -> Result<Status> {
         Err(cannot(db, "replicating"))
+    }
+
+    /// Lets a replica lag behind its primary on purpose; zero ends that. False when it is so already.
+    async fn set_delay(&self, _cx: &Cx, db: &Db, _delay: Duration) -> Result<bool> {
+        Err(cannot(db, "delayed replication"))
+    }
+
+    /// Lets a delayed replica apply what it holds up to just before a moment or a position, and stops there, also over restarts. Refused
+    /// with `RB0512` when it is past that, or when nothing that it holds would be left out.
+    async fn roll_forward(&self, _cx: &Cx, db: &Db, _before: &Before) -> Result<Rolled> {
+        Err(cannot(db, "delayed replication"))
+    }
+
+    /// What it can do with Galera clusters; `None` when it has none.
+    fn galera(&self) -> Option<&dyn super::galera::Galera> {
+        None
     }
 
     /// The accounts, without those that the system keeps for itself, in order of their names.

@@ -11,9 +11,11 @@ mod accounts;
 mod compare;
 mod copy;
 mod data;
+mod delay;
 pub mod driver;
 mod dump;
 mod fence;
+pub mod galera;
 mod model;
 pub mod mysql;
 pub mod postgres;
@@ -52,6 +54,8 @@ pub fn register(r: &mut Registry) {
     replicate::register(r);
     accounts::register(r);
     dump::register(r);
+    delay::register(r);
+    galera::register(r);
 }
 
 fn database(env: &Environment, call: &Call) -> Result<Value> {

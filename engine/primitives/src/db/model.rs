@@ -200,3 +200,27 @@ impl ReplicationError {
             .detail("text", &self.text)
     }
 }
+
+/// The first change that `roll_forward` does not apply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Before {
+    /// The first one of this moment or later.
+    Time(jiff::Timestamp),
+    /// The one at this position, in the server's own form.
+    Position(String),
+}
+
+/// Where `roll_forward` has stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rolled {
+    /// Whether anything was applied.
+    pub changed: bool,
+    /// Where the replica stands, in the server's own form.
+    pub position: String,
+    /// The first change that was not applied.
+    pub left_out: String,
+    /// When it was made.
+    pub time: jiff::Timestamp,
+    /// What it does, as far as the server tells.
+    pub statement: String,
+}

@@ -129,8 +129,10 @@ async fn login(cx: &Cx, db: &Db, place: Place, as_user: Option<String>, forward:
     let mut server =
         Server { db: db.clone(), flavour: Flavour::default(), place, own: Mutex::default(), way, opts: b.into(), idle: Mutex::default() };
     let mut s = server.open_as(cx, server.opts.clone()).await?;
-    let version = s.text("SELECT @@version").await?.unwrap_or_default();
-    let comment = s.text("SELECT @@version_comment").await?.unwrap_or_default();
+    // A member of a cluster that lacks the majority answers SHOW, and no SELECT.
+    let about = s.rows("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('version', 'version_comment')").await?;
+    let about = |name: &str| about.iter().find(|r| get(r, "variable_name") == name).map_or("", |r| get(r, "value"));
+    let (version, comment) = (about("version").to_string(), about("version_comment").to_string());
     s.close().await;
     server.flavour = Flavour::parse(&version);
     server.flavour.maria |= comment.contains("MariaDB") || comment.contains("mariadb");

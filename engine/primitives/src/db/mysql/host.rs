@@ -14,12 +14,13 @@ const SNIPPET: &str = "zz-runbook.cnf";
 /// Where servers look for snippets: Debian, Red Hat, MySQL's own packages.
 const FOLDERS: [&str; 4] = ["/etc/mysql/mariadb.conf.d", "/etc/mysql/mysql.conf.d", "/etc/my.cnf.d", "/etc/mysql/conf.d"];
 
-fn exec(db: &Db, script: String) -> Exec {
+/// A command on the server's host, as who may read its files.
+pub fn exec(db: &Db, script: String) -> Exec {
     Exec { sudo: db.settings.flag("sudo"), ..Exec::new(script) }
 }
 
 /// The folder for the snippet, as a line of shell that sets `d`; `None` when the inventory wants none.
-fn folder(db: &Db) -> Option<String> {
+pub fn folder(db: &Db) -> Option<String> {
     Some(match db.settings.str("config_dir") {
         Some("none") => return None,
         Some(dir) => format!("d={}", quote(dir)),
@@ -32,10 +33,18 @@ fn folder(db: &Db) -> Option<String> {
 /// # Errors
 /// `RB0502` when it cannot be written or would not be read.
 pub async fn hold(cx: &Cx, db: &Db, why: &str) -> Result<()> {
+    hold_with(cx, db, why, "").await
+}
+
+/// As [`hold`], with further lines of configuration.
+///
+/// # Errors
+/// As [`hold`].
+pub async fn hold_with(cx: &Cx, db: &Db, why: &str, lines: &str) -> Result<()> {
     let Some(folder) = folder(db) else { return Ok(()) };
     let defaults = db.settings.str("defaults_file").map_or(String::new(), |f| format!("--defaults-file={}", quote(f)));
     let content = format!(
-        "# Written by runbook: {}.\n# It goes with unfence, promote or drop_copy. Do not edit.\n[mysqld]\nread_only = 1\nevent_scheduler = OFF\n",
+        "# Written by runbook: {}.\n# It goes with unfence, promote or drop_copy. Do not edit.\n[mysqld]\nread_only = 1\nevent_scheduler = OFF\n{lines}",
         why.replace(['\n', '\r'], " ")
     );
     let script = format!(

@@ -5,11 +5,14 @@ mod chunks;
 mod connect;
 mod data;
 mod dump;
+mod delayed;
 mod dumped;
 mod errors;
 mod fence;
 mod flavour;
+mod galera;
 mod host;
+mod relay;
 mod replication;
 mod schema;
 mod sessions;
@@ -29,8 +32,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Result, Value};
 
 use super::driver::{
-    Account, AccountsCopied, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate,
-    Replicated, Row, Span, Status, Switched, TableOptions,
+    Account, AccountsCopied, Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Rolled, Row, Span, Status, Switched, TableOptions,
 };
 
 /// The driver of both kinds.
@@ -153,6 +155,18 @@ impl Driver for Mysql {
 
     async fn status(&self, cx: &Cx, db: &Db) -> Result<Status> {
         status::status(cx, db).await
+    }
+
+    async fn set_delay(&self, cx: &Cx, db: &Db, delay: Duration) -> Result<bool> {
+        delayed::set_delay(cx, db, delay).await
+    }
+
+    async fn roll_forward(&self, cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
+        delayed::roll_forward(cx, db, before).await
+    }
+
+    fn galera(&self) -> Option<&dyn crate::db::galera::Galera> {
+        Some(self)
     }
 
     async fn accounts(&self, cx: &Cx, db: &Db) -> Result<Vec<Account>> {

@@ -11,7 +11,7 @@ use super::data::every_schema;
 use super::sql::{ident, text};
 use super::state::{self, CopyMark, Marks, Phase, Position, ReplicaMark, aside};
 use super::status::Stream;
-use super::{accounts, data, fence, host, status, stream};
+use super::{accounts, data, delayed, fence, host, status, stream};
 use crate::db::driver::{Db, Replicate, Replicated, ReplicationError, TableOptions};
 
 /// How long replication may take to connect and run.
@@ -106,7 +106,8 @@ pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate)
             return Err(e.stopped(db));
         }
         let was = s.connected();
-        if !s.running() {
+        let mut m = m.clone();
+        if !delayed::resume(cx, db, &at, &mut r, &mut m).await? && !s.running() {
             r.run(at.flavour.replica("START", "")).await?;
         }
         wait_running(cx, db, &at, &mut r).await?;
@@ -268,16 +269,24 @@ pub async fn start(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, m
             set.push(("MASTER_USE_GTID", "no".into()));
         }
     }
+    if mark.delay > 0 {
+        set.push(("MASTER_DELAY", mark.delay.to_string()));
+    }
     let change = r.run(at.flavour.change_source(&set)).await;
     change.map_err(|e| Error { message: cx.redactor.text(&e.message), ..e })?;
     r.run(at.flavour.replica("START", "")).await?;
     wait_running(cx, db, &at, r).await?;
+    if mark.rolled.take().is_some() {
+        // It may go on by itself after a restart again.
+        host::hold(cx, db, &format!("\"{}\" is a replica of \"{}\"", db.name, primary.name)).await?;
+    }
     mark.phase = Phase::Running;
     state::write(r, &mark).await?;
     Ok(mark)
 }
 
-async fn wait_running(cx: &Cx, db: &Db, at: &Server, r: &mut Sess) -> Result<()> {
+/// Waits until replication is connected and applies.
+pub async fn wait_running(cx: &Cx, db: &Db, at: &Server, r: &mut Sess) -> Result<()> {
     let begun = Instant::now();
     loop {
         let streams = status::read(r, &at.flavour).await?;

@@ -78,6 +78,12 @@ pub struct ReplicaMark {
     pub was_read_only: bool,
     /// Whether the event scheduler was on before.
     pub events: bool,
+    /// By how many seconds it lags on purpose.
+    #[serde(default)]
+    pub delay: u64,
+    /// Just before what it was stopped by `roll_forward`; it must not go on by itself.
+    #[serde(default)]
+    pub rolled: Option<String>,
 }
 
 /// A copy without replication, made by `copy_from`.

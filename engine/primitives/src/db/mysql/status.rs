@@ -47,6 +47,26 @@ impl Stream {
         self.sql() && self.io() == "Yes"
     }
 
+    /// By how many seconds it lags on purpose.
+    pub fn delay(&self) -> u64 {
+        self.field("sql_delay").parse().unwrap_or(0)
+    }
+
+    /// Whether its primary sends to it.
+    pub fn receiving(&self) -> bool {
+        self.io() == "Yes"
+    }
+
+    /// Whether it applies what it receives.
+    pub fn applying(&self) -> bool {
+        self.sql()
+    }
+
+    /// File and byte of its relay log up to which it has applied.
+    pub fn relay(&self) -> (String, u64) {
+        (self.field("relay_log_file").to_string(), self.field("relay_log_pos").parse().unwrap_or(0))
+    }
+
     fn sql(&self) -> bool {
         self.field("slave_sql_running") == "Yes"
     }
@@ -105,6 +125,11 @@ pub fn sequences(gtids: &str) -> BTreeMap<u64, u64> {
 pub fn lacking(want: &str, have: &str) -> u64 {
     let have = sequences(have);
     sequences(want).into_iter().map(|(d, seq)| seq.saturating_sub(have.get(&d).copied().unwrap_or(0))).sum()
+}
+
+/// Whether what was applied, by MariaDB's GTIDs, has this one.
+pub fn holds(have: &str, gtid: &str) -> bool {
+    sequences(gtid).into_iter().next().is_some_and(|(d, seq)| sequences(have).get(&d).is_some_and(|h| *h >= seq))
 }
 
 pub async fn status(cx: &Cx, db: &Db) -> Result<Status> {
@@ -208,6 +233,10 @@ pub async fn caught_up(cx: &Cx, db: &Db, f: &Fence) -> Result<Caught> {
     if let Some(e) = r.error() {
         return Err(e.stopped(db));
     }
+    let late = match r.delay() {
+        0 => String::new(),
+        n => format!("; it lags by {n} s on purpose: set_delay(\"0s\") ends that"),
+    };
     let trouble = r.trouble().map_or(String::new(), |t| format!("; it cannot reach its primary: {}", t.text));
     let (file, pos) = r.applied();
     if !r.running() {
@@ -218,7 +247,7 @@ pub async fn caught_up(cx: &Cx, db: &Db, f: &Fence) -> Result<Caught> {
     } else {
         format!("it is at {file}:{pos} of {}:{}", want.file, want.pos)
     };
-    behind(format!("{missing}{trouble}"), true)
+    behind(format!("{missing}{late}{trouble}"), true)
 }
 
 /// Whether the replica has applied everything up to a position; waits for it a little.
@@ -252,6 +281,7 @@ mod tests {
         assert_eq!(lacking("0-1-100,1-1-7", "0-2-90"), 17);
         assert_eq!(lacking("0-1-100", "0-1-100,5-5-5"), 0);
         assert_eq!(lacking("", "0-1-1"), 0);
+        assert!(holds("1-1-5,0-1-9", "0-2-9") && !holds("0-1-8", "0-1-9") && !holds("0-1-9", "2-1-1") && !holds("0-1-9", ""));
     }
 
     #[test]
