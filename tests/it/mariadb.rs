@@ -22,6 +22,7 @@ mod delayed;
 mod fence;
 mod galera;
 mod large;
+mod pair;
 mod replicate;
 
 /// Two hosts with a server each, the shop on the old one.

@@ -51,7 +51,7 @@ impl Node {
             ("galera_sst_address".to_string(), format!("127.0.0.1:{sst}").into()),
             (
                 "galera_options".to_string(),
-                format!("ist.recv_addr=127.0.0.1:{ist}; evs.suspect_timeout=PT2S; evs.inactive_timeout=PT4S").into(),
+                format!("ist.recv_addr=127.0.0.1:{ist}; evs.keepalive_period=PT0.5S; evs.inactive_check_period=PT0.5S; evs.suspect_timeout=PT2S; evs.inactive_timeout=PT5S; evs.install_timeout=PT3S").into(),
             ),
         ]);
         Some((Node { dir }, settings))

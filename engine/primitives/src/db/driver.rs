@@ -366,6 +366,17 @@ pub trait Driver: Send + Sync {
         Err(cannot(db, "delayed replication"))
     }
 
+    /// Lets `db` replicate from its own replica `other` as well, which must be read-only; false when it does.
+    async fn pair_with(&self, _cx: &Cx, db: &Db, _other: &Db) -> Result<bool> {
+        Err(cannot(db, "master-master pairs"))
+    }
+
+    /// Ends replication from `other` into `db`, which are a master-master pair, when `other` takes no writes and `db` has all of it; false
+    /// when there is none.
+    async fn unpair(&self, _cx: &Cx, db: &Db, _other: &Db) -> Result<bool> {
+        Err(cannot(db, "master-master pairs"))
+    }
+
     /// What it can do with Galera clusters; `None` when it has none.
     fn galera(&self) -> Option<&dyn super::galera::Galera> {
         None

@@ -18,6 +18,7 @@ mod fence;
 pub mod galera;
 mod model;
 pub mod mysql;
+mod pair;
 pub mod postgres;
 mod promote;
 mod replicate;
@@ -55,6 +56,7 @@ pub fn register(r: &mut Registry) {
     accounts::register(r);
     dump::register(r);
     delay::register(r);
+    pair::register(r);
     galera::register(r);
 }
 

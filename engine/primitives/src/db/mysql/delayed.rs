@@ -124,10 +124,16 @@ pub async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
         return Err(e.stopped(db));
     }
     let (file, pos) = stands.relay();
-    let found = relay::scan(cx, db, &mut r, &file, pos, &wanted).await?;
-    let target = check(db, &wanted, found)?;
-    let Some(statement) = relay::statement(&mut r, &target).await? else {
-        return Err(refused(db, format!("no change begins at {}:{} of its relay log", target.file, target.at)));
+    let mut none = Vec::new();
+    let (target, statement) = loop {
+        let found = relay::scan(cx, db, &mut r, &file, pos, &wanted, &none).await?;
+        let target = check(db, &wanted, found)?;
+        match relay::statement(&mut r, &target).await? {
+            Some(statement) => break (target, statement),
+            // Text of a statement that looks like the tool's own lines.
+            None if none.len() < 100 => none.push(target),
+            None => return Err(refused(db, format!("no change begins at {}:{} of its relay log", target.file, target.at))),
+        }
     };
     let gtid = applied(&mut r, &at).await?;
     if at.flavour.maria && status::holds(&gtid, &target.gtid) {

@@ -71,7 +71,7 @@ pub async fn fence(cx: &Cx, db: &Db, within: Duration) -> Result<(Fence, Option<
     let upstream = super::status::read(&mut s, &at.flavour).await?;
     if let Some(r) = upstream.iter().find(|r| r.running()) {
         return Err(cannot(db, format!("it is itself a replica of {} and takes that one's writes", r.source()))
-            .hint("fence the server that the writes come from, or stop its replication here first"));
+            .hint("fence the server that the writes come from; of a master-master pair, unpair them first"));
     }
     let taken_over = before.fence.as_ref().filter(|f| f.id != id).map(|f| f.id.clone());
     let mut mark = before.fence.clone().unwrap_or_default();

@@ -12,6 +12,7 @@ mod fence;
 mod flavour;
 mod galera;
 mod host;
+mod pair;
 mod relay;
 mod replication;
 mod schema;
@@ -163,6 +164,14 @@ impl Driver for Mysql {
 
     async fn roll_forward(&self, cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
         delayed::roll_forward(cx, db, before).await
+    }
+
+    async fn pair_with(&self, cx: &Cx, db: &Db, other: &Db) -> Result<bool> {
+        pair::pair(cx, db, other).await
+    }
+
+    async fn unpair(&self, cx: &Cx, db: &Db, other: &Db) -> Result<bool> {
+        pair::unpair(cx, db, other).await
     }
 
     fn galera(&self) -> Option<&dyn crate::db::galera::Galera> {

@@ -1,9 +1,11 @@
 # Reads what mariadb-binlog or mysqlbinlog prints of relay logs, "@@ FILE" before each, "@@@ END" after the last. Finds the first group
-# of events (transaction or statement) that is wanted. Variables: mode (time, gtid, place), want, wantfile, curfile, curpos, base.
+# of events (transaction or statement) that is wanted. Variables: mode (time, gtid, place), want, wantfile, curfile, curpos, base, skip.
 # Prints, separated by tabs: kind (target, applied, newest), applied (1 or 0), file, byte, moment, GTID, and file and byte of the primary's log.
 function done() {
     if (!open) return
     open = 0
+    # What looks like an event and is none: text of a statement.
+    if (index(skip, " " file ":" gat " ")) return
     rec = applied "\t" file "\t" gat "\t" when "\t" gtid "\t" src "\t" start
     n++
     if (applied) last = rec

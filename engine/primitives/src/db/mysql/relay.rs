@@ -90,11 +90,11 @@ pub struct Found {
     pub first: bool,
 }
 
-/// Reads the relay log, from just before what was applied last.
+/// Reads the relay log, from just before what was applied last, without `skip`: what looks like a group and is none.
 ///
 /// # Errors
 /// `RB0512` when it cannot be read, `RB0322` when the host lacks the tool.
-pub async fn scan(cx: &Cx, db: &Db, s: &mut Sess, file: &str, pos: u64, wanted: &Wanted) -> Result<Found> {
+pub async fn scan(cx: &Cx, db: &Db, s: &mut Sess, file: &str, pos: u64, wanted: &Wanted, skip: &[Group]) -> Result<Found> {
     let data = s.variable("datadir").await?.unwrap_or_default();
     let base = file.rsplit_once('.').map_or(file, |(b, _)| b);
     let index = match s.variable("relay_log_index").await?.filter(|i| !i.is_empty()) {
@@ -115,13 +115,14 @@ pub async fn scan(cx: &Cx, db: &Db, s: &mut Sess, file: &str, pos: u64, wanted: 
          {{ p=; on=; printf '%s\\n' \"$l\" | {{ while IFS= read -r f; do\n\
          if [ -z \"$on\" ]; then [ \"${{f##*/}}\" = {file} ] || {{ p=$f; continue; }}; on=1; else p=; fi\n\
          for f in \"$p\" \"$f\"; do [ -n \"$f\" ] || continue; printf '@@ %s\\n' \"${{f##*/}}\"; \"$b\" --no-defaults --base64-output=decode-rows \"$f\" || exit 4; done\n\
-         done; [ -n \"$on\" ] && echo '@@@ END'; }}; }} | awk -v mode={mode} -v want={want} -v wantfile={place} -v curfile={file} -v curpos={pos} -v base={base} {scan}",
+         done; [ -n \"$on\" ] && echo '@@@ END'; }}; }} | awk -v mode={mode} -v want={want} -v wantfile={place} -v curfile={file} -v curpos={pos} -v base={base} -v skip={skip} {scan}",
         data = quote(&data),
         index = quote(&index),
         file = quote(file),
         want = quote(&want),
         place = quote(place),
         base = quote(base),
+        skip = quote(&skip.iter().map(|g| format!(" {}:{} ", g.file, g.at)).collect::<String>()),
         scan = quote(SCAN),
     );
     let done = ssh::connect(cx, &db.host).await?.exec_again(cx, host::exec(db, script)).await?;

@@ -32,6 +32,15 @@ async fn examine(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, opt
         let why = format!("the server of \"{}\" writes no binary log (log_bin is OFF): nothing can replicate from it", primary.name);
         return Err(setting(primary, why, "set log_bin and a server_id in its configuration and restart it"));
     }
+    let passed_on = p.is_on("log_slave_updates").await? || p.is_on("log_replica_updates").await?;
+    if let (Some(up), false) = (status::read(p, &a.flavour).await?.first(), passed_on) {
+        let why = format!("\"{}\" replicates from {} and does not pass that on (log_slave_updates is OFF)", primary.name, up.source());
+        return Err(setting(
+            primary,
+            why,
+            "set log_slave_updates in its configuration and restart it; or, of a pair whose other side takes no writes, unpair first",
+        ));
+    }
     let (one, two) = (p.int("SELECT @@server_id").await?, r.int("SELECT @@server_id").await?);
     if one == two {
         let why = format!("the servers of \"{}\" and \"{}\" have the same server_id, {one}", primary.name, db.name);
@@ -207,7 +216,7 @@ pub fn address(cx: &Cx, db: &Db) -> Result<(String, u16)> {
 }
 
 /// The login for replication on `primary`: the inventory's, or one that is made there for this replica.
-async fn login(cx: &Cx, primary: &Db, p: &mut Sess, replica: i64) -> Result<(String, String, Option<String>)> {
+pub async fn login(cx: &Cx, primary: &Db, p: &mut Sess, replica: i64) -> Result<(String, String, Option<String>)> {
     if let Some(user) = primary.settings.str("replication_user") {
         let secret = cx.secret(primary.settings.need("replication_password")?)?;
         return Ok((user.to_string(), secret.reveal().to_string(), None));

@@ -125,6 +125,19 @@ pub struct PromotedMark {
     pub carried: bool,
 }
 
+/// The way from the other server of a master-master pair to this one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PairMark {
+    /// The other's name in the inventory.
+    pub of: String,
+    /// The account that was made on it.
+    pub account: Option<String>,
+    /// The last change that the other had made itself when they were paired, or parted.
+    pub written: String,
+    /// Whether they were parted.
+    pub ended: bool,
+}
+
 /// Everything that is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Marks {
@@ -136,6 +149,8 @@ pub struct Marks {
     pub promoted: Option<PromotedMark>,
     /// The copy.
     pub copy: Option<CopyMark>,
+    /// The other of a pair.
+    pub pair: Option<PairMark>,
 }
 
 /// What `state` calls each mark.
@@ -151,6 +166,9 @@ impl Mark for ReplicaMark {
 }
 impl Mark for PromotedMark {
     const NAME: &'static str = "promoted";
+}
+impl Mark for PairMark {
+    const NAME: &'static str = "pair";
 }
 impl Mark for CopyMark {
     const NAME: &'static str = "copy";
@@ -174,6 +192,7 @@ pub async fn read(s: &mut Sess) -> Result<Marks> {
             "replica" => marks.replica = Some(parse(json)?),
             "promoted" => marks.promoted = Some(parse(json)?),
             "copy" => marks.copy = Some(parse(json)?),
+            "pair" => marks.pair = Some(parse(json)?),
             _ => {}
         }
     }
