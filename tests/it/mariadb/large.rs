@@ -39,7 +39,7 @@ async fn a_large_server_is_moved_and_taken_back_under_constant_writes_and_compar
         while from <= rows {
             let to = rows.min(from + 49_999);
             s.old.sql(&format!(
-                "SET sql_log_bin = 0; INSERT INTO shop.big{t} SELECT seq, seq % 1000, CONCAT('part ', seq), CONCAT(REPEAT(SHA2(CONCAT({t}, '-', seq), 512), 7), SHA2(seq, 256), 'é') FROM seq_{from}_to_{to}"
+                "USE shop; SET sql_log_bin = 0; INSERT INTO big{t} SELECT seq, seq % 1000, CONCAT('part ', seq), CONCAT(REPEAT(SHA2(CONCAT({t}, '-', seq), 512), 7), SHA2(seq, 256), 'é') FROM seq_{from}_to_{to}"
             ));
             from = to + 1;
         }
