@@ -4,8 +4,8 @@ mod accounts;
 mod chunks;
 mod connect;
 mod data;
-mod dump;
 mod delayed;
+mod dump;
 mod dumped;
 mod errors;
 mod fence;
@@ -33,7 +33,8 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Result, Value};
 
 use super::driver::{
-    Account, AccountsCopied, Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Rolled, Row, Span, Status, Switched, TableOptions,
+    Account, AccountsCopied, Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate,
+    Replicated, Rolled, Row, Span, Status, Switched, TableOptions,
 };
 
 /// The driver of both kinds.
