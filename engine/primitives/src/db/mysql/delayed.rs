@@ -123,6 +123,16 @@ pub async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
     if let Some(e) = stands.error() {
         return Err(e.stopped(db));
     }
+    // The relay log is thrown away as it is applied: what is no longer in it is told by the position.
+    let past = match &wanted {
+        Wanted::Gtid(g) => at.flavour.maria && status::holds(&applied(&mut r, &at).await?, g),
+        Wanted::Place(f, n) => stands.applied().0 == *f && stands.applied().1 > *n,
+        Wanted::Time(_) => false,
+    };
+    if past {
+        let (log, byte) = stands.applied();
+        return Err(refused(db, format!("it has applied more than that: it stands at {log}:{byte}")).hint(TOO_LATE));
+    }
     let (file, pos) = stands.relay();
     let mut none = Vec::new();
     let (target, statement) = loop {
@@ -135,8 +145,7 @@ pub async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
             None => return Err(refused(db, format!("no change begins at {}:{} of its relay log", target.file, target.at))),
         }
     };
-    let gtid = applied(&mut r, &at).await?;
-    if at.flavour.maria && status::holds(&gtid, &target.gtid) {
+    if at.flavour.maria && status::holds(&applied(&mut r, &at).await?, &target.gtid) {
         return Err(refused(db, format!("it has applied {} already", target.gtid)).hint(TOO_LATE));
     }
     let mark = state::read(&mut r).await?.replica;

@@ -314,6 +314,19 @@ pub async fn wait_running(cx: &Cx, db: &Db, at: &Server, r: &mut Sess) -> Result
     }
 }
 
+/// Notes where a replica stands whose replication was just stopped, before the server forgets it.
+pub async fn stopped_at(r: &mut Sess, at: &Server, mut mark: ReplicaMark) -> Result<ReplicaMark> {
+    // Read after the stop: nothing is applied any more.
+    let now = status::read(r, &at.flavour).await?;
+    let Some(usual) = now.iter().find(|s| s.name().is_empty()).filter(|_| mark.phase == Phase::Running) else { return Ok(mark) };
+    let (file, pos) = usual.applied();
+    let gtid =
+        if at.flavour.maria { r.text("SELECT @@gtid_slave_pos").await?.unwrap_or_default() } else { data::position(r, false).await? };
+    (mark.position, mark.phase) = (Position { gtid, file, pos }, Phase::Copied);
+    state::write(r, &mark).await?;
+    Ok(mark)
+}
+
 /// Ends replication; the position at which it stood stays on record, so that it can go on later.
 pub async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
     let at = server(cx, db).await?;
@@ -332,21 +345,8 @@ pub async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
     if usual.is_some() {
         r.run(at.flavour.replica("STOP", "")).await?;
     }
-    if let Some(mut mark) = marks.replica {
-        if let Some(s) = usual
-            && mark.phase == Phase::Running
-        {
-            // Read after the stop: nothing is applied any more.
-            let now = status::read(&mut r, &at.flavour).await?;
-            let (file, pos) = now.iter().find(|n| n.name().is_empty()).unwrap_or(s).applied();
-            let gtid = if at.flavour.maria {
-                r.text("SELECT @@gtid_slave_pos").await?.unwrap_or_default()
-            } else {
-                data::position(&mut r, false).await?
-            };
-            (mark.position, mark.phase) = (Position { gtid, file, pos }, Phase::Copied);
-            state::write(&mut r, &mark).await?;
-        }
+    if let Some(mark) = marks.replica {
+        let mut mark = stopped_at(&mut r, &at, mark).await?;
         r.run(at.flavour.replica("RESET", "ALL")).await?;
         if let Some(account) = mark.account.take() {
             // The other side may be gone for good; the account then goes with it.

@@ -218,7 +218,12 @@ pub async fn caught_up(cx: &Cx, db: &Db, f: &Fence) -> Result<Caught> {
         return behind(format!("it is no replica of \"{}\"", f.database), false);
     };
     let streams = read(&mut s, &at.flavour).await?;
-    let Some(r) = streams.iter().find(|r| r.name().is_empty()) else { return behind("it does not replicate".into(), false) };
+    let Some(r) = streams.iter().find(|r| r.name().is_empty()) else {
+        // Stopped on purpose, or by a promotion that went no further: where it stands is on record.
+        let up = mark.phase == state::Phase::Copied && passed(&mut s, &at.flavour, &mark, &want).await?;
+        s.close().await;
+        return if up { Ok(Caught::Up) } else { behind("it does not replicate".into(), false) };
+    };
     if let Some(e) = r.error() {
         return Err(e.stopped(db));
     }
@@ -248,6 +253,19 @@ pub async fn caught_up(cx: &Cx, db: &Db, f: &Fence) -> Result<Caught> {
         format!("it is at {file}:{pos} of {}:{}", want.file, want.pos)
     };
     behind(format!("{missing}{late}{trouble}"), true)
+}
+
+/// Whether a replica that does not replicate any more stands at a position or behind it.
+async fn passed(s: &mut Sess, flavour: &Flavour, mark: &state::ReplicaMark, want: &state::Position) -> Result<bool> {
+    let has = &mark.position;
+    Ok(match (mark.gtid && !want.gtid.is_empty(), flavour.maria) {
+        (true, true) => lacking(&want.gtid, &has.gtid) == 0,
+        (true, false) => {
+            let subset = format!("SELECT GTID_SUBSET({}, {})", super::sql::text(&want.gtid), super::sql::text(&has.gtid));
+            s.text(subset).await?.is_some_and(|a| a == "1")
+        }
+        (false, _) => has.file == want.file && has.pos >= want.pos,
+    })
 }
 
 /// Whether the replica has applied everything up to a position; waits for it a little.

@@ -44,8 +44,10 @@ pub async fn promote(cx: &Cx, db: &Db, source: &Db, f: &Fence) -> Result<Switche
     {
         return Ok(Switched { changed: false, note: "it was promoted under this fence already".into() });
     }
+    let mut replica = marks.replica.unwrap_or_default();
     if !status::read(&mut r, &at.flavour).await?.is_empty() {
         r.run(at.flavour.replica("STOP", "")).await?;
+        replica = replication::stopped_at(&mut r, &at, replica).await?;
         r.run(at.flavour.replica("RESET", "ALL")).await?;
     }
     let mut promoted = PromotedMark {
@@ -54,7 +56,7 @@ pub async fn promote(cx: &Cx, db: &Db, source: &Db, f: &Fence) -> Result<Switche
         source: source.name.clone(),
         position: state::position(&mut r, &at.flavour).await?,
         had: fence::position(f),
-        replica: marks.replica.clone().unwrap_or_default(),
+        replica,
         carried: false,
     };
     if let Some(before) = marks.promoted.filter(|p| p.fence == f.id) {
@@ -115,6 +117,12 @@ pub async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Sw
     let Some(promoted) = mine.promoted.filter(|p| p.source == other.name) else {
         // It only began, or never happened: nothing was written here.
         if handed_here && let Some(mark) = other_marks.fence {
+            let stopped = mine.replica.filter(|m| m.of == other.name && m.phase == Phase::Copied);
+            if let (Some(m), true) = (stopped, status::read(&mut r, &at.flavour).await?.is_empty()) {
+                let mut s = session(cx, other).await?;
+                replication::start(cx, db, other, &mut s, &mut r, m).await?;
+                s.close().await;
+            }
             state::write(&mut o, &FenceMark { handed_to: None, ..mark }).await?;
             return Ok(Switched { changed: true, note: "it was not promoted".into() });
         }
