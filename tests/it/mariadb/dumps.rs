@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::support::dumps::{Folder, Small, all, edit, kill_job};
 
 /// A schema with everything that a dump must keep.
 const SHOP: &str = r"
@@ -42,17 +43,6 @@ fn feed(m: &Mariadb, sql: &str) {
     let mut c = m.client().stdin(std::process::Stdio::piped()).spawn().unwrap();
     c.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
     assert!(c.wait().unwrap().success());
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Folder {
-        Folder(tempfile::Builder::new().prefix("rbd").tempdir_in("/tmp").unwrap())
-    }
-    fn at(&self, name: &str) -> Value {
-        self.0.path().join(name).display().to_string().into()
-    }
 }
 
 #[track_caller]
@@ -205,15 +195,49 @@ async fn what_goes_wrong_is_said() {
     assert!(matches!(e.code, Code::DB_CONNECT | Code::SSH_SOCKET), "{e:?}");
 }
 
-const BULK: &str = "USE shop; CREATE TABLE bulk (id INT PRIMARY KEY, u INT NOT NULL UNIQUE, b VARCHAR(400), KEY (b(40))); \
-     INSERT INTO bulk SELECT seq, 1000000 - seq, CONCAT(MD5(seq), REPEAT(MD5(seq), 10)) FROM seq_1_to_150000; \
-     CREATE TABLE heap (a INT, b VARCHAR(200)); INSERT INTO heap SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_100000; \
-     CREATE TABLE old_kind (a INT, b VARCHAR(200)) ENGINE=MyISAM; INSERT INTO old_kind SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_50000";
+/// Rows for the deaths: all of them with RUNBOOK_TEST_ALL.
+fn bulk() -> String {
+    let n = if all() { 50_000 } else { 12_000 };
+    format!(
+        "USE shop; CREATE TABLE bulk (id INT PRIMARY KEY, u INT NOT NULL UNIQUE, b VARCHAR(400), KEY (b(40))); \
+         INSERT INTO bulk SELECT seq, 1000000 - seq, CONCAT(MD5(seq), REPEAT(MD5(seq), 10)) FROM seq_1_to_{}; \
+         CREATE TABLE heap (a INT, b VARCHAR(200)); INSERT INTO heap SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_{}; \
+         CREATE TABLE old_kind (a INT, b VARCHAR(200)) ENGINE=MyISAM; INSERT INTO old_kind SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_{n}",
+        n * 3,
+        n * 2
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_says_has_no_rows_and_no_statements_in_it() {
+    let Some(s) = Site::new() else { return };
+    s.old.sql("USE shop; CREATE TABLE people (mail VARCHAR(60) PRIMARY KEY, age INT); INSERT INTO people VALUES ('anna-SECRET', 30), ('bert-SECRET', 31)");
+    for (n, sed, want) in [
+        // Into a table that is empty InnoDB loads in bulk, and finds this at the commit.
+        (0, "s/bert-SECRET/anna-SECRET/", "ERROR 1180 (HY000): Got error 1 \"Operation not permitted\" during COMMIT"),
+        (1, "s/'anna-SECRET',30/'anna-SECRET', oops 'bert-SECRET/", "the right syntax to use near (not shown)"),
+        (
+            2,
+            "s/'anna-SECRET',30/'anna-SECRET','many-SECRET'/",
+            "ERROR 1366 (22007): Incorrect integer value: (a value) for column `shop`.`people`.`age`",
+        ),
+    ] {
+        let f = Folder::new();
+        s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
+        edit(&f.path("shop"), "anna-SECRET", sed);
+        s.new.sql("DROP DATABASE IF EXISTS shop; SET GLOBAL sql_mode = 'STRICT_ALL_TABLES'");
+        let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
+        assert!(e.code == Code::DB_COPY && e.message.contains(want) && !e.retryable, "{n}: {}", e.message);
+        let all = format!("{e:?}");
+        assert!(!all.contains("SECRET") && !all.contains("INSERT INTO"), "{n}: {all}");
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
     let Some(s) = Site::new() else { return };
-    s.old.sql(BULK);
+    s.old.sql(&bulk());
+    let wrong = s.old.sql("SELECT COUNT(*) FROM shop.old_kind");
     let f = Folder::new();
     let began = std::time::Instant::now();
     s.run("shop_old", "dump", vec![f.at("whole")]).await.unwrap();
@@ -221,7 +245,7 @@ async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
     let began = std::time::Instant::now();
     s.run("shop_new", "load", vec![f.at("whole")]).await.unwrap();
     let load = began.elapsed();
-    let rounds: u32 = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 20 } else { 6 };
+    let rounds: u32 = if all() { 20 } else { 3 };
     for n in 0..rounds {
         let at = |all: Duration| all.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
         s.old.sql(&format!("INSERT INTO shop.orders (item) VALUES ('round {n}')"));
@@ -229,7 +253,7 @@ async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
         s.run_cut("shop_old", "dump", vec![folder.clone()], Some(at(dump))).await.unwrap();
         let l = s.run_cut("shop_new", "load", vec![folder.clone(), options(&[("replace", true.into())])], Some(at(load))).await.unwrap();
         equal(&compare(&s).await);
-        assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.old_kind"), "50000");
+        assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.old_kind"), wrong);
         std::fs::remove_dir_all(folder.as_str().unwrap()).unwrap();
         println!("cut {n}: dump at {:?} of {dump:?}, load at {:?} of {load:?}: equal, {:?} rows", at(dump), at(load), field(&l, "rows"));
     }
@@ -238,42 +262,36 @@ async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
     let Some(mut s) = Site::new() else { return };
-    s.old.sql(BULK);
+    s.old.sql(&bulk());
     let f = Folder::new();
     s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
-    let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12u64 } else { 4 };
-    let mut kept = 0;
+    let began = std::time::Instant::now();
+    s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
+    let whole = began.elapsed();
+    let rounds = if all() { 18u32 } else { 6 };
+    let (mut kept, mut cut) = (0, 0);
     for n in 0..rounds {
         s.new.sql("DROP DATABASE IF EXISTS shop; DROP DATABASE IF EXISTS _runbook");
         let primitive = s.registry.primitives.get(&(Some("Database"), "load")).unwrap().clone();
         let call = primitive.spec().bind(Some(handle("shop_new")), vec![f.at("shop")]).unwrap();
         let cx = s.cx();
         let act = primitive.act(&cx, &call);
-        let wait = Duration::from_millis(400 + n * 150);
-        let first = if n % 2 == 0 {
+        let wait = whole.mul_f64((f64::from(n) + 1.5) / (f64::from(rounds) + 2.0));
+        let job = f.path("shop/.load-shop_new");
+        // The server; every process of the job, as when the host goes down; the clients alone, as when memory runs out.
+        let what = ["the server", "the job", "the clients"][n as usize % 3];
+        let (first, ()) = {
             let server = &mut s.new;
             tokio::join!(act, async {
                 tokio::time::sleep(wait).await;
-                server.down();
-            })
-            .0
-        } else {
-            // Every process of the job, as when memory runs out.
-            let of = f.0.path().join("shop/.load-shop_new/script").display().to_string();
-            tokio::join!(act, async {
-                tokio::time::sleep(wait).await;
-                for p in crate::support::sshd::processes() {
-                    if p.command.contains(&of) {
-                        let _ = std::process::Command::new("kill")
-                            .args(["-KILL", "--", &format!("-{}", p.pid)])
-                            .stderr(std::process::Stdio::null())
-                            .status();
-                    }
+                match n % 3 {
+                    0 => server.down(),
+                    1 => drop(kill_job(&job, &[])),
+                    _ => drop(kill_job(&job, &["mariadb", "mysql", "zstd", "gzip"])),
                 }
             })
-            .0
         };
-        if n % 2 == 0 {
+        if n % 3 == 0 {
             s.new.up();
         }
         s.shared = Arc::default();
@@ -281,7 +299,14 @@ async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
             // It was faster than the kill.
             Ok(o) => o.value,
             Err(e) => {
-                assert!(e.retryable, "{e:?}");
+                cut += 1;
+                assert!(e.retryable, "{what}: {e:?}");
+                if e.code == Code::DB_COPY {
+                    assert!(e.hint.as_ref().unwrap().starts_with("resume goes on where it was"), "{what}: {e:?}");
+                }
+                if n % 3 > 0 {
+                    assert_eq!(e.message, "the load into \"shop_new\" was ended: its processes were killed on the host", "{what}: {e:?}");
+                }
                 let there = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'shop' AND table_name = '_runbook_loaded'";
                 if s.new.sql(there) == "1" {
                     kept += s.new.sql("SELECT COUNT(*) FROM shop._runbook_loaded").parse::<i32>().unwrap();
@@ -290,42 +315,17 @@ async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
             }
         };
         equal(&compare(&s).await);
-        println!("kill {n} after {wait:?}: {:?} rows, {kept} pieces kept so far", field(&done, "rows"));
+        println!("{what} killed after {wait:?} of {whole:?}: {:?} rows, {cut} cut, {kept} pieces kept so far", field(&done, "rows"));
     }
     assert!(kept > 0, "no load was cut in its middle");
-}
-
-/// A small file system of its own, unmounted when dropped.
-struct Small(std::path::PathBuf);
-
-impl Small {
-    fn mount(at: std::path::PathBuf, size: &str) -> Option<Small> {
-        std::fs::create_dir_all(&at).unwrap();
-        let done = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&at).output();
-        if done.as_ref().is_ok_and(|o| o.status.success()) {
-            return Some(Small(at));
-        }
-        assert!(std::env::var_os("CI").is_none(), "a tmpfs cannot be mounted, and CI is set: {done:?}");
-        eprintln!("skipped: a small file system cannot be mounted here");
-        None
-    }
-    fn grow(&self, size: &str) {
-        assert!(std::process::Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(&self.0).status();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
     let Some(s) = Site::new() else { return };
-    s.old.sql(BULK);
+    s.old.sql(&bulk());
     let f = Folder::new();
-    let Some(small) = Small::mount(f.0.path().join("small"), "6m") else { return };
+    let Some(small) = Small::mount(f.path("small"), "1m") else { return };
     let e = s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap_err();
     assert_eq!(e.code, Code::DISK_SPACE, "{e:?}");
     assert!(

@@ -28,7 +28,9 @@ impl Node {
         let text = std::fs::read_to_string(m.config())
             .unwrap()
             .replace(&m.dir.path().display().to_string(), &d)
-            .replace(&format!("port={}", m.port), &format!("port={port}"));
+            .replace(&format!("port={}", m.port), &format!("port={port}"))
+            // As packages run it. The state transfer's rsync daemon, were it root's, would become nobody and reach no file.
+            .replace("user=root", "user=mysql");
         std::fs::write(dir.path().join("my.cnf"), text).unwrap();
         let control = format!(
             "#!/bin/sh\np=$(cat {d}/pid 2>/dev/null)\ncase $1 in\n\
@@ -38,6 +40,9 @@ impl Node {
         );
         std::fs::write(dir.path().join("control"), control).unwrap();
         assert!(Command::new("chmod").arg("755").arg(dir.path().join("control")).status().unwrap().success());
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(Command::new("chown").args(["-R", "mysql:mysql"]).arg(dir.path()).status().unwrap().success());
         let own = |name: &str| Value::from(format!("{d}/{name}"));
         let settings = BTreeMap::from([
             ("database".to_string(), Value::from("shop")),
@@ -80,8 +85,8 @@ impl Node {
     }
 
     fn sql(&self, sql: &str) -> Result<String, String> {
-        let out = Command::new("mariadb")
-            .args(["--no-defaults", "-N", "-B", "-uroot", "-S"])
+        let out = Command::new("timeout")
+            .args(["60", "mariadb", "--no-defaults", "-N", "-B", "-uroot", "-S"])
             .arg(self.dir.path().join("sock"))
             .args(["-e", sql])
             .output()
@@ -130,6 +135,11 @@ async fn status(s: &Site, node: &str) -> (String, i64, bool) {
     (field(&v, "status").as_str().unwrap().into(), field(&v, "size").as_int().unwrap(), field(&v, "synced") == &Value::Bool(true))
 }
 
+/// How long a member may take here.
+fn within() -> Vec<Value> {
+    vec![options(&[("within", "60s".into())])]
+}
+
 /// Waits for a state of a member.
 async fn until(s: &Site, node: &str, want: (&str, i64, bool)) {
     let mut now = (String::new(), 0, false);
@@ -155,9 +165,9 @@ async fn a_cluster_of_three_is_built_loses_a_node_takes_it_back_and_one_leaves()
     s.run("node1", "galera_bootstrap", vec![]).await.unwrap();
     let e = s.run("node2", "galera_bootstrap", vec![]).await.unwrap_err();
     assert!(e.code == Code::DB_CLUSTER && e.message.contains("\"node1\" is a member of a living one"), "{e}");
-    s.run("node2", "galera_join", vec![]).await.unwrap();
-    s.run("node3", "galera_join", vec![]).await.unwrap();
-    s.run("node3", "galera_join", vec![]).await.unwrap();
+    s.run("node2", "galera_join", within()).await.unwrap();
+    s.run("node3", "galera_join", within()).await.unwrap();
+    s.run("node3", "galera_join", within()).await.unwrap();
     for node in ["node1", "node2", "node3"] {
         until(&s, node, ("Primary", 3, true)).await;
     }
@@ -170,7 +180,7 @@ async fn a_cluster_of_three_is_built_loses_a_node_takes_it_back_and_one_leaves()
     nodes[0].sql("INSERT INTO shop.orders (item) VALUES ('while one is gone')").unwrap();
     let e = s.run("node2", "galera_bootstrap", vec![options(&[("force", true.into())])]).await.unwrap_err();
     assert!(e.message.contains("is a member of a living one (Primary, Synced, 2 members)"), "{e}");
-    s.run("node2", "galera_join", vec![]).await.unwrap();
+    s.run("node2", "galera_join", within()).await.unwrap();
     until(&s, "node1", ("Primary", 3, true)).await;
     let rows = |n: &Node| n.sql("SET wsrep_sync_wait = 1; SELECT COUNT(*) FROM shop.orders").unwrap();
     assert_eq!(nodes.iter().map(rows).collect::<Vec<_>>(), ["3", "3", "3"]);
@@ -202,7 +212,7 @@ async fn a_cluster_of_three_is_built_loses_a_node_takes_it_back_and_one_leaves()
     let e = s.run("node1", "galera_leave", vec![]).await.unwrap_err();
     assert!(e.message.contains("the cluster would end"), "{e}");
     for node in ["node2", "node3"] {
-        s.run(node, "galera_join", vec![]).await.unwrap();
+        s.run(node, "galera_join", within()).await.unwrap();
     }
     until(&s, "node1", ("Primary", 3, true)).await;
     assert_eq!(nodes.iter().map(rows).collect::<Vec<_>>(), ["5", "5", "5"]);
@@ -214,9 +224,18 @@ async fn a_cluster_of_three_is_built_loses_a_node_takes_it_back_and_one_leaves()
     let e = s.run("node1", "galera_bootstrap", vec![]).await.unwrap_err();
     assert!(e.message.contains("was not the last to leave"), "{e}");
     s.run("node3", "galera_bootstrap", vec![]).await.unwrap();
-    s.run("node1", "galera_join", vec![]).await.unwrap();
+    s.run("node1", "galera_join", within()).await.unwrap();
     until(&s, "node3", ("Primary", 2, true)).await;
     assert_eq!(rows(&nodes[0]), "5");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_while_it_joins_is_said_and_not_waited_for() {
+    let Some((s, nodes)) = cluster() else { return };
+    s.run("node1", "galera_bootstrap", vec![]).await.unwrap();
+    std::fs::write(nodes[1].dir.path().join("conf.d/own.cnf"), "[mysqld]\nno_such_option = 1\n").unwrap();
+    let e = s.run("node2", "galera_join", vec![]).await.unwrap_err();
+    assert!(e.code == Code::DB_CLUSTER && e.message.starts_with("the server of \"node2\" does not run any more"), "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use runbook_core::{Code, Value};
 
 use crate::support::actions::handle;
+use crate::support::dumps::{Folder, Small, all, edit, kill_job};
 use crate::support::options;
 use crate::support::postgres::Site;
 
@@ -43,20 +44,6 @@ CREATE RULE no_delete AS ON DELETE TO empty_one DO INSTEAD NOTHING; COMMENT ON T
 ALTER TABLE child OWNER TO app; GRANT SELECT ON heap TO app; ALTER TABLE heap ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON heap USING (a > 0);
 SELECT lo_from_bytea(4711, '\x00ff10'), lo_from_bytea(4712, decode(repeat('ab', 100000), 'hex'));
 "#;
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Folder {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::Builder::new().prefix("rbd").tempdir_in("/tmp").unwrap();
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        Folder(dir)
-    }
-    fn at(&self, name: &str) -> Value {
-        self.0.path().join(name).display().to_string().into()
-    }
-}
 
 fn field<'a>(v: &'a Value, name: &str) -> &'a Value {
     v.as_record().unwrap().get(name)
@@ -144,16 +131,47 @@ async fn what_goes_wrong_is_said() {
     equal(&s).await;
 }
 
-const BULK: &str = "CREATE TABLE bulk (id int PRIMARY KEY, u int NOT NULL UNIQUE, b text); CREATE INDEX ON bulk (b); \
-     INSERT INTO bulk SELECT n, 1000000 - n, repeat(md5(n::text), 10) FROM generate_series(1, 150000) n; \
-     CREATE TABLE heap (a int, b text); INSERT INTO heap SELECT n, repeat(md5(n::text), 5) FROM generate_series(1, 100000) n; \
-     CREATE TABLE one (a int); CREATE TABLE two (a int); INSERT INTO one SELECT generate_series(1, 1000); INSERT INTO two SELECT generate_series(1, 1000); \
-     CREATE TABLE child (a int PRIMARY KEY, up int REFERENCES bulk); INSERT INTO child SELECT n, n FROM generate_series(1, 20000) n";
+/// Rows for the deaths: all of them with RUNBOOK_TEST_ALL.
+fn bulk() -> String {
+    let n = if all() { 50_000 } else { 12_000 };
+    format!(
+        "CREATE TABLE bulk (id int PRIMARY KEY, u int NOT NULL UNIQUE, b text); CREATE INDEX ON bulk (b); \
+         INSERT INTO bulk SELECT n, 1000000 - n, repeat(md5(n::text), 10) FROM generate_series(1, {}) n; \
+         CREATE TABLE heap (a int, b text); INSERT INTO heap SELECT n, repeat(md5(n::text), 5) FROM generate_series(1, {}) n; \
+         CREATE TABLE one (a int); CREATE TABLE two (a int); INSERT INTO one SELECT generate_series(1, 1000); INSERT INTO two SELECT generate_series(1, 1000); \
+         CREATE TABLE child (a int PRIMARY KEY, up int REFERENCES bulk); INSERT INTO child SELECT n, n FROM generate_series(1, {}) n",
+        n * 3,
+        n * 2,
+        n / 3
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_says_has_no_rows_and_no_statements_in_it() {
+    let Some(s) = site() else { return };
+    s.old.sql(
+        "shop",
+        "CREATE TABLE people (mail text PRIMARY KEY, age int); INSERT INTO people VALUES ('anna-SECRET', 30), ('bert-SECRET', 31)",
+    );
+    for (n, sed, want) in [
+        (0, "s/bert-SECRET/anna-SECRET/", "ERROR: 23505: could not create unique index \"people_pkey\""),
+        (1, "s/bert-SECRET.*/bert-SECRET\\tmany-SECRET/", "ERROR: 22P02: invalid input syntax for type integer: (not shown)"),
+        (2, "s/bert-SECRET.*/bert-SECRET/", "ERROR: 22P04: missing data for column \"age\""),
+    ] {
+        let f = Folder::new();
+        s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
+        edit(&f.path("shop"), "anna-SECRET", sed);
+        let e = s.run("shop_new", "load", vec![f.at("shop"), options(&[("replace", true.into())])]).await.unwrap_err();
+        assert!(e.code == Code::DB_COPY && e.message.contains(want) && !e.retryable, "{n}: {}", e.message);
+        let all = format!("{e:?}");
+        assert!(!all.contains("SECRET") && !all.contains("COPY "), "{n}: {all}");
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
     let Some(s) = site() else { return };
-    s.old.sql("shop", BULK);
+    s.old.sql("shop", &bulk());
     let f = Folder::new();
     let began = std::time::Instant::now();
     s.run("shop_old", "dump", vec![f.at("whole")]).await.unwrap();
@@ -161,7 +179,7 @@ async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
     let began = std::time::Instant::now();
     s.run("shop_new", "load", vec![f.at("whole")]).await.unwrap();
     let load = began.elapsed();
-    let rounds: u32 = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 20 } else { 6 };
+    let rounds: u32 = if all() { 20 } else { 3 };
     for n in 0..rounds {
         let at = |all: Duration| all.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
         s.old.sql("shop", &format!("INSERT INTO orders (item) VALUES ('round {n}')"));
@@ -177,42 +195,52 @@ async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
     let Some(s) = site() else { return };
-    s.old.sql("shop", BULK);
+    s.old.sql("shop", &bulk());
     let f = Folder::new();
     s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
-    let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12u64 } else { 4 };
-    let mut kept = 0;
+    let began = std::time::Instant::now();
+    s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
+    let whole = began.elapsed();
+    let rounds = if all() { 18u32 } else { 6 };
+    let (mut kept, mut cut) = (0, 0);
     for n in 0..rounds {
         s.new.sql("postgres", "DROP DATABASE shop WITH (FORCE)");
         s.new.sql("postgres", "CREATE DATABASE shop OWNER app");
-        let wait = Duration::from_millis(500 + n * 200);
+        let wait = whole.mul_f64((f64::from(n) + 1.5) / (f64::from(rounds) + 2.0));
         let pid = std::fs::read_to_string(s.new.path("data/postmaster.pid")).unwrap().lines().next().unwrap().to_string();
-        let of = f.0.path().join("shop/.load-shop_new/script").display().to_string();
+        let job = f.path("shop/.load-shop_new");
+        let what = ["the server", "the job", "the clients"][n as usize % 3];
         let (first, ()) = tokio::join!(s.run("shop_new", "load", vec![f.at("shop")]), async {
             tokio::time::sleep(wait).await;
-            if n % 2 == 0 {
+            match n % 3 {
                 // As when the machine loses its power: nothing is written any more.
-                let _ = std::process::Command::new("kill").args(["-QUIT", &pid]).status();
-            } else {
-                for p in crate::support::sshd::processes().into_iter().filter(|p| p.command.contains(&of)) {
-                    let _ = std::process::Command::new("kill")
-                        .args(["-KILL", "--", &format!("-{}", p.pid)])
-                        .stderr(std::process::Stdio::null())
-                        .status();
-                }
+                0 => drop(std::process::Command::new("kill").args(["-QUIT", &pid]).status()),
+                1 => drop(kill_job(&job, &[])),
+                _ => drop(kill_job(&job, &["psql", "pg_restore"])),
             }
         });
-        if n % 2 == 0 {
-            while s.new.running() {
+        if n % 3 == 0 {
+            for _ in 0..600 {
+                if !s.new.running() {
+                    break;
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
+            assert!(!s.new.running(), "the server does not end");
             s.new.start();
         }
         let done = match first {
             // It was faster than the kill.
             Ok(v) => v,
             Err(e) => {
-                assert!(e.retryable, "{e:?}");
+                cut += 1;
+                assert!(e.retryable, "{what}: {e:?}");
+                if e.code == Code::DB_COPY {
+                    assert!(e.hint.as_ref().unwrap().starts_with("resume goes on where it was"), "{what}: {e:?}");
+                }
+                if n % 3 > 0 {
+                    assert_eq!(e.message, "the load into \"shop_new\" was ended: its processes were killed on the host", "{what}: {e:?}");
+                }
                 if s.new.sql("shop", "SELECT count(*) FROM pg_tables WHERE schemaname = '_runbook'") == "1" {
                     kept += s.new.sql("shop", "SELECT count(*) FROM _runbook.loaded").parse::<i32>().unwrap();
                 }
@@ -220,7 +248,7 @@ async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
             }
         };
         equal(&s).await;
-        println!("kill {n} after {wait:?}: {:?} rows, {kept} pieces kept so far", field(&done, "rows"));
+        println!("{what} killed after {wait:?} of {whole:?}: {:?} rows, {cut} cut, {kept} pieces kept so far", field(&done, "rows"));
     }
     assert!(kept > 0, "no load was cut in its middle");
 }
@@ -228,30 +256,18 @@ async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
     let Some(s) = site() else { return };
-    s.old.sql("shop", BULK);
+    s.old.sql("shop", &bulk());
     let f = Folder::new();
-    let small = f.0.path().join("small");
-    std::fs::create_dir(&small).unwrap();
-    let mount = |options: &str| {
-        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&small).status().is_ok_and(|s| s.success())
-    };
-    if !mount("size=4m") {
-        assert!(std::env::var_os("CI").is_none(), "a tmpfs cannot be mounted, and CI is set");
-        return eprintln!("skipped: a small file system cannot be mounted here");
-    }
+    let Some(small) = Small::mount(f.path("small"), "1m") else { return };
     let e = s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap_err();
-    let bigger = mount("remount,size=200m");
-    let then = s.run("shop_old", "dump", vec![f.at("small/shop")]).await;
-    let loaded = s.run("shop_new", "load", vec![f.at("small/shop")]).await;
-    let _ = std::process::Command::new("umount").arg(&small).status();
     assert_eq!(e.code, Code::DISK_SPACE, "{e:?}");
     assert!(
         e.message.starts_with("no space is left: the dump of \"shop_old\" failed") && e.host.as_deref() == Some("old"),
         "{}",
         e.message
     );
-    assert!(bigger);
-    then.unwrap();
-    loaded.unwrap();
+    small.grow("200m");
+    s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap();
+    s.run("shop_new", "load", vec![f.at("small/shop")]).await.unwrap();
     equal(&s).await;
 }

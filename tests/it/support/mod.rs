@@ -8,6 +8,7 @@ pub mod bind;
 #[allow(dead_code)]
 pub mod containers;
 pub mod desk;
+pub mod dumps;
 pub mod lab;
 #[allow(dead_code)]
 pub mod mariadb;

@@ -61,6 +61,8 @@ pub trait Galera: Send + Sync {
     async fn join(&self, cx: &Cx, db: &Db, replace: bool) -> Result<bool>;
     /// How the server is.
     async fn member(&self, cx: &Cx, db: &Db) -> Result<Member>;
+    /// Whether a server that does not answer runs all the same: it listens to the other members.
+    async fn listens(&self, cx: &Cx, db: &Db) -> Result<bool>;
     /// Stops the member in order; false when it does not run. `last`: though none is left then.
     async fn leave(&self, cx: &Cx, db: &Db, last: bool) -> Result<bool>;
 }
@@ -149,13 +151,30 @@ macro_rules! galera {
     }};
 }
 
-/// Waits until a member is synced.
+/// How long a server that was started may be silent on all its doors before it is taken for ended.
+const SILENT: Duration = Duration::from_secs(20);
+
+/// Waits until a member is synced. A server that has ended is not waited for.
 async fn wait(cx: &Cx, db: &Db, within: Duration) -> Result<()> {
     let begun = tokio::time::Instant::now();
+    let mut silent = None;
     loop {
         let now = galera!(cx, db, g => g.member(cx, db))?;
         if now.synced() {
             return Ok(());
+        }
+        if now.status == "stopped" && !galera!(cx, db, g => g.listens(cx, db))? {
+            if silent.get_or_insert_with(tokio::time::Instant::now).elapsed() >= SILENT {
+                let e = Error::new(
+                    Code::DB_CLUSTER,
+                    format!("the server of \"{}\" does not run any more: it ended before it was synced", db.name),
+                );
+                return Err(e.host(&db.host).hint(
+                    "its own log on its host says why, and when it was being given rows, so does the log of the member that gave them (SST)",
+                ));
+            }
+        } else {
+            silent = None;
         }
         if begun.elapsed() >= within {
             let e = Error::new(Code::DB_CLUSTER, format!("\"{}\" is not synced after {}: {}", db.name, show_duration(within), now.show()));

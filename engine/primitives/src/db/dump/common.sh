@@ -14,8 +14,21 @@ ended() {
 }
 trap ended EXIT
 trap 'exit 143' TERM INT HUP
+# Only lines with this mark, and those of known tools, are shown to people: others may have rows in them.
+say() { printf 'runbook: %s\n' "$*" >&2; }
 fail() {
-  printf '%s\n' "$*" >&2
+  say "$*"
+  exit 1
+}
+# Fails with what is in the file $1 and the words.
+fail_with() {
+  cat "$1" >&2
+  shift
+  fail "$*"
+}
+# Fails after the program $2, which has ended with the status $1 and said why, unless a signal has ended it.
+broken() {
+  [ "$1" -le 128 ] || say "$2 was killed from outside ($(($1 - 128)))"
   exit 1
 }
 # Calls $2 with every line of the file $1, as many at once as there are jobs; what fails has said why in $j/e.N, and ends all. The
@@ -34,13 +47,27 @@ each() {
         each_i=$((each_i + 1))
         mkdir "$j/claim/$each_i" 2>/dev/null || continue
         "$each_what" "$each_line" "$each_n" || {
-          mkdir "$j/claim/bad" 2>/dev/null && cat "$j/e.$each_n" >&2
-          kill -TERM $$
+          # The first that fails says why, and only then all ends.
+          if mkdir "$j/claim/bad" 2>/dev/null; then
+            cat "$j/e.$each_n" >&2
+            kill -TERM $$
+          fi
           exit 1
         }
       done <"$each_list"
     ) &
     kids="$kids $!"
   done
-  for p in $kids; do wait "$p" || exit 1; done
+  await $kids
+}
+# Waits for all of those; whoever has failed has said why.
+await() {
+  bad=0
+  for p in "$@"; do
+    wait "$p"
+    s=$?
+    [ "$s" -le 128 ] || say "a part was killed from outside ($((s - 128)))"
+    [ "$s" = 0 ] || bad=1
+  done
+  [ "$bad" = 0 ] || exit 1
 }

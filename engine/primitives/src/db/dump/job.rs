@@ -10,6 +10,7 @@ use runbook_core::cancel::Cancel;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
+use super::said::{self, KILLED};
 use crate::ssh::{self, Exec, quote};
 
 const START: &str = include_str!("start.sh");
@@ -40,7 +41,7 @@ pub(in crate::db) struct Job<'a> {
 pub(in crate::db) struct End {
     /// Its status; `None` when it was killed.
     pub status: Option<i32>,
-    /// What it said at its end.
+    /// What it said at its end, as far as that may be shown.
     pub said: String,
     /// Room on its disk, in KiB.
     pub free: Option<u64>,
@@ -150,7 +151,7 @@ impl End {
         if self.status == Some(0) {
             return Ok(self);
         }
-        let lines: Vec<&str> = self.said.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let lines: Vec<&str> = self.said.lines().collect();
         let last = lines.get(lines.len().saturating_sub(4)..).unwrap_or_default().join("; ");
         if let Some(tool) = lines.iter().find_map(|l| l.strip_prefix("missing tool ")) {
             return Err(Error::new(Code::HOST_TOOL_MISSING, format!("{what} needs a tool on the host: {tool}"))
@@ -161,11 +162,13 @@ impl End {
         if lower.contains("no space left") || lower.contains("disk full") || self.free.is_some_and(|k| k < 256) {
             return Err(full(host, &format!("{what} failed: {last}")).detail("said", &self.said));
         }
-        let last = match (self.status, last.is_empty()) {
-            (None, true) => "its processes were killed".to_string(),
-            (Some(s), true) => format!("status {s}"),
-            (_, false) => last,
-        };
+        let failed = |why: &str| Error::new(Code::DB_COPY, format!("{what} {why}")).host(host).detail("said", &self.said);
+        // A status above 128 is a signal's: of the job itself, when it has not said what ended it.
+        if self.status.is_none_or(|s| s > 128 && last.is_empty()) || lower.contains(KILLED) {
+            return Err(failed("was ended: its processes were killed on the host")
+                .retryable(true)
+                .hint("resume goes on where it was; was memory short there, or the host going down?"));
+        }
         // A server that stops in the middle may be back at once.
         let passes = [
             "lost connection",
@@ -175,9 +178,21 @@ impl End {
             "deadlock",
             "lock wait timeout",
             "connection to server",
+            "can't connect to",
+            "shutdown in progress",
+            "the database system is",
+            "ssl syscall error",
         ];
-        let retryable = self.status.is_none() || passes.iter().any(|p| lower.contains(p)) || lower.contains("can't connect to");
-        Err(Error::new(Code::DB_COPY, format!("{what} failed: {last}")).host(host).retryable(retryable).detail("said", &self.said))
+        let why = match (self.status, last.is_empty()) {
+            (Some(s), true) => format!(
+                "failed: status {s}; what it said could have rows in it and stays on the host, in .job/err or .load-*/err of the dump's folder"
+            ),
+            _ => format!("failed: {last}"),
+        };
+        if passes.iter().any(|p| lower.contains(p)) {
+            return Err(failed(&why).retryable(true).hint("resume goes on where it was, once the server is there again"));
+        }
+        Err(failed(&why))
     }
 }
 
@@ -196,7 +211,7 @@ fn read(text: &str) -> (bool, End) {
             _ => {}
         }
     }
-    end.said = said.to_string();
+    end.said = said::shown(said).join("\n");
     (running, end)
 }
 
@@ -207,14 +222,28 @@ mod tests {
     #[test]
     fn what_a_poll_says() {
         assert_eq!(read("rows 5\nbytes 70\nrunning"), (true, End { rows: 5, bytes: 70, ..End::default() }));
-        let (running, end) = read("rows 5\nstatus 1\nfree 0\nsaid\nzstd: write error\nfail");
+        let (running, end) = read("rows 5\nstatus 1\nfree 0\nsaid\n(7,'a row')\nrunbook: the rows were not written");
         assert!(!running);
-        assert_eq!((end.status, end.free, end.said.as_str()), (Some(1), Some(0), "zstd: write error\nfail"));
+        assert_eq!((end.status, end.free, end.said.as_str()), (Some(1), Some(0), "the rows were not written"));
         let e = end.good("old", "the dump").unwrap_err();
         assert_eq!(e.code, Code::DISK_SPACE);
-        let (_, end) = read("gone\nfree 5000000\nsaid");
-        let e = end.good("old", "the dump").unwrap_err();
-        assert_eq!((e.message.as_str(), e.retryable), ("the dump failed: its processes were killed", true));
+        let killed = "the dump was ended: its processes were killed on the host";
+        for said in
+            ["gone\nfree 5000000\nsaid", "status 143\nfree 5000000\nsaid\n", "status 1\nsaid\nrunbook: zstd was killed from outside (9)"]
+        {
+            let e = read(said).1.good("old", "the dump").unwrap_err();
+            assert_eq!((e.message.as_str(), e.retryable), (killed, true));
+            assert!(e.hint.unwrap().starts_with("resume goes on"));
+        }
+        let lost = "status 143\nsaid\nERROR 2013 (HY000) at line 70: Lost connection to server during query\nrunbook: loading d1.sql of the table t was not finished";
+        let e = read(lost).1.good("old", "the load").unwrap_err();
+        assert_eq!(
+            e.message,
+            "the load failed: ERROR 2013 (HY000): Lost connection to server during query; loading d1.sql of the table t was not finished"
+        );
+        assert!(e.retryable);
+        let e = read("status 1\nsaid\n(7,'a row')").1.good("old", "the load").unwrap_err();
+        assert!(e.message.starts_with("the load failed: status 1; what it said") && !e.retryable && !e.message.contains("a row"));
     }
 
     #[test]

@@ -126,7 +126,10 @@ pub async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
     // The relay log is thrown away as it is applied: what is no longer in it is told by the position.
     let past = match &wanted {
         Wanted::Gtid(g) => at.flavour.maria && status::holds(&applied(&mut r, &at).await?, g),
-        Wanted::Place(f, n) => stands.applied().0 == *f && stands.applied().1 > *n,
+        Wanted::Place(f, n) => {
+            let (file, pos) = stands.applied();
+            file == *f && pos > *n || later(&file, f)
+        }
         Wanted::Time(_) => false,
     };
     if past {
@@ -174,6 +177,12 @@ pub async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
         time: target.time,
         statement,
     })
+}
+
+/// Whether a binary log comes after another of the same server: `bin.000012` after `bin.000009`.
+fn later(file: &str, than: &str) -> bool {
+    let parts = |f: &str| f.rsplit_once('.').and_then(|(name, n)| Some((name.to_string(), n.parse::<u64>().ok()?)));
+    matches!((parts(file), parts(than)), (Some(a), Some(b)) if a.0 == b.0 && a.1 > b.1)
 }
 
 const TOO_LATE: &str = "it is too late for this replica; take a backup and the primary's binary log";
@@ -300,6 +309,14 @@ mod tests {
 
     fn group(time: &str, gtid: &str, applied: bool) -> Group {
         Group { applied, file: "r.1".into(), at: 4, time: time.parse().unwrap(), gtid: gtid.into(), place: "bin.1:4".into() }
+    }
+
+    #[test]
+    fn logs_have_an_order() {
+        assert!(later("bin.1000000", "bin.999999") && later("bin.000002", "bin.000001"));
+        for (a, b) in [("bin.000001", "bin.000001"), ("bin.000001", "bin.000002"), ("other.000002", "bin.000001"), ("", "bin.000001")] {
+            assert!(!later(a, b), "{a} {b}");
+        }
     }
 
     #[test]

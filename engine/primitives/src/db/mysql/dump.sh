@@ -34,7 +34,8 @@ kept() {
     "$kind"
     echo $? >"$j/rc.$kind"
   } | $z >"$f" || fail "$f cannot be written"
-  [ "$(cat "$j/rc.$kind")" = 0 ] || exit 1
+  [ -s "$j/rc.$kind" ] || fail "the definitions' tool was killed from outside"
+  [ "$(cat "$j/rc.$kind")" = 0 ] || broken "$(cat "$j/rc.$kind")" "the definitions' tool"
   printf '%s\t%s\t-\t0\t\n' "$f" "$kind" >>"$j/index.0"
 }
 schema() { [ "$tables" = 0 ] || all_tables dumped --single-transaction --no-data --skip-triggers "$schema"; }
@@ -52,7 +53,7 @@ kept after.sql after
 cat >"$j/cut.awk" <<'EOT'
 function shut() {
   if (cmd == "") return
-  if (close(cmd) != 0) { print "rows cannot be written" | "cat >&2"; exit 1 }
+  if (close(cmd) != 0) { print "runbook: rows cannot be written" | "cat >&2"; exit 1 }
   print file "\t" (table in whole ? "whole" : "rows") "\t" (counted ? rows : "-") "\t" bytes "\t" table >>index_file
   fflush(index_file)
   cmd = ""
@@ -89,8 +90,12 @@ work() {
   } | awk -v n="$n" -v limit=16000000 -v ext="$ext" -v z="$z" -v index_file="$j/index.$n" -v pos="$j/pos.$n" -v names="$j/names" -f "$j/cut.awk" 2>>"$j/e.$n"
   s=$?
   [ "$s" = 0 ] && [ "$(cat "$j/rc.$n")" = 0 ] && return
-  mkdir "$j/claim" 2>/dev/null && cat "$j/e.$n" >&2
-  kill -TERM $$
+  # The first that fails says why, and only then all ends.
+  if mkdir "$j/claim" 2>/dev/null; then
+    cat "$j/e.$n" >&2
+    [ -s "$j/rc.$n" ] && [ "$(cat "$j/rc.$n")" -le 128 ] || say "the dump of its rows was killed from outside"
+    kill -TERM $$
+  fi
   exit 1
 }
 wholes >"$j/names"
@@ -103,7 +108,7 @@ exec 5>"$j/in"
 told() {
   n=0
   while ! grep -q "^$1" "$j/told"; do
-    kill -0 "$holder" 2>/dev/null || fail "writes cannot be held up for the moment of the snapshot: $(cat "$j/told")"
+    kill -0 "$holder" 2>/dev/null || fail_with "$j/told" "writes cannot be held up for the moment of the snapshot"
     n=$((n + 1))
     [ "$n" -lt 1500 ] || fail "no answer to $1"
     sleep .02
@@ -125,13 +130,13 @@ groups 5>&-
 n=0
 while [ "$count" -gt 0 ]; do
   # Sessions of this account that came after: all of ours must be there, and every one must have its snapshot.
-  all=$(ask -e "SELECT CONCAT(COUNT(*), ' ', COUNT(t.trx_id)) FROM information_schema.processlist p LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id WHERE p.id > $self AND p.id <> CONNECTION_ID() AND p.user = SUBSTRING_INDEX(USER(), '@', 1)" 2>&1 5>&-)
+  all=$(ask -e "SELECT CONCAT(COUNT(*), ' ', COUNT(t.trx_id)) FROM information_schema.processlist p LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id WHERE p.id > $self AND p.id <> CONNECTION_ID() AND p.user = SUBSTRING_INDEX(USER(), '@', 1)" 2>"$j/e.0" 5>&-)
   [ "${all% *}" = "${all#* }" ] && [ "${all% *}" -ge "$count" ] && break
   # What has ended already was small, and is whole.
   [ "$(cat "$j"/rc.[1-9]* 2>/dev/null | wc -l)" -lt "$count" ] || break
   kill -0 "$holder" 2>/dev/null || fail "writes could not be held up until every session of the dump had begun ($all of $count)"
   n=$((n + 1))
-  [ "$n" -lt 600 ] || fail "the sessions of the dump do not begin ($all of $count)"
+  [ "$n" -lt 600 ] || fail_with "$j/e.0" "the sessions of the dump do not begin ($all of $count)"
   sleep .02
 done
 kill -0 "$holder" 2>/dev/null || fail "writes could not be held up until every session of the dump had begun"
@@ -140,7 +145,7 @@ told free
 exec 5>&-
 kill "$guard" 2>/dev/null
 wait "$holder"
-for p in $kids; do wait "$p" || exit 1; done
+await $kids
 if [ "$binlog" = yes ] && [ "$count" -gt 1 ]; then
   [ "$(cat "$j"/pos.[1-9]* | sort -u | wc -l)" = 1 ] || fail "the sessions of the dump have not begun at one moment"
 fi

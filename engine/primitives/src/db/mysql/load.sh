@@ -8,12 +8,12 @@ for t in $client; do found=$(command -v "$t") && break; done
 command -v sha256sum >/dev/null || fail "missing tool sha256sum"
 cd "$d" || exit 1
 sql() {
-  "$found" --defaults-file=/dev/fd/3 --no-auto-rehash -N -B --default-character-set=utf8mb4 --max-allowed-packet=1073741824 "$@" "$schema" 3<<RUNBOOK
+  "$found" --defaults-file=/dev/fd/3 --no-auto-rehash --skip-reconnect -N -B --default-character-set=utf8mb4 --max-allowed-packet=1073741824 "$@" "$schema" 3<<RUNBOOK
 $login
 RUNBOOK
 }
 files >"$j/files"
-sql -e 'SELECT item FROM _runbook_loaded' >"$j/had" 2>"$j/e.0" || fail "$(cat "$j/e.0")"
+sql -e 'SELECT item FROM _runbook_loaded' >"$j/had" 2>"$j/e.0" || fail_with "$j/e.0" "what is loaded already cannot be read"
 unpack() {
   case $1 in
     *.zst) zstd -q -dc "$1" ;;
@@ -34,9 +34,10 @@ LINE
     return 0
   fi
   echo "$sum  $f" | sha256sum -c --status 2>"$j/e.$n" || {
-    echo "$f is not as it was dumped: its checksum is another" >"$j/e.$n"
+    echo "runbook: $f is not as it was dumped: its checksum is another" >"$j/e.$n"
     return 1
   }
+  rm -f "$j/rc.$n"
   mark="INSERT INTO _runbook_loaded VALUES ('$f');"
   {
     echo "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO', time_zone = '+00:00', foreign_key_checks = 0, unique_checks = 0, sql_notes = 0, innodb_lock_wait_timeout = 600;"
@@ -44,11 +45,15 @@ LINE
       rows) echo "SET autocommit = 0; $mark" ;;
       whole) printf 'DELETE FROM `%s`;\n' "$table" ;;
     esac
-    unpack "$f" && case $kind in
+    unpack "$f"
+    s=$?
+    echo "$s" >"$j/rc.$n"
+    [ "$s" = 0 ] && case $kind in
       rows) echo "COMMIT;" ;;
       *) echo "$mark" ;;
     esac && echo "SELECT 'done';"
   } 2>"$j/e.$n" | sql >"$j/o.$n" 2>>"$j/e.$n"
+  c=$?
   if ! grep -qx 'done' "$j/o.$n"; then
     # Another session has come before: its mark is there.
     [ "$(sql -e "SELECT COUNT(*) FROM _runbook_loaded WHERE item = '$f'" 2>/dev/null)" = 1 ] || {
@@ -56,7 +61,14 @@ LINE
         item "$1" "$n" $((${3:-0} + 1))
         return
       fi
-      echo "loading $f${table:+ of the table $table} was not finished" >>"$j/e.$n"
+      # What was cut off looks like a wrong statement to the server: then that is not its fault.
+      s=$(cat "$j/rc.$n" 2>/dev/null)
+      why=
+      [ "$c" -le 128 ] || why='the client'
+      [ "${s:-0}" -le 128 ] || [ "$s" = 141 ] || why="the reading of $f"
+      [ -s "$j/e.$n" ] || [ -n "$s" ] || why='a part'
+      [ -z "$why" ] || echo "runbook: $why was killed from outside" >"$j/e.$n"
+      echo "runbook: loading $f${table:+ of the table $table} was not finished" >>"$j/e.$n"
       return 1
     }
   fi

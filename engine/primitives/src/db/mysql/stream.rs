@@ -302,8 +302,10 @@ pub async fn to_file(cx: &Cx, db: &Db, path: &str) -> Result<crate::db::driver::
     );
     let done = ssh::connect(cx, &db.host).await?.exec_again(cx, exec).await?;
     if done.status != 0 {
-        let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
-        return Err(Error::new(Code::DB_COPY, format!("\"{}\" cannot be copied to {path}: {said}", db.name)).host(&db.host));
+        let said = crate::db::dump::said::shown(&String::from_utf8_lossy(&done.stderr)).join("; ");
+        return Err(
+            Error::new(Code::DB_COPY, format!("\"{}\" cannot be copied to {path}: status {}: {said}", db.name, done.status)).host(&db.host)
+        );
     }
     let bytes = String::from_utf8_lossy(&done.stdout).trim().parse().unwrap_or(0);
     let rows = super::chunks::content(cx, db, false).await?.tables.values().map(|t| t.rows).sum();

@@ -139,39 +139,23 @@ pub async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Sw
             "compare them and bring the rows together by hand; writes on both stay as they are",
         ));
     };
-    let (held, _) = fence::fence(cx, db, within).await?;
-    let end = fence::position(&held);
-    let back = Backwards { db, other, promoted: &promoted };
-    let took = back.carry(cx, &mut r, &mut o, &end, within).await?;
-    // Both sides stand at the same place, and neither takes writes.
-    let events = mine
-        .fence
-        .as_ref()
-        .map_or_else(|| held.position.get("events").and_then(runbook_core::Value::as_bool).unwrap_or(false), |f| f.events);
-    let mut mark =
-        ReplicaMark { of: other.name.clone(), source: state::identity(&mut o).await?, phase: Phase::Running, ..promoted.replica.clone() };
-    mark.events = events && promoted.replica.events;
-    mark.position = state::position(&mut o, &theirs.flavour).await?;
-    if mark.gtid {
-        // Everything here came from there or went there: this is what it has.
-        mark.position.gtid = end.gtid.clone();
-    }
-    state::write(&mut r, &ReplicaMark { phase: Phase::Copying, ..mark.clone() }).await?;
-    host::hold(cx, db, &format!("\"{}\" is a replica of \"{}\"", db.name, other.name)).await?;
-    let mut s = session(cx, other).await?;
-    replication::start(cx, db, other, &mut s, &mut r, mark).await?;
-    for row in r.rows("SELECT event_schema AS sch, event_name AS ev FROM information_schema.events WHERE status = 'ENABLED'").await? {
-        let name = format!("{}.{}", ident(get(&row, "sch")), ident(get(&row, "ev")));
-        state::aside(&mut r, &[format!("ALTER EVENT {name} DISABLE ON SLAVE")]).await?;
-    }
-    if !at.flavour.maria {
-        r.run("SET GLOBAL super_read_only = OFF").await?;
-    }
-    // The fence of this action has done its work; the server stays read-only as a replica.
-    fence_off(&mut r).await?;
+    // A try that died late has made it a replica already.
+    let follows = mine.replica.as_ref().is_some_and(|m| m.of == other.name)
+        && status::read(&mut r, &at.flavour).await?.iter().any(|s| s.name().is_empty());
+    let took = if follows && mine.fence.is_none() {
+        promoted.carried
+    } else {
+        if follows {
+            // Where both stand is on record: it is begun again from there, under the fence.
+            r.run(at.flavour.replica("STOP", "")).await?;
+            r.run(at.flavour.replica("RESET", "ALL")).await?;
+        }
+        let back = Backwards { db, other, promoted: &promoted };
+        back.turn(cx, &mut r, &mut o, mine.fence.as_ref(), within).await?
+    };
     state::remove::<PromotedMark>(&mut r).await?;
-    state::write(&mut o, &FenceMark { handed_to: None, position: state::position(&mut s, &theirs.flavour).await?, ..old_fence }).await?;
-    s.close().await;
+    let position = state::position(&mut o, &theirs.flavour).await?;
+    state::write(&mut o, &FenceMark { handed_to: None, position, ..old_fence }).await?;
     r.close().await;
     o.close().await;
     let note = if took { format!("its rows were carried back to \"{}\"", other.name) } else { "it took no writes".into() };
@@ -198,6 +182,42 @@ struct Backwards<'a> {
 }
 
 impl Backwards<'_> {
+    /// Fences the promoted server, lets the other side take its rows, and makes it a replica of that; whether there were any rows.
+    /// `begun` is the fence that an earlier try has put up.
+    async fn turn(&self, cx: &Cx, r: &mut Sess, o: &mut Sess, begun: Option<&FenceMark>, within: Duration) -> Result<bool> {
+        let (db, other, promoted) = (self.db, self.other, self.promoted);
+        let (at, theirs) = (server(cx, db).await?, server(cx, other).await?);
+        let (held, _) = fence::fence(cx, db, within).await?;
+        let end = fence::position(&held);
+        let took = self.carry(cx, r, o, &end, within).await?;
+        // Both sides stand at the same place, and neither takes writes.
+        let events =
+            begun.map_or_else(|| held.position.get("events").and_then(runbook_core::Value::as_bool).unwrap_or(false), |f| f.events);
+        let mut mark =
+            ReplicaMark { of: other.name.clone(), source: state::identity(o).await?, phase: Phase::Running, ..promoted.replica.clone() };
+        mark.events = events && promoted.replica.events;
+        mark.position = state::position(o, &theirs.flavour).await?;
+        if mark.gtid {
+            // Everything here came from there or went there: this is what it has.
+            mark.position.gtid = end.gtid.clone();
+        }
+        state::write(r, &ReplicaMark { phase: Phase::Copying, ..mark.clone() }).await?;
+        host::hold(cx, db, &format!("\"{}\" is a replica of \"{}\"", db.name, other.name)).await?;
+        let mut s = session(cx, other).await?;
+        replication::start(cx, db, other, &mut s, r, mark).await?;
+        for row in r.rows("SELECT event_schema AS sch, event_name AS ev FROM information_schema.events WHERE status = 'ENABLED'").await? {
+            let name = format!("{}.{}", ident(get(&row, "sch")), ident(get(&row, "ev")));
+            state::aside(r, &[format!("ALTER EVENT {name} DISABLE ON SLAVE")]).await?;
+        }
+        if !at.flavour.maria {
+            r.run("SET GLOBAL super_read_only = OFF").await?;
+        }
+        // The fence of this action has done its work; the server stays read-only as a replica.
+        s.close().await;
+        fence_off(r).await?;
+        Ok(took)
+    }
+
     /// Lets the other side take everything up to `end` from the promoted server; whether there was anything.
     async fn carry(&self, cx: &Cx, r: &mut Sess, o: &mut Sess, end: &state::Position, within: Duration) -> Result<bool> {
         let theirs = server(cx, self.other).await?;

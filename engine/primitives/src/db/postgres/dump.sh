@@ -4,8 +4,8 @@ command -v pg_dump >/dev/null && command -v pg_restore >/dev/null || fail "missi
 for t in gzip sha256sum; do command -v "$t" >/dev/null || fail "missing tool $t"; done
 cd "$d" || exit 1
 rm -rf manifest manifest.new data "$j"/w.* || exit 1
-pg_dump --no-password -T '*._runbook_actions' -N _runbook -Fd -j "$jobs" -Z "$level" -f "$d/data" || exit 1
-pg_restore -l data >"$j/list" || exit 1
+pg_dump --no-password -T '*._runbook_actions' -N _runbook -Fd -j "$jobs" -Z "$level" -f "$d/data" || broken $? pg_dump
+pg_restore -l data >"$j/list" || broken $? pg_restore
 # Every file once more: that it reads, how many rows it has, and what its checksum is.
 file() {
   f=$1 n=$2
@@ -20,7 +20,7 @@ file() {
     # A mark of the end and two empty lines are no rows.
     rows=$((lines - 3))
     [ "$rows" -ge 0 ] || {
-      echo "$f is not whole" >>"$j/e.$n"
+      echo "runbook: $f is not whole" >>"$j/e.$n"
       return 1
     }
   fi

@@ -35,8 +35,20 @@ fn others(cx: &Cx, db: &Db) -> Result<Vec<Db>> {
     names.map(|n| Db::find(cx, n)).collect()
 }
 
+/// How long a server may take to say how it is: one that hangs takes connections and never answers.
+const ANSWERS: Duration = Duration::from_secs(10);
+
 /// How a server is; `stopped` when it does not run.
 async fn look(cx: &Cx, db: &Db) -> Result<Member> {
+    tokio::time::timeout(ANSWERS, asked(cx, db)).await.unwrap_or_else(|_| {
+        Err(Error::new(Code::DB_CONNECT, format!("\"{}\" takes connections and does not answer within {} s", db.name, ANSWERS.as_secs()))
+            .host(&db.host)
+            .hint("its server hangs, or its host is overloaded: look at it there")
+            .retryable(true))
+    })
+}
+
+async fn asked(cx: &Cx, db: &Db) -> Result<Member> {
     let is = |status: &str| Member { status: status.into(), ..Member::default() };
     let mut s = match session(cx, db).await {
         Err(e) if down(&e) => return Ok(is("stopped")),
@@ -62,6 +74,11 @@ async fn look(cx: &Cx, db: &Db) -> Result<Member> {
         committed: field("wsrep_last_committed").parse().unwrap_or(-1),
         members: field("wsrep_incoming_addresses").into(),
     })
+}
+
+/// Whether something listens there, seen from the host of a member.
+async fn listens(cx: &Cx, from: &Db, address: &str, port: u16) -> bool {
+    tunnel::stream(cx, &from.host, &Place::Tcp(address.to_string(), port), None).await.is_ok()
 }
 
 /// Refuses unless it is certain that no other member lives, or runs apart from this one.
@@ -91,7 +108,7 @@ async fn none_lives(cx: &Cx, db: &Db, me: &Member, lost: &[String]) -> Result<()
             "stopped" => {
                 // A server that is starting, or that hangs, answers here and nowhere else.
                 let (address, port) = node::address(cx, &other)?;
-                if tunnel::stream(cx, &db.host, &Place::Tcp(address.clone(), port), None).await.is_ok() {
+                if listens(cx, db, &address, port).await {
                     return beside(format!("\"{}\" does not answer, but something of it listens at {address}:{port}", other.name))
                         .map_err(|e: Error| e.hint("wait until it is up, or end that process"));
                 }
@@ -205,6 +222,11 @@ impl Galera for Mysql {
 
     async fn member(&self, cx: &Cx, db: &Db) -> Result<Member> {
         look(cx, db).await
+    }
+
+    async fn listens(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        let (address, port) = node::address(cx, db)?;
+        Ok(listens(cx, db, &address, port).await)
     }
 
     async fn leave(&self, cx: &Cx, db: &Db, last: bool) -> Result<bool> {
