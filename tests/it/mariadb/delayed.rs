@@ -21,8 +21,9 @@ fn replica(m: &Mariadb) -> String {
 async fn received(s: &Site) {
     for _ in 0..400 {
         let io = replica(&s.new);
-        let has = io.lines().find_map(|l| l.trim().strip_prefix("Gtid_IO_Pos: ").map(str::to_string));
-        if has.is_some_and(|h| h == s.old.sql("SELECT @@gtid_binlog_pos")) {
+        let of = |name: &str| io.lines().find_map(|l| l.trim().strip_prefix(name).map(str::to_string)).unwrap_or_default();
+        let has = format!("{}\t{}", of("Master_Log_File: "), of("Read_Master_Log_Pos: "));
+        if s.old.sql("SHOW MASTER STATUS").split('\t').take(2).collect::<Vec<_>>().join("\t") == has {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
