@@ -120,7 +120,7 @@ pub async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
     usual(&mut r, &at).await?;
     r.run(at.flavour.replica("STOP", "SQL_THREAD")).await?;
     let stands = usual(&mut r, &at).await?;
-    if let Some(e) = stands.error() {
+    if let Some(e) = stands.applying_error() {
         return Err(e.stopped(db));
     }
     // The relay log is thrown away as it is applied: what is no longer in it is told by the position.
@@ -240,7 +240,8 @@ async fn apply(cx: &Cx, db: &Db, at: &Server, r: &mut Sess, target: &Group, from
     let mut moved = Instant::now();
     loop {
         let now = usual(r, at).await?;
-        if let Some(e) = now.error() {
+        // Its primary may be lost: what it holds is applied all the same.
+        if let Some(e) = now.applying_error() {
             return Err(e.stopped(db));
         }
         let place = now.relay();

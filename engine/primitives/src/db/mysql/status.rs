@@ -77,19 +77,22 @@ impl Stream {
 
     /// Why it has stopped for good.
     pub fn error(&self) -> Option<ReplicationError> {
-        for (thread, stopped) in [("sql", !self.sql()), ("io", self.io() == "No")] {
-            let (code, text) = (self.field(&format!("last_{thread}_errno")), self.field(&format!("last_{thread}_error")));
-            if stopped && !matches!(code, "" | "0") {
-                return Some(ReplicationError { code: code.into(), text: text.into() });
-            }
-        }
-        None
+        self.applying_error().or_else(|| self.last("io").filter(|_| self.io() == "No"))
+    }
+
+    /// Why it no longer applies what it has, whether or not it still receives.
+    pub fn applying_error(&self) -> Option<ReplicationError> {
+        self.last("sql").filter(|_| !self.sql())
+    }
+
+    fn last(&self, thread: &str) -> Option<ReplicationError> {
+        let (code, text) = (self.field(&format!("last_{thread}_errno")), self.field(&format!("last_{thread}_error")));
+        (!matches!(code, "" | "0")).then(|| ReplicationError { code: code.into(), text: text.into() })
     }
 
     /// Why it cannot connect, though it goes on trying.
     pub fn trouble(&self) -> Option<ReplicationError> {
-        let (code, text) = (self.field("last_io_errno"), self.field("last_io_error"));
-        (!matches!(code, "" | "0") && self.io() != "Yes").then(|| ReplicationError { code: code.into(), text: text.into() })
+        self.last("io").filter(|_| self.io() != "Yes")
     }
 
     /// Seconds behind, as the server reckons them.
