@@ -189,8 +189,9 @@ pub(super) async fn bounds(cx: &Cx, db: &Db, table: &Keyed, span: &Span, rows: u
 /// Two hashes of 64 bits of every row, summed up: whatever the order.
 fn sums(table: &Keyed, span: &Span) -> String {
     format!(
-        "SELECT count(*), coalesce(sum(hashtextextended(r, 0)::numeric), 0) || ':' || coalesce(sum(hashtextextended(r, 7)::numeric), 0) \
-         FROM (SELECT {} AS r FROM ONLY {} WHERE {}) s",
+        // Without OFFSET the server would write each row as text twice, which is most of the work.
+        "SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0) || ':' || coalesce(sum(hashtextextended(r, 7)), 0) \
+         FROM (SELECT {} AS r FROM ONLY {} WHERE {} OFFSET 0) s",
         row_text(table),
         qualified(table),
         within(table, span)
