@@ -7,7 +7,7 @@ pub(in crate::db) mod said;
 use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::units::show_bytes;
-use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
+use runbook_core::{Call, Code, Effect, Error, Record, Result, Spec, Ty, TypeSpec, Value};
 
 use super::copy::table_options;
 use super::driver::{Db, DumpOptions, Dumped};
@@ -66,6 +66,11 @@ pub(super) fn register(r: &mut Registry) {
             .field("id", Ty::Str, "The dump's id, from its manifest.")
             .field("changed", Ty::Bool, "Whether anything had to be done."),
     );
+}
+
+/// Why a dump or a load is not begun, or not right.
+pub(in crate::db) fn refuse(db: &Db, why: String, hint: &str) -> Error {
+    Error::new(Code::DB_COPY, why).host(&db.host).hint(hint)
 }
 
 fn options(call: &Call) -> Result<DumpOptions> {

@@ -137,6 +137,18 @@ impl Job<'_> {
     }
 }
 
+/// How many at once, unless it was said: as many as the host has processors.
+///
+/// # Errors
+/// Those of the connection.
+pub(in crate::db) async fn processors(cx: &Cx, host: &str, wanted: Option<usize>) -> Result<usize> {
+    if let Some(n) = wanted {
+        return Ok(n);
+    }
+    let done = ssh::connect(cx, host).await?.exec_again(cx, Exec::new("nproc 2>/dev/null || echo 4")).await?;
+    Ok(String::from_utf8_lossy(&done.stdout).trim().parse::<usize>().unwrap_or(4).clamp(2, 16))
+}
+
 /// The error of a disk that is full.
 pub(in crate::db) fn full(host: &str, what: &str) -> Error {
     Error::new(Code::DISK_SPACE, format!("no space is left: {what}")).host(host).hint("make room there, then resume").retryable(false)

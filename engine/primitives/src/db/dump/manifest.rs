@@ -6,6 +6,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
 use super::job::As;
+use crate::db::driver::Dumped;
 use crate::ssh::{self, quote};
 
 /// The name of the file.
@@ -59,6 +60,19 @@ impl Manifest {
     /// How many tables have rows in it.
     pub(in crate::db) fn tables(&self) -> u64 {
         self.get("tables").parse().unwrap_or(0)
+    }
+
+    /// What a dump or a load answers; a note says why there was nothing to do.
+    pub(in crate::db) fn dumped(&self, note: &str) -> Dumped {
+        Dumped {
+            tables: self.tables(),
+            rows: self.rows(),
+            bytes: self.bytes(),
+            position: self.get("position").to_string(),
+            id: self.get("id").to_string(),
+            changed: note.is_empty(),
+            note: note.to_string(),
+        }
     }
 
     /// Reads the text of a manifest; `None` when it is none.

@@ -12,6 +12,7 @@ mod fence;
 mod flavour;
 mod galera;
 mod host;
+mod load;
 mod pair;
 mod relay;
 mod replication;
@@ -112,7 +113,7 @@ impl Driver for Mysql {
     }
 
     async fn load(&self, cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
-        dump::load(cx, db, path, options).await
+        load::load(cx, db, path, options).await
     }
 
     async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool> {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use runbook_core::clock::rfc3339;
 use runbook_core::primitive::Cx;
-use runbook_core::{Code, Error, Result};
+use runbook_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::client::{Conn, For, Texts, col, connect};
@@ -12,8 +12,9 @@ use super::settings::{self, Tls};
 use super::sql::ident;
 use super::state::{self, Node, look};
 use crate::db::driver::{Db, DumpOptions, Dumped};
-use crate::db::dump::job::{COMMON, Job};
-use crate::db::dump::manifest::{self, Manifest, Place};
+use crate::db::dump::job::{COMMON, Job, processors};
+use crate::db::dump::manifest::{self, Place};
+use crate::db::dump::refuse;
 use crate::db::tunnel;
 use crate::ssh::{self, Exec, quote};
 
@@ -31,10 +32,6 @@ struct LoadMark {
     whole: bool,
 }
 
-fn refuse(db: &Db, why: String, hint: &str) -> Error {
-    Error::new(Code::DB_COPY, why).host(&db.host).hint(hint)
-}
-
 /// Where the tools run: as the login, or as the user that the server knows at its socket.
 struct Tools {
     login: String,
@@ -47,13 +44,7 @@ impl Tools {
         let session = ssh::connect(cx, &db.host).await?;
         let login = session.login().to_string();
         let user = settings::peer(db).filter(|u| *u != login).map(String::from);
-        let jobs = match jobs {
-            Some(n) => n,
-            None => {
-                let done = session.exec_again(cx, Exec::new("nproc 2>/dev/null || echo 4")).await?;
-                String::from_utf8_lossy(&done.stdout).trim().parse::<usize>().unwrap_or(4).clamp(2, 16)
-            }
-        };
+        let jobs = processors(cx, &db.host, jobs).await?;
         Ok(Tools { login, user, jobs })
     }
 
@@ -118,18 +109,6 @@ fn path(db: &Db) -> String {
     format!("b={known}\n[ -z \"$b\" ] || PATH=\"$b:$PATH\"\nexport PATH\n")
 }
 
-fn dumped(m: &Manifest, note: &str) -> Dumped {
-    Dumped {
-        tables: m.tables(),
-        rows: m.rows(),
-        bytes: m.bytes(),
-        position: m.get("position").to_string(),
-        id: m.get("id").to_string(),
-        changed: note.is_empty(),
-        note: note.to_string(),
-    }
-}
-
 /// Writes a dump of the database into a folder of the host.
 pub(super) async fn dump(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> Result<Dumped> {
     let conn = connect(cx, db, For::Admin).await?;
@@ -142,7 +121,7 @@ pub(super) async fn dump(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
         Place::Foreign => {
             return Err(refuse(db, format!("{at} has files that are of no dump"), "choose a folder that is empty or not there"));
         }
-        Place::Whole(m) if m.get("id") == id => return Ok(dumped(&m, "this action has written it already")),
+        Place::Whole(m) if m.get("id") == id => return Ok(m.dumped("this action has written it already")),
         Place::Whole(_) if options.replace => {}
         Place::Whole(m) => {
             let what = format!("{at} has a dump of {} of {}", m.get("database"), m.get("time"));
@@ -187,7 +166,7 @@ pub(super) async fn dump(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     match manifest::look(cx, &db.host, &who, at).await? {
         Place::Whole(m) if m.get("id") == id => {
             let _ = tidy(cx, db, &tools, &format!("rm -rf {}/.job", quote(at))).await;
-            Ok(dumped(&m, ""))
+            Ok(m.dumped(""))
         }
         _ => Err(refuse(db, format!("the dump in {at} was written over by another"), "name another folder").retryable(true)),
     }
@@ -222,7 +201,7 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
         // Of what was dropped by hand meanwhile, the mark says nothing any more.
         if had.whole && (m.tables() == 0 || !found.is_empty()) {
             conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
-            return Ok(dumped(&m, "this dump is loaded already"));
+            return Ok(m.dumped("this dump is loaded already"));
         }
         mark.ready = had.ready && !had.whole && marked;
     }
@@ -266,7 +245,7 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     conn.run(&state::set(&name, "load", &mark)?).await?;
     conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
     let _ = tidy(cx, db, &tools, &format!("rm -rf {}", quote(&job.dir))).await;
-    Ok(dumped(&m, ""))
+    Ok(m.dumped(""))
 }
 
 /// What to do about errors that are known.
