@@ -141,6 +141,8 @@ codes! {
     BACKUP_MISSING = 701, Failed, "There is no such snapshot";
     BACKUP_DAMAGED = 702, Failed, "A snapshot is damaged";
     BACKUP_RESTORE = 703, Failed, "A restore test failed";
+    BACKUP_REPOSITORY = 704, Failed, "A backup repository cannot be used";
+    BACKUP_STALE = 705, Failed, "There is no fresh snapshot";
 
     HTTP = 800, Failed, "An HTTP check failed";
     TCP = 801, Failed, "A TCP check failed";

@@ -49,6 +49,9 @@ def make_keys():
     (RUN / "tsig").chmod(0o600)
     # The shop's password for its database.
     password = run("openssl", "rand", "-hex", "16")
+    # What opens the backups on the vault.
+    (RUN / "restic").write_text(run("openssl", "rand", "-hex", "16"))
+    (RUN / "restic").chmod(0o600)
     (RUN / "app_password").write_text(password)
     (RUN / "app_password").chmod(0o600)
     (RUN / "replication_password").write_text(run("openssl", "rand", "-hex", "16"))

@@ -39,7 +39,23 @@ def seed(kind):
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(one, HOSTS.values()))
+    vault()
     say(f"the shop is on {kind} on the host old, as before the migration ({time.monotonic() - started:.1f} s)")
+
+
+def vault():
+    """The old host's own way to the vault, by a key that can do nothing but store files, and a repository of restic there."""
+    make = "mkdir -p .ssh && rm -f .ssh/vault .ssh/vault.pub && ssh-keygen -q -t ed25519 -N '' -C vault -f .ssh/vault && cat .ssh/vault.pub"
+    public = hosts.execute(HOSTS["old"], "sh", "-c", f"cd /root && {make}").stdout.strip()
+    hosts.execute(HOSTS["old"], "sh", "-c", "cat >/root/.ssh/vault_known_hosts", stdin=(RUN / "known_hosts").read_text())
+    admit = "umask 077; mkdir -p .ssh; touch .ssh/authorized_keys; sed -i '/ vault$/d' .ssh/authorized_keys; cat >>.ssh/authorized_keys"
+    hosts.execute(HOSTS["vault"], "sh", "-c", f"cd /root && {admit}", stdin=f'restrict,command="internal-sftp" {public}\n')
+    command = f"sftp.command=ssh -i /root/.ssh/vault -o UserKnownHostsFile=/root/.ssh/vault_known_hosts root@{HOSTS['vault'].address} -s sftp"
+    # By standard input: a password is nobody's argument.
+    hosts.execute(
+        HOSTS["old"], "restic", "-q", "--password-file", "/dev/stdin", "-r", "sftp:vault:/root/backups", "-o", command, "init",
+        stdin=(RUN / "restic").read_text(),
+    )  # fmt: skip
 
 
 def project(folder, environments=tuple(ENVIRONMENTS.values())):

@@ -303,6 +303,36 @@ pub const KINDS: &[Kind] = &[
         ],
     },
     Kind {
+        section: Section::Backups,
+        kind: "restic",
+        doc: "A repository of restic. The hosts need `restic`; what it makes is read by any other restic, and the other way round.",
+        fields: &[
+            field(
+                "host",
+                Host,
+                Always,
+                "The host whose restic lists, checks, restores and prunes; a folder takes snapshots of this host alone.",
+            ),
+            field(
+                "repository",
+                Text,
+                Always,
+                "The repository as `RESTIC_REPOSITORY` has it: a folder, `sftp:USER@HOST:/PATH`, `s3:URL/BUCKET`, `rest:URL`.",
+            ),
+            field("password", Secret, Always, "The secret that opens it."),
+            field(
+                "sftp_command",
+                Text,
+                Optional,
+                "For `sftp:`: the command that reaches the server, as restic's option `sftp.command`; `ssh` with the login's own configuration when not given.",
+            ),
+            field("access_key", Text, Optional, "For `s3:`: the id of the key."),
+            field("secret_key", Secret, Optional, "For `s3:`: the secret with the key."),
+            field("region", Text, Optional, "For `s3:`: the region, where the server wants one."),
+            field("sudo", Flag, Optional, "Whether restic runs with sudo, also to list and to restore as a test; false by default."),
+        ],
+    },
+    Kind {
         section: Section::Proxies,
         kind: "flag-file",
         doc: "A reverse proxy that shows a maintenance page while a file exists and reads its upstream from a file.",

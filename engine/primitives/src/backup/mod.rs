@@ -1,6 +1,9 @@
 //! Backups: snapshots that are proven to be restorable.
 //!
 //! - `repository.rs`: the trait behind all kinds of repositories; `primitives.rs`: the methods of `Backup`, the same for all
+//! - `upkeep.rs`: those that look after a repository; `retention.rs`: which snapshots are kept
+//! - `on_host.rs`, `pipe.rs`: what the drivers share
+//! - `restic/`: repositories of restic
 //! - `archive/`: plain compressed tar archives, each with a SHA-256 manifest; `tar.rs` and `manifest.rs` read and write those
 
 use std::collections::BTreeMap;
@@ -12,9 +15,14 @@ use runbook_core::{Code, Record, Result, Value};
 
 mod archive;
 mod manifest;
+mod on_host;
+mod pipe;
 mod primitives;
 pub mod repository;
+mod restic;
+mod retention;
 mod tar;
+mod upkeep;
 
 /// Adds the primitives of this family.
 pub fn register(r: &mut Registry) {
@@ -25,10 +33,10 @@ pub fn register(r: &mut Registry) {
             .field("time", Ty::Time, "When it was begun.")
             .field("host", Ty::Str, "The inventory name of the host that it was taken from.")
             .field("paths", Ty::List(Box::new(Ty::Str)), "What was taken.")
-            .field("files", Ty::Int, "How many files it holds.")
-            .field("bytes", Ty::Bytes, "The size of these files.")
+            .field("files", number(Ty::Int), "How many files it holds; `()` in a list of a restic that does not tell (before 0.17).")
+            .field("bytes", number(Ty::Bytes), "The size of these files; `()` where that is not told.")
             .field("tags", Ty::List(Box::new(Ty::Str)), "What it was marked with.")
-            .field("archive", Ty::Str, "Where it lies on the host of the repository."),
+            .field("archive", Ty::Str, "Where it lies: the file on the host of the repository, or the repository."),
     );
     r.add_type(
         TypeSpec::new("RestoreTest", "What a restore test found right.")
@@ -48,6 +56,11 @@ pub fn register(r: &mut Registry) {
     r.add(primitives::Verify::default());
     r.add(primitives::RestoreTest::default());
     r.add(primitives::Restore::default());
+    upkeep::register(r);
+}
+
+fn number(ty: Ty) -> Ty {
+    Ty::OneOf(vec![ty, Ty::Unit])
 }
 
 fn backup(env: &Environment, call: &Call) -> Result<Value> {

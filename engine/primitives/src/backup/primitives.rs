@@ -6,9 +6,9 @@ use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::units::show_bytes;
 use runbook_core::{Code, Error, Record, Result, Value};
 
-use super::repository::{Plan, Snapshot, of};
+use super::repository::{Made, Plan, Snapshot, of};
 
-fn host_ty() -> Ty {
+pub(super) fn host_ty() -> Ty {
     Ty::OneOf(vec![Ty::Record("Host"), Ty::Str])
 }
 
@@ -16,11 +16,11 @@ fn snapshot_ty() -> Ty {
     Ty::OneOf(vec![Ty::Record("Snapshot"), Ty::Str])
 }
 
-fn texts_ty() -> Ty {
+pub(super) fn texts_ty() -> Ty {
     Ty::OneOf(vec![Ty::Str, Ty::List(Box::new(Ty::Str))])
 }
 
-fn texts(v: Option<&Value>) -> Vec<String> {
+pub(super) fn texts(v: Option<&Value>) -> Vec<String> {
     match v {
         Some(Value::Str(s)) => vec![s.clone()],
         Some(Value::List(l)) => l.iter().filter_map(|v| v.as_str().map(str::to_string)).collect(),
@@ -29,7 +29,7 @@ fn texts(v: Option<&Value>) -> Vec<String> {
 }
 
 /// The inventory name of a host, the name of a snapshot.
-fn name_of(v: &Value) -> &str {
+pub(super) fn name_of(v: &Value) -> &str {
     match v {
         Value::Record(r) => r.name.as_deref().unwrap_or_else(|| r.str("id")),
         v => v.as_str().unwrap_or_default(),
@@ -50,21 +50,33 @@ impl Default for Take {
                 "Backup",
                 "snapshot",
                 Effect::Once,
-                "Takes a snapshot of folders and files of a host.\n\nThe data streams from that host through the controller into the \
-                 repository; nothing is installed on either. The snapshot appears only when it is complete and its checksums are \
-                 proven, so that a crash leaves no half of one. It carries the action's id, by which a resumed run finds it again. A \
-                 file that changes while it is read has the whole taken again, three times at most.",
+                "Takes a snapshot of folders and files of a host.\n\nInto an archive the data streams from that host through the controller; nothing \
+                 is installed on either, and its checksums are proven. With restic, the host's own restic runs under the supervisor, so that a \
+                 lost connection and a dead controller do not disturb it. The snapshot appears only when it is complete, so that a crash \
+                 leaves no half of one. It carries the action's id, by which a resumed run finds it again. A path that is not there is an \
+                 error, and a file that changes while it is read has the whole taken again, three times at most.",
             )
             .arg("host", host_ty(), "The host to take it from.")
             .arg("paths", texts_ty(), "Folders and files: all relative to the login folder, or all absolute.")
             .option("tags", texts_ty(), "Words to find it by later.")
-            .option("exclude", texts_ty(), "What to leave out, as patterns of `tar --exclude`.")
+            .option("exclude", texts_ty(), "What to leave out, as patterns of `tar --exclude` or `restic --exclude`.")
             .option("sudo", Ty::Bool, "Whether to read with sudo; false by default.")
             .option("accept_changing", Ty::Bool, "Whether to keep a snapshot in which files changed while they were read; false by default.")
             .returns(Ty::Record("Snapshot"))
             .example(r#"let snapshot = backup("vault").snapshot(host("old"), ["/etc", "/srv/shop"], #{ tags: ["before-cutover"], sudo: true });"#)
             .errors(&[Code::BACKUP_SNAPSHOT]),
         )
+    }
+}
+
+fn plan(call: &Call) -> Plan {
+    Plan {
+        host: name_of(call.arg(0)).to_string(),
+        paths: texts(Some(call.arg(1))),
+        exclude: texts(call.opt("exclude")),
+        tags: texts(call.opt("tags")),
+        sudo: call.opt_bool("sudo"),
+        accept_changing: call.opt_bool("accept_changing"),
     }
 }
 
@@ -83,14 +95,7 @@ impl Primitive for Take {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let plan = Plan {
-            host: name_of(call.arg(0)).to_string(),
-            paths: texts(Some(call.arg(1))),
-            exclude: texts(call.opt("exclude")),
-            tags: texts(call.opt("tags")),
-            sudo: call.opt_bool("sudo"),
-            accept_changing: call.opt_bool("accept_changing"),
-        };
+        let plan = plan(call);
         if plan.paths.is_empty() {
             return Err(Error::new(Code::BACKUP_SNAPSHOT, "a snapshot needs at least one path"));
         }
@@ -99,9 +104,10 @@ impl Primitive for Take {
     }
 
     async fn reconcile(&self, cx: &Cx, call: &Call) -> Result<Reconciled> {
-        Ok(match of(cx, call)?.made_by_action(cx).await? {
-            Some(s) => Reconciled::Done(taken(&s, &[])),
-            None => Reconciled::NotStarted,
+        Ok(match of(cx, call)?.made(cx, &plan(call)).await? {
+            Made::Yes(s) => Reconciled::Done(taken(&s, &[])),
+            Made::No => Reconciled::NotStarted,
+            Made::Failed(e) => Reconciled::Failed(*e),
         })
     }
 }
@@ -142,7 +148,8 @@ impl Default for Verify {
                 "Backup",
                 "verify",
                 Effect::Read,
-                "Computes every checksum of a snapshot again, on the host of the repository, without writing anything.",
+                "Computes every checksum of a snapshot again, on the host of the repository, without writing anything. With restic every \
+                 piece of every file is read from the repository, nothing from a cache.",
             )
             .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
             .example(r#"for s in backup("vault").list() { backup("vault").verify(s); }"#)
@@ -176,7 +183,7 @@ impl Default for RestoreTest {
                 "restore_test",
                 Effect::Converge,
                 "Restores a snapshot into an empty temporary folder, checks every file against its checksum, and removes the folder.\n\n\
-                 It uses what a person would use in need: `tar` and `sha256sum`. The folder needs the room of the restored files.",
+                 It uses what a person would use in need: `tar` and `sha256sum`, or `restic restore --verify`. The folder needs the room of the restored files.",
             )
             .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
             .option("on", host_ty(), "The host to restore on; the one of the repository by default.")
@@ -216,7 +223,7 @@ impl Default for Restore {
                 "restore",
                 Effect::Converge,
                 "Restores a snapshot into a folder of a host and checks every file.\n\nFiles that are in the way are overwritten, others \
-                 in the folder stay. There is nothing to do when all of it is there already, unchanged.",
+                 in the folder stay. There is nothing to do when all of it is there already, unchanged (with restic: but for the times of files).",
             )
             .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
             .arg("host", host_ty(), "The host to restore on.")

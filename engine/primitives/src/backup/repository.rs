@@ -9,6 +9,7 @@ use runbook_core::{Code, Error, Record, Result, Value};
 use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
+use super::restic::Restic;
 
 /// One snapshot in a repository, as kept beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct Snapshot {
     pub links: u64,
     /// The size of all files.
     pub bytes: u64,
+    /// Whether these numbers are known: some tools do not tell them in a list.
+    #[serde(default = "yes")]
+    pub counted: bool,
     /// What it was marked with.
     #[serde(default)]
     pub tags: Vec<String>,
@@ -44,6 +48,10 @@ pub struct Snapshot {
     /// The SHA-256 of its manifest.
     #[serde(default)]
     pub manifest_sha256: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Snapshot {
@@ -64,8 +72,8 @@ impl Snapshot {
                 ("time", self.time.into()),
                 ("host", self.host.as_str().into()),
                 ("paths", texts(&self.paths)),
-                ("files", i64::try_from(self.files).unwrap_or(i64::MAX).into()),
-                ("bytes", Value::Bytes(self.bytes)),
+                ("files", if self.counted { i64::try_from(self.files).unwrap_or(i64::MAX).into() } else { Value::Unit }),
+                ("bytes", if self.counted { Value::Bytes(self.bytes) } else { Value::Unit }),
                 ("tags", texts(&self.tags)),
                 ("archive", self.archive.as_str().into()),
             ],
@@ -100,13 +108,26 @@ pub struct Restored {
     pub bytes: u64,
 }
 
+/// What became of the snapshot of an action.
+#[derive(Debug, Clone)]
+pub enum Made {
+    /// It is there.
+    Yes(Box<Snapshot>),
+    /// It is not there, and nothing works at it.
+    No,
+    /// It failed, as the host told.
+    Failed(Box<Error>),
+}
+
 /// A backup repository. A snapshot is there whole or not at all, and carries `cx.action_id`.
 #[async_trait]
 pub trait Repository: Send + Sync {
+    /// Makes the repository; `false` when it is there.
+    async fn init(&self, cx: &Cx) -> Result<bool>;
     /// Takes a snapshot; the second value names files that changed while they were read, when that was accepted.
     async fn snapshot(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)>;
-    /// The snapshot that the action `cx.action_id` made, when it did. What it left unfinished is removed.
-    async fn made_by_action(&self, cx: &Cx) -> Result<Option<Snapshot>>;
+    /// What became of the snapshot that the action `cx.action_id` made by this plan. What it left unfinished is removed.
+    async fn made(&self, cx: &Cx, plan: &Plan) -> Result<Made>;
     /// Every snapshot, oldest first.
     async fn list(&self, cx: &Cx) -> Result<Vec<Snapshot>>;
     /// One snapshot by its name. `RB0701` when there is none.
@@ -118,6 +139,10 @@ pub trait Repository: Send + Sync {
     async fn restore_test(&self, cx: &Cx, snapshot: &Snapshot, on: Option<&str>, compare: bool) -> Result<Restored>;
     /// Restores into a folder of a host; whether anything had to be written.
     async fn restore(&self, cx: &Cx, snapshot: &Snapshot, host: &str, dest: &str, sudo: bool) -> Result<bool>;
+    /// Removes snapshots, and what only they needed. Done again it removes what is left.
+    async fn remove(&self, cx: &Cx, snapshots: &[Snapshot]) -> Result<()>;
+    /// Checks the repository as a whole; of its data as many percent, chosen at random. `RB0702` for what is wrong.
+    async fn check(&self, cx: &Cx, percent: u8) -> Result<()>;
 }
 
 /// The repository that a method was called on.
@@ -128,9 +153,10 @@ pub fn of(cx: &Cx, call: &Call) -> Result<Box<dyn Repository>> {
     let resource: &Resource = cx.env.resource(Section::Backups, call.target())?;
     match resource.kind.as_str() {
         "archive" => Ok(Box::new(Archive::new(resource)?)),
+        "restic" => Ok(Box::new(Restic::new(resource)?)),
         other => {
             Err(Error::new(Code::INVENTORY_TYPE, format!("the backup repository \"{}\" has the unknown kind \"{other}\"", resource.name))
-                .hint("there is: archive"))
+                .hint("there are: archive, restic"))
         }
     }
 }

@@ -4,42 +4,11 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-use super::{Archive, said};
+use super::Archive;
 use crate::backup::manifest;
+use crate::backup::on_host::{Faults, said};
 use crate::backup::repository::Snapshot;
 use crate::ssh::Exec;
-
-/// How many files an error names.
-const NAMED: usize = 10;
-
-/// Names a few of many.
-pub(super) struct Faults {
-    named: Vec<String>,
-    count: u64,
-}
-
-impl Faults {
-    pub(super) fn new() -> Self {
-        Faults { named: vec![], count: 0 }
-    }
-
-    pub(super) fn add(&mut self, what: impl FnOnce() -> String) {
-        self.count += 1;
-        if self.named.len() < NAMED {
-            self.named.push(what());
-        }
-    }
-
-    pub(super) fn show(&self) -> Option<String> {
-        let more = self.count - self.named.len() as u64;
-        let list = self.named.join("; ");
-        match (self.count, more) {
-            (0, _) => None,
-            (_, 0) => Some(list),
-            _ => Some(format!("{list}; and {more} more")),
-        }
-    }
-}
 
 async fn line(stream: &mut BufReader<Box<dyn AsyncRead + Send + Unpin>>) -> Option<Vec<u8>> {
     let mut out = Vec::new();

@@ -10,16 +10,15 @@
 //! `take.rs` makes snapshots, `check.rs` verifies, `restore.rs` restores. The controller only passes data on, with bounded memory.
 
 use async_trait::async_trait;
-use runbook_core::cancel::Cancel;
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
-use super::repository::{Plan, Repository, Restored, Snapshot};
+use super::on_host::{hint_for, safe, said};
+use super::repository::{Made, Plan, Repository, Restored, Snapshot};
 use crate::ssh::{Done, Exec, Session, connect, quote};
 
 mod check;
-mod pipe;
 mod restore;
 mod take;
 
@@ -28,11 +27,6 @@ pub struct Archive {
     name: String,
     host: String,
     path: String,
-}
-
-/// A path that no tool takes for an option.
-fn safe(path: &str) -> String {
-    if path.starts_with('-') { format!("./{path}") } else { path.to_string() }
 }
 
 impl Archive {
@@ -62,62 +56,8 @@ impl Archive {
         Error::new(code, message).host(&self.host)
     }
 
-    /// Removes a folder that an action has left, whatever has happened to the action.
-    async fn remove_quietly(&self, cx: &Cx, host: &str, folder: &str, sudo: bool) {
-        // The action's own cancellation must not keep it from cleaning up.
-        let cx = Cx { cancel: Cancel::default(), ..cx.clone() };
-        let script = format!("chmod -R u+rwX {folder} 2>/dev/null; rm -rf {folder}");
-        let clean = async { connect(&cx, host).await?.exec(&cx, Exec { sudo, ..Exec::new(script) }).await };
-        let done = tokio::time::timeout(std::time::Duration::from_secs(15), clean).await;
-        if !matches!(done, Ok(Ok(Done { status: 0, .. }))) {
-            tracing::warn!(host, folder, "a temporary folder of a backup could not be removed");
-        }
-    }
-
-    fn parse(&self, line: &str) -> Result<Snapshot> {
-        serde_json::from_str(line).map_err(|e| {
-            self.error(Code::BACKUP_DAMAGED, format!("a snapshot.json in {} cannot be read: {e}", self.path))
-                .hint("the archive beside it may still be sound: check it by hand with tar and sha256sum -c")
-        })
-    }
-}
-
-/// The end of what a command said to standard error, without tar's remarks, in one line.
-fn said(stderr: &str) -> String {
-    let lines: Vec<&str> = stderr
-        .lines()
-        .map(str::trim)
-        .filter(|l| !l.is_empty() && !l.contains("Removing leading") && !l.contains("Exiting with failure status"))
-        .collect();
-    let mut text = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("; ");
-    if text.chars().count() > 600 {
-        text = text.chars().take(600).collect::<String>() + "…";
-    }
-    if text.is_empty() { "it gave no reason".into() } else { text }
-}
-
-/// What to do about a failed write or read.
-fn hint_for(why: &str) -> &'static str {
-    if why.contains("No space left") || why.contains("quota") {
-        "free space there, or move the repository; nothing half was left behind"
-    } else if why.contains("Permission denied") || why.contains("Operation not permitted") {
-        "give the login these rights, or say #{ sudo: true }"
-    } else if why.contains("No such file") {
-        "check the paths: they are relative to the login folder, or absolute"
-    } else if why.contains("not found") {
-        "install tar, gzip, coreutils and findutils on that host"
-    } else {
-        "mend what is said there, then resume"
-    }
-}
-
-#[async_trait]
-impl Repository for Archive {
-    async fn snapshot(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)> {
-        self.take(cx, plan).await
-    }
-
-    async fn made_by_action(&self, cx: &Cx) -> Result<Option<Snapshot>> {
+    /// The snapshot of the action, when there is one; what it left unfinished is removed.
+    async fn of_action(&self, cx: &Cx) -> Result<Option<Snapshot>> {
         let action = &cx.action_id;
         let script = format!(
             "rm -rf {new}\nfor f in {root}/*.{action}/snapshot.json; do if [ -e \"$f\" ]; then cat \"$f\"; fi; done",
@@ -133,6 +73,39 @@ impl Repository for Archive {
                 .hint(hint_for(&why)));
         }
         text.lines().next().map(|l| self.parse(l)).transpose()
+    }
+
+    fn parse(&self, line: &str) -> Result<Snapshot> {
+        serde_json::from_str(line).map_err(|e| {
+            self.error(Code::BACKUP_DAMAGED, format!("a snapshot.json in {} cannot be read: {e}", self.path))
+                .hint("the archive beside it may still be sound: check it by hand with tar and sha256sum -c")
+        })
+    }
+}
+
+#[async_trait]
+impl Repository for Archive {
+    async fn snapshot(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)> {
+        self.take(cx, plan).await
+    }
+
+    async fn init(&self, cx: &Cx) -> Result<bool> {
+        let root = quote(&self.path);
+        let done = self.run(cx, format!("umask 077; if [ -d {root} ]; then exit 64; fi; mkdir -p {root}")).await?;
+        match done.status {
+            64 => Ok(false),
+            0 => Ok(true),
+            _ => {
+                let why = said(&String::from_utf8_lossy(&done.stderr));
+                Err(self
+                    .error(Code::BACKUP_REPOSITORY, format!("the repository \"{}\" cannot be made: {why}", self.name))
+                    .hint(hint_for(&why)))
+            }
+        }
+    }
+
+    async fn made(&self, cx: &Cx, _plan: &Plan) -> Result<Made> {
+        Ok(self.of_action(cx).await?.map_or(Made::No, |s| Made::Yes(Box::new(s))))
     }
 
     async fn list(&self, cx: &Cx) -> Result<Vec<Snapshot>> {
@@ -183,5 +156,28 @@ impl Repository for Archive {
 
     async fn restore(&self, cx: &Cx, snapshot: &Snapshot, host: &str, dest: &str, sudo: bool) -> Result<bool> {
         self.bring_back(cx, snapshot, host, dest, sudo).await
+    }
+
+    async fn remove(&self, cx: &Cx, snapshots: &[Snapshot]) -> Result<()> {
+        for s in snapshots {
+            // Renamed first: half of one is never taken for a snapshot.
+            let (from, gone) = (self.at(&s.id), self.at(&format!(".gone.{}", s.id)));
+            let done = self.run(cx, format!("if [ -e {from} ]; then mv -T {from} {gone} || exit; fi; rm -rf {gone}")).await?;
+            if done.status != 0 {
+                let why = said(&String::from_utf8_lossy(&done.stderr));
+                return Err(self
+                    .error(Code::BACKUP_REPOSITORY, format!("the snapshot {} cannot be removed: {why}", s.id))
+                    .hint(hint_for(&why)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn check(&self, cx: &Cx, _percent: u8) -> Result<()> {
+        // Each archive stands for itself, and is read from its beginning to its end or not at all.
+        for s in self.list(cx).await? {
+            self.verify(cx, &s).await?;
+        }
+        Ok(())
     }
 }

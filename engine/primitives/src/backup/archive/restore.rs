@@ -3,24 +3,11 @@
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
-use super::check::Faults;
-use super::pipe::{Piped, pipe};
-use super::{Archive, hint_for, safe, said};
+use super::Archive;
+use crate::backup::on_host::{differences, hint_for, remove_quietly, safe, said};
+use crate::backup::pipe::{Piped, pipe};
 use crate::backup::repository::{Restored, Snapshot};
 use crate::ssh::{Exec, connect, quote};
-
-/// The lines of `sha256sum -c --quiet` that name files which are not right.
-fn differences(stdout: &str) -> Faults {
-    let mut faults = Faults::new();
-    for l in stdout.lines().filter(|l| !l.trim().is_empty()) {
-        faults.add(|| match (l.strip_suffix(": FAILED"), l.strip_suffix(": FAILED open or read")) {
-            (Some(name), _) => format!("{name} differs"),
-            (_, Some(name)) => format!("{name} is missing or cannot be read"),
-            _ => l.to_string(),
-        });
-    }
-    faults
-}
 
 impl Archive {
     fn failed(&self, s: &Snapshot, host: &str, what: &str, why: &str) -> Error {
@@ -80,7 +67,7 @@ impl Archive {
             format!("\"${{TMPDIR:-/tmp}}\"/runbook-restore.{}", cx.action_id)
         };
         let tested = self.test_in(cx, s, host, &folder).await;
-        self.remove_quietly(cx, host, &folder, false).await;
+        remove_quietly(cx, host, &folder, false).await;
         let restored = tested?;
         if compare {
             let root = if s.absolute() { "/" } else { "." };
@@ -149,19 +136,5 @@ impl Archive {
             None => Ok(true),
             Some(list) => Err(self.failed(s, host, what, &list)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_sha256sum_complains_of_is_named() {
-        assert_eq!(differences("").show(), None);
-        let f = differences("a b: FAILED\nc: FAILED open or read\n").show();
-        assert_eq!(f.as_deref(), Some("a b differs; c is missing or cannot be read"));
-        let many: String = (0..12).map(|i| format!("{i}: FAILED\n")).collect();
-        assert!(differences(&many).show().unwrap().ends_with("9 differs; and 2 more"));
     }
 }

@@ -8,8 +8,9 @@ use sha2::{Digest, Sha256};
 use std::io::Write as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::pipe::PIECE;
-use super::{Archive, hint_for, safe, said};
+use super::Archive;
+use crate::backup::on_host::{hint_for, remove_quietly, safe, said};
+use crate::backup::pipe::PIECE;
 use crate::backup::repository::{Plan, Snapshot};
 use crate::backup::tar::Hasher;
 use crate::ssh::{Exec, connect, quote};
@@ -32,13 +33,13 @@ impl Archive {
     pub(super) async fn take(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)> {
         let script = tar_command(plan)?;
         // Asked again after a lost answer: it may be there already.
-        if let Some(done) = super::Repository::made_by_action(self, cx).await? {
+        if let Some(done) = self.of_action(cx).await? {
             return Ok((done, vec![]));
         }
         let new = self.at(&format!(".new.{}", cx.action_id));
         let made = self.take_until_still(cx, plan, &script, &new).await;
         if made.is_err() {
-            self.remove_quietly(cx, &self.host, &new, false).await;
+            remove_quietly(cx, &self.host, &new, false).await;
         }
         made
     }
@@ -176,6 +177,7 @@ impl Archive {
             files: p.files,
             links: p.links,
             bytes: p.bytes,
+            counted: true,
             tags: plan.tags.clone(),
             archive_bytes: p.archive_bytes,
             archive_sha256: p.archive_sha256,
