@@ -46,7 +46,7 @@ def seed(kind):
 def vault():
     """The old host's own way to the vault, by a key that can do nothing but store files, and a repository of restic there."""
     make = "mkdir -p .ssh && rm -f .ssh/vault .ssh/vault.pub && ssh-keygen -q -t ed25519 -N '' -C vault -f .ssh/vault && cat .ssh/vault.pub"
-    public = hosts.execute(HOSTS["old"], "sh", "-c", f"cd /root && {make}").stdout.strip()
+    public = hosts.execute(HOSTS["old"], "sh", "-c", f"cd /root && {make}").strip()
     hosts.execute(HOSTS["old"], "sh", "-c", "cat >/root/.ssh/vault_known_hosts", stdin=(RUN / "known_hosts").read_text())
     admit = "umask 077; mkdir -p .ssh; touch .ssh/authorized_keys; sed -i '/ vault$/d' .ssh/authorized_keys; cat >>.ssh/authorized_keys"
     hosts.execute(HOSTS["vault"], "sh", "-c", f"cd /root && {admit}", stdin=f'restrict,command="internal-sftp" {public}\n')
