@@ -53,7 +53,10 @@ impl Mariadb {
         }
         // Sockets have short paths.
         let dir = tempfile::Builder::new().prefix("rbm").tempdir_in("/tmp").expect("a temporary folder");
-        std::fs::create_dir(dir.path().join("conf.d")).expect("a folder");
+        // A server that starts clears its folder of temporary tables, which must not be that of another one.
+        for folder in ["conf.d", "tmp"] {
+            std::fs::create_dir(dir.path().join(folder)).expect("a folder");
+        }
         let copied = Command::new("cp").arg("-a").arg(template()).arg(dir.path().join("data")).status().expect("cp");
         assert!(copied.success());
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
@@ -76,7 +79,7 @@ impl Mariadb {
     pub fn up(&mut self) {
         let d = self.dir.path().display();
         let text = format!(
-            "[mariadbd]\nuser=root\ndatadir={d}/data\nsocket={d}/sock\npid-file={d}/pid\nport={}\nbind-address=127.0.0.1\nserver-id={}\n\
+            "[mariadbd]\nuser=root\ndatadir={d}/data\ntmpdir={d}/tmp\nsocket={d}/sock\npid-file={d}/pid\nport={}\nbind-address=127.0.0.1\nserver-id={}\n\
              log-bin=bin\nlog-error={d}/log.err\ninnodb-buffer-pool-size=64M\ninnodb-log-file-size=32M\ninnodb-flush-log-at-trx-commit=2\n\
              skip-name-resolve=0\n{}\n!includedir {d}/conf.d\n",
             self.port, self.id, self.extra
