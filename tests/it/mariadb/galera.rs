@@ -21,7 +21,13 @@ impl Node {
         m.shutdown();
         let dir = tempfile::Builder::new().prefix("rbg").tempdir_in("/tmp").unwrap();
         assert!(
-            Command::new("cp").arg("-a").args(["data", "conf.d", "tmp"].map(|n| m.dir.path().join(n))).arg(dir.path()).status().unwrap().success()
+            Command::new("cp")
+                .arg("-a")
+                .args(["data", "conf.d", "tmp"].map(|n| m.dir.path().join(n)))
+                .arg(dir.path())
+                .status()
+                .unwrap()
+                .success()
         );
         let [port, group, ist, sst] = ports();
         let d = dir.path().display().to_string();
