@@ -1,6 +1,6 @@
 //! SSH hosts: one connection a host, many channels; commands, supervised commands, files, services.
 //!
-//! Other families use [`connect`], [`Session::exec`], [`Session::open`], [`supervised`] and [`reconcile_supervised`].
+//! Other families use [`connect`], [`Session::exec`], [`Session::open`], [`supervised`], [`left_by`] and [`reconcile_supervised`].
 
 mod auth;
 mod awake;
@@ -31,7 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use exec::spill::Kept;
 pub use stream::{NotOpened, Place, Stream};
-pub use supervisor::{reconcile_supervised, supervised};
+pub use supervisor::{Left, left_by, reconcile_supervised, supervised};
 
 /// Adds the primitives of this family.
 pub fn register(r: &mut Registry) {

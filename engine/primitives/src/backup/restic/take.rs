@@ -1,12 +1,12 @@
 //! Taking a snapshot: restic on the source host, under the supervisor, so that it goes on without the connection and the controller.
 
-use runbook_core::primitive::{Cx, Outcome, Reconciled};
-use runbook_core::{Code, Error, Result, Value};
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
 
 use super::{Restic, TAG};
 use crate::backup::on_host::safe;
 use crate::backup::repository::{Made, Plan, Snapshot};
-use crate::ssh::{Done, Exec, quote, reconcile_supervised, supervised};
+use crate::ssh::{Done, Exec, Left, left_by, quote, supervised};
 
 const SCRIPT: &str = include_str!("take.sh");
 /// How often a snapshot is taken when files change while they are read.
@@ -21,25 +21,16 @@ impl Restic {
 
     /// What became of it: asked of the supervisor first, since it may still be at work.
     pub(super) async fn taken(&self, cx: &Cx, plan: &Plan) -> Result<Made> {
-        // Kept apart from the outcome, which is not made here.
-        let left = parking_lot::Mutex::new(None);
-        let hold = |done: Done| {
-            *left.lock() = Some(done);
-            Ok(Outcome::changed(Value::Unit))
-        };
-        match reconcile_supervised(cx, &plan.host, false, &hold).await? {
-            Reconciled::NotStarted => Ok(Made::No),
-            Reconciled::Failed(e) => Ok(Made::Failed(Box::new(e))),
-            Reconciled::Done(_) => {
-                let done = left.lock().take().unwrap_or_default();
-                Ok(match self.result(cx, plan, &done).await {
-                    Ok((s, _)) => Made::Yes(Box::new(s)),
-                    Err(e) if e.code == Code::BACKUP_SNAPSHOT => Made::Failed(Box::new(e)),
-                    Err(e) => return Err(e),
-                })
-            }
+        match left_by(cx, &plan.host, false).await? {
+            Left::NotStarted => Ok(Made::No),
+            Left::Failed(e) => Ok(Made::Failed(Box::new(e))),
+            Left::Done(done) => Ok(match self.result(cx, plan, &done).await {
+                Ok((s, _)) => Made::Yes(Box::new(s)),
+                Err(e) if e.code == Code::BACKUP_SNAPSHOT => Made::Failed(Box::new(e)),
+                Err(e) => return Err(e),
+            }),
             // Gone without a word, with its host for example: nothing works at it any more, and the repository knows the rest.
-            Reconciled::Unknown { .. } => {
+            Left::Unknown { .. } => {
                 let of = format!("--tag {}", quote(&format!("{TAG}{}", cx.action_id)));
                 match self.snapshots(cx, &plan.host, &of).await?.pop() {
                     Some(mut s) => {

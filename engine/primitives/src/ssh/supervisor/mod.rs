@@ -58,34 +58,62 @@ pub async fn supervised(cx: &Cx, host: &str, exec: Exec) -> Result<Done> {
     known.into_done(host, job)
 }
 
-/// Asks the host what became of the supervised command of `cx.action_id`: waits for it when it still runs, collects its result when
-/// it has ended. `done` turns what it left into the outcome. With `live`, its output is shown and kept whole.
+/// What became of a supervised command.
+#[derive(Debug)]
+pub enum Left {
+    /// It never began, and cannot begin any more.
+    NotStarted,
+    /// It ended, with whatever status.
+    Done(Done),
+    /// It was not let in, or was ended by us.
+    Failed(Error),
+    /// It is gone, and nobody knows what it did.
+    Unknown {
+        /// What is known of it.
+        known: String,
+    },
+}
+
+/// Asks the host what became of the supervised command of `cx.action_id`: waits for it when it still runs, collects what it left when
+/// it has ended. With `live`, its output is shown and kept whole.
 ///
 /// # Errors
 /// `RB0300`–`RB0303`, `RB0311` when the host cannot be reached.
+pub async fn left_by(cx: &Cx, host: &str, live: bool) -> Result<Left> {
+    let session = connect(cx, host).await?;
+    let mut job = Job { cx, host, follow: Follow::new(cx, live, live), limit: None, began: false, heard: false, own: false };
+    let first = job.attach(&session).await?;
+    Ok(match loop_until_known(&mut job, first, None).await? {
+        Known::Absent => Left::NotStarted,
+        known => match known.into_done(host, job) {
+            Ok(done) => Left::Done(done),
+            Err(e) if e.code == Code::COMMAND_DOUBT => {
+                let mut known = e.message;
+                if let Some(out) = e.details.get("output").filter(|o| !o.is_empty()) {
+                    known.push_str(&format!("; its last output was:\n{out}"));
+                }
+                Left::Unknown { known }
+            }
+            Err(e) => Left::Failed(e),
+        },
+    })
+}
+
+/// As [`left_by`]; `done` turns what it left into the outcome.
+///
+/// # Errors
+/// As [`left_by`].
 pub async fn reconcile_supervised(
     cx: &Cx,
     host: &str,
     live: bool,
     done: &(dyn Fn(Done) -> Result<Outcome> + Send + Sync),
 ) -> Result<Reconciled> {
-    let session = connect(cx, host).await?;
-    let mut job = Job { cx, host, follow: Follow::new(cx, live, live), limit: None, began: false, heard: false, own: false };
-    let first = job.attach(&session).await?;
-    Ok(match loop_until_known(&mut job, first, None).await {
-        Ok(Known::Absent) => Reconciled::NotStarted,
-        Ok(known) => match known.into_done(host, job).and_then(done) {
-            Ok(outcome) => Reconciled::Done(outcome),
-            Err(e) if e.code == Code::COMMAND_DOUBT => {
-                let mut known = e.message;
-                if let Some(out) = e.details.get("output").filter(|o| !o.is_empty()) {
-                    known.push_str(&format!("; its last output was:\n{out}"));
-                }
-                Reconciled::Unknown { known }
-            }
-            Err(e) => Reconciled::Failed(e),
-        },
-        Err(e) => return Err(e),
+    Ok(match left_by(cx, host, live).await? {
+        Left::NotStarted => Reconciled::NotStarted,
+        Left::Done(left) => done(left).map_or_else(Reconciled::Failed, Reconciled::Done),
+        Left::Failed(e) => Reconciled::Failed(e),
+        Left::Unknown { known } => Reconciled::Unknown { known },
     })
 }
 
