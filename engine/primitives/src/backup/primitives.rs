@@ -36,6 +36,11 @@ pub(super) fn name_of(v: &Value) -> &str {
     }
 }
 
+/// How large a snapshot is, when that is known.
+fn note(s: &Snapshot) -> Option<String> {
+    s.counted.then(|| size(s.files, s.bytes))
+}
+
 fn size(files: u64, bytes: u64) -> String {
     format!("{files} {}, {}", if files == 1 { "file" } else { "files" }, show_bytes(bytes))
 }
@@ -168,7 +173,7 @@ impl Primitive for Verify {
         let repository = of(cx, call)?;
         let snapshot = repository.get(cx, name_of(call.arg(0))).await?;
         repository.verify(cx, &snapshot).await?;
-        Ok(Outcome { note: Some(size(snapshot.files, snapshot.bytes)), ..Outcome::default() })
+        Ok(Outcome { note: note(&snapshot), ..Outcome::default() })
     }
 }
 
@@ -246,7 +251,7 @@ impl Primitive for Restore {
         let s = repository.get(cx, name_of(call.arg(0))).await?;
         let changed = repository.restore(cx, &s, name_of(call.arg(1)), call.str(2), call.opt_bool("sudo")).await?;
         Ok(if changed {
-            Outcome::changed(()).note(size(s.files, s.bytes))
+            Outcome { note: note(&s), ..Outcome::changed(()) }
         } else {
             Outcome::unchanged((), "all of it is there already, unchanged")
         })
