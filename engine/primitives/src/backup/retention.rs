@@ -63,13 +63,18 @@ impl Keep {
         let spans =
             [(self.hourly, "%Y-%m-%d %H"), (self.daily, "%Y-%m-%d"), (self.weekly, "%G-%V"), (self.monthly, "%Y-%m"), (self.yearly, "%Y")];
         for (count, span) in spans {
-            let mut seen = Vec::new();
+            // In order of time, those of one span stand side by side.
+            let (mut left, mut last) = (count, String::new());
             for s in newest_first {
                 let at = span_of(s.time, span);
-                if seen.len() < count && !seen.contains(&at) {
-                    seen.push(at);
-                    stay.push(s);
+                if at == last {
+                    continue;
                 }
+                if left == 0 {
+                    break;
+                }
+                (left, last) = (left - 1, at);
+                stay.push(s);
             }
         }
         let age = |s: &Snapshot| Duration::try_from(newest.time.duration_since(s.time)).unwrap_or_default();

@@ -28,7 +28,6 @@ pub(super) fn register(r: &mut Registry) {
         .example(r#"backup("vault").check(#{ data: 10 });"#)
         .errors(&[Code::BACKUP_REPOSITORY, Code::BACKUP_DAMAGED, Code::WRONG_TYPE]),
     ));
-    let count = |spec: Spec, name: &'static str, doc: &'static str| spec.option(name, Ty::Int, doc);
     let mut prune = Spec::method(
         "Backup",
         "prune",
@@ -45,7 +44,7 @@ pub(super) fn register(r: &mut Registry) {
         ("monthly", "Keeps the newest of so many months."),
         ("yearly", "Keeps the newest of so many years."),
     ] {
-        prune = count(prune, name, doc);
+        prune = prune.option(name, Ty::Int, doc);
     }
     r.add(Prune(
         prune

@@ -159,18 +159,18 @@ impl Repository for Archive {
     }
 
     async fn remove(&self, cx: &Cx, snapshots: &[Snapshot]) -> Result<()> {
-        for s in snapshots {
-            // Renamed first: half of one is never taken for a snapshot.
-            let (from, gone) = (self.at(&s.id), self.at(&format!(".gone.{}", s.id)));
-            let done = self.run(cx, format!("if [ -e {from} ]; then mv -T {from} {gone} || exit; fi; rm -rf {gone}")).await?;
-            if done.status != 0 {
-                let why = said(&String::from_utf8_lossy(&done.stderr));
-                return Err(self
-                    .error(Code::BACKUP_REPOSITORY, format!("the snapshot {} cannot be removed: {why}", s.id))
-                    .hint(hint_for(&why)));
-            }
+        let ids: String = snapshots.iter().map(|s| format!(" {}", quote(&s.id))).collect();
+        // Renamed first: half of one is never taken for a snapshot. What an earlier try has renamed goes as well.
+        let script = format!(
+            "cd {root} 2>/dev/null || exit 0\nfor id in{ids}; do if [ -e \"./$id\" ]; then mv -T \"./$id\" \".gone.$id\" || exit; fi; done\nrm -rf .gone.*",
+            root = quote(&self.path)
+        );
+        let done = self.run(cx, script).await?;
+        if done.status == 0 {
+            return Ok(());
         }
-        Ok(())
+        let why = said(&String::from_utf8_lossy(&done.stderr));
+        Err(self.error(Code::BACKUP_REPOSITORY, format!("snapshots of \"{}\" cannot be removed: {why}", self.name)).hint(hint_for(&why)))
     }
 
     async fn check(&self, cx: &Cx, _percent: u8) -> Result<()> {

@@ -28,6 +28,11 @@ pub struct Restic {
     settings: Resource,
 }
 
+/// Whether restic says that there is no repository.
+fn absent(said: &str) -> bool {
+    said.contains("Is there a repository at the following location") || said.contains("repository does not exist")
+}
+
 /// A snapshot as `restic snapshots --json` prints it.
 #[derive(Debug, Deserialize)]
 struct Listed {
@@ -82,20 +87,22 @@ impl Restic {
         ];
         let env = variables.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?))).collect();
         let mut script = format!("command -v restic >/dev/null 2>&1 || exit 127\n{script}");
-        if let Some(c) = self.settings.str("sftp_command") {
-            // There is no variable for it: a function of the script's own puts it before everything else.
-            script = format!(
-                "restic() {{ command restic -o sftp.command={} \"$@\"; }}\n{}",
-                quote(c),
-                script.replace("exec restic ", "restic ")
-            );
+        if let Some(c) = r.str("sftp_command") {
+            // There is no variable for it: a function of the script's own puts it before everything else. So no script says `exec restic`.
+            script = format!("restic() {{ command restic -o sftp.command={} \"$@\"; }}\n{script}", quote(c));
         }
-        Ok(Exec { env, sudo: sudo || self.settings.flag("sudo"), ..Exec::new(script) })
+        Ok(Exec { env, sudo: sudo || r.flag("sudo"), ..Exec::new(script) })
     }
 
     /// Runs a script on a host. A status other than 0 is no error.
     async fn run(&self, cx: &Cx, host: &str, script: &str) -> Result<Done> {
         connect(cx, host).await?.exec_again(cx, self.exec(cx, script, false)?).await
+    }
+
+    /// As [`Restic::run`]; a status other than 0 is this error.
+    async fn must(&self, cx: &Cx, host: &str, script: &str, code: Code, what: &str) -> Result<Done> {
+        let done = self.run(cx, host, script).await?;
+        if done.status == 0 { Ok(done) } else { Err(self.fault(host, code, what, &done)) }
     }
 
     /// What restic said, as an error: with a code of its own when the repository cannot be opened.
@@ -114,7 +121,7 @@ impl Restic {
         if own.contains("wrong password") {
             return opened("is not opened by its password", "check the secret that `password` of the repository names");
         }
-        if own.contains("Is there a repository at the following location") || own.contains("repository does not exist") {
+        if absent(&own) {
             let hint = format!("check `repository` in runbook.toml; to make a new one: backup(\"{}\").init()", self.name);
             return opened("is not there", &hint);
         }
@@ -155,10 +162,9 @@ impl Restic {
 
     /// Snapshots as a host sees them; `which` are further words for `restic snapshots`.
     async fn snapshots(&self, cx: &Cx, host: &str, which: &str) -> Result<Vec<Snapshot>> {
-        let done = self.run(cx, host, &format!("exec restic snapshots --no-lock --json {which}")).await?;
-        if done.status != 0 {
-            return Err(self.fault(host, Code::BACKUP_REPOSITORY, &format!("the snapshots of \"{}\" cannot be listed", self.name), &done));
-        }
+        let what = format!("the snapshots of \"{}\" cannot be listed", self.name);
+        let script = format!("restic snapshots --no-lock --json {which}");
+        let done = self.must(cx, host, &script, Code::BACKUP_REPOSITORY, &what).await?;
         let listed: Option<Vec<Listed>> = serde_json::from_slice(&done.stdout).map_err(|e| {
             Error::new(Code::BACKUP_REPOSITORY, format!("what restic lists cannot be understood: {e}"))
                 .host(host)
@@ -196,24 +202,16 @@ END {{ printf "%d %.0f\n", n, b }}'"#,
 #[async_trait]
 impl Repository for Restic {
     async fn init(&self, cx: &Cx) -> Result<bool> {
-        let there = self.run(cx, &self.host, "exec restic cat --no-lock config").await?;
+        let there = self.run(cx, &self.host, "restic cat --no-lock config").await?;
         if there.status == 0 {
             return Ok(false);
         }
-        let e = self.fault(&self.host, Code::BACKUP_REPOSITORY, &format!("the repository \"{}\" cannot be looked at", self.name), &there);
-        if !e.message.ends_with("is not there") || e.code != Code::BACKUP_REPOSITORY {
-            return Err(e);
+        if there.status == 127 || !absent(&String::from_utf8_lossy(&there.stderr)) {
+            let what = format!("the repository \"{}\" cannot be looked at", self.name);
+            return Err(self.fault(&self.host, Code::BACKUP_REPOSITORY, &what, &there));
         }
-        let done = self.run(cx, &self.host, "exec restic init").await?;
-        if done.status != 0 {
-            return Err(self.fault(
-                &self.host,
-                Code::BACKUP_REPOSITORY,
-                &format!("the repository \"{}\" cannot be made", self.name),
-                &done,
-            ));
-        }
-        Ok(true)
+        let what = format!("the repository \"{}\" cannot be made", self.name);
+        self.must(cx, &self.host, "restic init", Code::BACKUP_REPOSITORY, &what).await.map(|_| true)
     }
 
     async fn snapshot(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)> {
@@ -246,12 +244,8 @@ impl Repository for Restic {
 
     async fn verify(&self, cx: &Cx, s: &Snapshot) -> Result<()> {
         // Every piece of every file is read and has the hash that it is named by; nothing comes from a cache.
-        let script = format!("exec restic dump --no-lock --no-cache --archive tar {} / >/dev/null", quote(&s.id));
-        let done = self.run(cx, &self.host, &script).await?;
-        match done.status {
-            0 => Ok(()),
-            _ => Err(self.fault(&self.host, Code::BACKUP_DAMAGED, &format!("the snapshot {} is damaged", s.id), &done)),
-        }
+        let script = format!("restic dump --no-lock --no-cache --archive tar {} / >/dev/null", quote(&s.id));
+        self.must(cx, &self.host, &script, Code::BACKUP_DAMAGED, &format!("the snapshot {} is damaged", s.id)).await.map(drop)
     }
 
     async fn restore_test(&self, cx: &Cx, s: &Snapshot, on: Option<&str>, compare: bool) -> Result<Restored> {
@@ -266,13 +260,10 @@ impl Repository for Restic {
         let ids: String = snapshots.iter().map(|s| format!(" {}", quote(&s.id))).collect();
         // One that an earlier try has removed is no fault; what it left to clear is.
         let script = format!(
-            "restic unlock >/dev/null 2>&1\nfor id in{ids}; do if restic cat --no-lock snapshot \"$id\" >/dev/null 2>&1; then restic forget \"$id\" || exit; fi; done\nexec restic prune"
+            "restic unlock >/dev/null 2>&1\nfor id in{ids}; do if restic cat --no-lock snapshot \"$id\" >/dev/null 2>&1; then restic forget \"$id\" || exit; fi; done\nrestic prune"
         );
-        let done = self.run(cx, &self.host, &script).await?;
-        match done.status {
-            0 => Ok(()),
-            _ => Err(self.fault(&self.host, Code::BACKUP_REPOSITORY, &format!("snapshots of \"{}\" cannot be removed", self.name), &done)),
-        }
+        let what = format!("snapshots of \"{}\" cannot be removed", self.name);
+        self.must(cx, &self.host, &script, Code::BACKUP_REPOSITORY, &what).await.map(drop)
     }
 
     async fn check(&self, cx: &Cx, percent: u8) -> Result<()> {
@@ -281,11 +272,8 @@ impl Repository for Restic {
             100 => " --read-data".into(),
             n => format!(" --read-data-subset={n}%"),
         };
-        let done = self.run(cx, &self.host, &format!("restic unlock >/dev/null 2>&1\nexec restic check --no-cache{data}")).await?;
-        match done.status {
-            0 => Ok(()),
-            _ => Err(self.fault(&self.host, Code::BACKUP_DAMAGED, &format!("the repository \"{}\" is damaged", self.name), &done)),
-        }
+        let script = format!("restic unlock >/dev/null 2>&1\nrestic check --no-cache{data}");
+        self.must(cx, &self.host, &script, Code::BACKUP_DAMAGED, &format!("the repository \"{}\" is damaged", self.name)).await.map(drop)
     }
 }
 

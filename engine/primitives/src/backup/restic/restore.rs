@@ -30,10 +30,7 @@ impl Restic {
              find {folder} -type f -printf '%s\\n' | awk '{{ n++; b += $1 }} END {{ printf \"%d %.0f\\n\", n, b }}'",
             id = quote(&s.id)
         );
-        let done = self.run(cx, host, &script).await?;
-        if done.status != 0 {
-            return Err(self.fault(host, Code::BACKUP_RESTORE, &what, &done));
-        }
+        let done = self.must(cx, host, &script, Code::BACKUP_RESTORE, &what).await?;
         let is = String::from_utf8_lossy(&done.stdout).trim().to_string();
         let want = format!("{} {}", s.files, s.bytes);
         if is != want {
@@ -86,7 +83,7 @@ impl Restic {
         let script = format!(
             "mkdir -p {folder} || exit\nrestic ls --no-lock -l {id} | sed -n -e 's/^[lL][^/]*\\(\\/.*\\) -> .*$/\\1/p' -e 's/^-[^/]*\\(\\/.*\\)$/\\1/p' |\n\
              (cd {folder} && sed 's/^/./' | tr '\\n' '\\0' | xargs -0 -r sh -c 'find \"$@\" -maxdepth 0 \\( -type l -o -type f -links +1 \\) -exec rm -f {{}} + 2>/dev/null' sh)\n\
-             exec restic restore --no-lock --verify --target {folder} {id} >/dev/null"
+             restic restore --no-lock --verify --target {folder} {id} >/dev/null"
         );
         let what = format!("the restore of the snapshot {} failed", s.id);
         let done = connect(cx, host).await?.exec_again(cx, self.exec(cx, &script, sudo)?).await?;

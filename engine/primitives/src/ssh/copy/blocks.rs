@@ -125,9 +125,9 @@ const WHOLE: u64 = 16 << 20;
 
 /// Whether nearly all of what the target has another version of could go in blocks.
 pub(super) fn suit(diff: &Diff) -> bool {
-    let (all, few): (Vec<&Entry>, usize) = (diff.copy.iter().filter(|e| fits(diff, e) && based(diff, e)).collect(), MOST);
+    let all: Vec<&Entry> = diff.copy.iter().filter(|e| fits(diff, e) && based(diff, e)).collect();
     let bytes: u64 = all.iter().map(|e| e.size).sum();
-    !all.is_empty() && all.len() <= few && diff.updated.saturating_sub(bytes) <= WHOLE
+    !all.is_empty() && all.len() <= MOST && diff.updated.saturating_sub(bytes) <= WHOLE
 }
 
 /// Whether blocks are a good way for what was found: not where most of the files differs, since something may only have moved there.
