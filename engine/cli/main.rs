@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let rest = arguments.get(2..).unwrap_or_default();
     match arguments.get(1).map(String::as_str) {
         Some("__lab") => return exit(runbook_lab::lab_main(rest)),
-        Some("__helper") => return exit(runbook_primitives::db::helper_main(rest)),
+        Some("__helper") => return exit(runbook_primitives::helper_main(rest)),
         _ => {}
     }
     diagnostics();

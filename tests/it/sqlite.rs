@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use runbook_core::inventory::{Environment, Resource, Section};
 use runbook_core::primitive::{Cx, Reconciled, Registry, Shared};
 use runbook_core::{Code, Result, Value};
-use runbook_primitives::db::HelperExe;
+use runbook_primitives::ssh::helper::HelperExe;
 use rusqlite::Connection;
 
 use crate::support::actions::{done_or_found, handle};

@@ -11,6 +11,20 @@ pub mod proxy;
 mod settings;
 pub mod ssh;
 
+/// Serves what runs on hosts as this program: `runbook __helper NAME …`. Gives the exit status.
+#[must_use]
+pub fn helper_main(args: &[String]) -> i32 {
+    let words = args.strip_prefix(&["__helper".to_string()]).unwrap_or(args);
+    let (name, rest) = words.split_first().map_or(("", words), |(name, rest)| (name.as_str(), rest));
+    if name == "sqlite" {
+        return db::sqlite::serve();
+    }
+    ssh::helper::serve(name, rest).unwrap_or_else(|| {
+        eprintln!("runbook __helper: there is no helper {name:?}");
+        2
+    })
+}
+
 /// A registry with every primitive of this crate.
 #[must_use]
 pub fn registry() -> Registry {

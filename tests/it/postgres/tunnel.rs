@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use runbook_core::Code;
 use runbook_core::primitive::Cx;
-use runbook_primitives::db::HelperExe;
-use runbook_primitives::db::tunnel::{Place, Relay, Relays, Stream, forward, stream};
+use runbook_primitives::ssh::helper::HelperExe;
+use runbook_primitives::ssh::tunnel::{Relay, Relays, forward, stream};
 use runbook_primitives::ssh::{self, Exec};
+use runbook_primitives::ssh::{Place, Stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 

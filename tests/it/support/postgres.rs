@@ -10,7 +10,7 @@ use std::time::Duration;
 use runbook_core::inventory::{Environment, Resource, Section};
 use runbook_core::primitive::{Cx, Registry, Shared};
 use runbook_core::{Result, Value};
-use runbook_primitives::db::HelperExe;
+use runbook_primitives::ssh::helper::HelperExe;
 
 use super::actions::{done_or_found, handle};
 use super::sshd::{Sshd, environment, world};

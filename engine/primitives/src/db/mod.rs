@@ -23,9 +23,6 @@ pub mod postgres;
 mod promote;
 mod replicate;
 pub mod sqlite;
-pub mod tunnel;
-
-pub use sqlite::{HelperExe, helper_main};
 
 /// The type's name in scripts.
 pub(crate) const DATABASE: &str = "Database";

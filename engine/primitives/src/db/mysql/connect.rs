@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 use super::errors;
 use super::flavour::Flavour;
 use crate::db::driver::Db;
-use crate::db::tunnel::{self, Forward, Place};
+use crate::ssh::Place;
+use crate::ssh::tunnel::{self, Forward};
 
 /// Where servers have their socket when nothing says so: Debian, Red Hat, the server's own default.
 const SOCKETS: [&str; 3] = ["/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock"];

@@ -5,7 +5,7 @@ use runbook_core::{Code, Error, Result};
 
 use super::connect::{Server, user};
 use crate::db::driver::Db;
-use crate::db::tunnel::Place;
+use crate::ssh::Place;
 use crate::ssh::{self, Exec, quote};
 
 /// The snippet's name; read last in its folder.

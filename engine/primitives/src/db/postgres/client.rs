@@ -17,7 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::kept::Home;
 use super::settings::{self, Tls};
 use crate::db::driver::Db;
-use crate::db::tunnel::{self, Stream};
+use crate::ssh::{Stream, tunnel};
 
 /// For what a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,6 @@ use crate::db::driver::{Db, DumpOptions, Dumped};
 use crate::db::dump::job::{COMMON, Job, processors};
 use crate::db::dump::manifest::{self, Place};
 use crate::db::dump::refuse;
-use crate::db::tunnel;
 use crate::ssh::{self, Exec, quote};
 
 const DUMP: &str = include_str!("dump.sh");
@@ -85,8 +84,8 @@ fn env(cx: &Cx, db: &Db) -> Result<Vec<(String, String)>> {
         ),
     ];
     let place = match settings::place(db) {
-        tunnel::Place::Tcp(host, _) => host,
-        tunnel::Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
+        crate::ssh::Place::Tcp(host, _) => host,
+        crate::ssh::Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
     };
     env.push(("PGHOST".into(), place));
     if let Some(name) = db.settings.str("password") {

@@ -141,8 +141,8 @@ async fn load(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &Db, r: &Replica
     let mark = Replica { loaded: true, ..mark };
     let from = format!("{} dbname={}", conninfo(r, &data, "runbook_schema"), conn_value(settings::database(primary)?));
     let socket = match settings::place(db) {
-        crate::db::tunnel::Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
-        crate::db::tunnel::Place::Tcp(host, _) => host,
+        crate::ssh::Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
+        crate::ssh::Place::Tcp(host, _) => host,
     };
     let script = cluster.script(&format!(
         "set -e; umask 077; echo $$ > \"$d.runbook-pid\"; f=$(mktemp \"$d.runbook-schema.XXXXXX\"); trap 'rm -f \"$f\" \"$d.runbook-pid\"' EXIT\n\

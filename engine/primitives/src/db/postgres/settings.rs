@@ -4,7 +4,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
 use crate::db::driver::Db;
-use crate::db::tunnel::Place;
+use crate::ssh::Place;
 
 /// The port unless another is given.
 pub(super) const PORT: u16 = 5432;

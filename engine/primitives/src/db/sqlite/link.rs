@@ -10,10 +10,11 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 
-use super::proto::{Envelope, PROTOCOL, Reply, Request};
+use super::proto::{Envelope, Reply, Request};
 use super::remote::{self, Way};
 use super::sqlite3;
 use crate::db::driver::Db;
+use crate::ssh::helper::PROTOCOL;
 use crate::ssh::{self, Exec};
 
 /// A request under way: what follows its line goes in, what the helper answers comes out.

@@ -3,7 +3,7 @@
 mod helper;
 mod link;
 mod proto;
-pub(super) mod remote;
+mod remote;
 mod sqlite3;
 #[cfg(test)]
 mod tests;
@@ -23,26 +23,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use self::link::{Link, Pipe};
 use self::proto::{Digest, Fenced, Header, Offer, Placed, Request, RowLine, State, Version};
 use super::driver::{Caught, Content, Copied, Db, Driver, Executed, Fence, Row, Rows, Switched, Table, TableOptions, cannot};
-pub use remote::HelperExe;
 
-/// Serves one request on standard input and output: what the command line calls for `runbook __helper …`. Returns the exit status.
-#[must_use]
-pub fn helper_main(args: &[String]) -> i32 {
-    match args.iter().map(String::as_str).find(|a| *a != "__helper") {
-        Some("sqlite") => i32::from(!helper::serve(&mut std::io::stdin().lock(), &mut std::io::stdout().lock())),
-        Some("relay") => {
-            let rest = args.iter().position(|a| a == "relay").and_then(|i| args.get(i + 1..)).unwrap_or_default();
-            super::tunnel::relay_main(rest)
-        }
-        Some("version") => {
-            println!("{}", proto::PROTOCOL);
-            0
-        }
-        other => {
-            eprintln!("runbook __helper: there is no helper {other:?}");
-            2
-        }
-    }
+/// Serves one request on standard input and output, on the host of the file: `runbook __helper sqlite`. Gives the exit status.
+pub(crate) fn serve() -> i32 {
+    i32::from(!helper::serve(&mut std::io::stdin().lock(), &mut std::io::stdout().lock()))
 }
 
 /// The driver.

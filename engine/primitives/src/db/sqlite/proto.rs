@@ -12,13 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 
-/// Raised when the meaning of a request changes; a helper of another version refuses.
-pub const PROTOCOL: u32 = 1;
-
 /// A request with what every request has.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
-    /// [`PROTOCOL`] of the controller.
+    /// [`PROTOCOL`](crate::ssh::helper::PROTOCOL) of the controller.
     pub protocol: u32,
     /// Path of the database file; relative to the login folder, `~/` is understood.
     pub db: String,

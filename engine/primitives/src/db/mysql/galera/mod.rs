@@ -15,8 +15,8 @@ use super::connect::{get, session};
 use super::state;
 use crate::db::driver::Db;
 use crate::db::galera::{Galera, Member};
-use crate::db::tunnel;
 use crate::ssh::Place;
+use crate::ssh::tunnel;
 
 fn refuse(db: &Db, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DB_CLUSTER, why.to_string()).host(&db.host)

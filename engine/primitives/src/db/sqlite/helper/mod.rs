@@ -25,7 +25,8 @@ use serde_json::Value as Json;
 pub use digest::is_internal;
 pub use open::{ident, literal};
 
-use super::proto::{Envelope, Offer, PROTOCOL, Reply, Request, RowLine};
+use super::proto::{Envelope, Offer, Reply, Request, RowLine};
+use crate::ssh::helper::PROTOCOL;
 
 /// Reads one request from `input`, does it, answers on `out`. False when it failed; the error was answered then.
 pub fn serve(input: &mut dyn Read, out: &mut dyn Write) -> bool {
