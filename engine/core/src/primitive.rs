@@ -54,6 +54,11 @@ impl Outcome {
         Outcome { value: value.into(), changed: Some(false), note: Some(why.into()), ..Outcome::default() }
     }
 
+    /// Made so, by which the world was changed or not; `why` there was nothing to do when not.
+    pub fn done(changed: bool, why: impl Into<String>) -> Self {
+        if changed { Outcome::changed(()) } else { Outcome::unchanged((), why) }
+    }
+
     /// Adds a remark.
     #[must_use]
     pub fn note(mut self, note: impl Into<String>) -> Self {

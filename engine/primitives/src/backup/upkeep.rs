@@ -86,7 +86,7 @@ impl Primitive for Init {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        Ok(if of(cx, call)?.init(cx).await? { Outcome::changed(()) } else { Outcome::unchanged((), "it is there already") })
+        Ok(Outcome::done(of(cx, call)?.init(cx).await?, "it is there already"))
     }
 }
 

@@ -111,6 +111,6 @@ impl Primitive for DropCopy {
     }
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
-        Ok(if db.driver(cx)?.drop_copy(cx, &db).await? { Outcome::changed(()) } else { Outcome::unchanged((), "there is no copy") })
+        Ok(Outcome::done(db.driver(cx)?.drop_copy(cx, &db).await?, "there is no copy"))
     }
 }

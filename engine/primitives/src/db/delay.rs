@@ -59,7 +59,7 @@ impl Primitive for SetDelay {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
         let changed = db.driver(cx)?.set_delay(cx, &db, call.duration(0).unwrap_or_default()).await?;
-        Ok(if changed { Outcome::changed(()) } else { Outcome::unchanged((), "it is so already") })
+        Ok(Outcome::done(changed, "it is so already"))
     }
 }
 

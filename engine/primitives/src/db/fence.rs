@@ -107,7 +107,7 @@ impl Primitive for Unfence {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
         let lifted = db.driver(cx)?.unfence(cx, &db, call.opt_bool("force")).await?;
-        Ok(if lifted { Outcome::changed(()) } else { Outcome::unchanged((), "there is no fence") })
+        Ok(Outcome::done(lifted, "there is no fence"))
     }
 }
 

@@ -45,7 +45,7 @@ impl Primitive for PairWith {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (db, other) = Db::receiver(cx, call)?.pair(Db::argument(cx, call, 0)?)?;
         let done = db.driver(cx)?.pair_with(cx, &db, &other).await?;
-        Ok(if done { Outcome::changed(()) } else { Outcome::unchanged((), "they are a pair already") })
+        Ok(Outcome::done(done, "they are a pair already"))
     }
 }
 
@@ -59,6 +59,6 @@ impl Primitive for Unpair {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (db, other) = Db::receiver(cx, call)?.pair(Db::argument(cx, call, 0)?)?;
         let done = db.driver(cx)?.unpair(cx, &db, &other).await?;
-        Ok(if done { Outcome::changed(()) } else { Outcome::unchanged((), "it does not replicate from there") })
+        Ok(Outcome::done(done, "it does not replicate from there"))
     }
 }

@@ -125,7 +125,7 @@ impl Primitive for StopReplication {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
         let stopped = db.driver(cx)?.stop_replication(cx, &db).await?;
-        Ok(if stopped { Outcome::changed(()) } else { Outcome::unchanged((), "it does not replicate") })
+        Ok(Outcome::done(stopped, "it does not replicate"))
     }
 }
 

@@ -160,8 +160,7 @@ impl Primitive for Act {
                     [("active", Value::from(active == "active")), ("enabled", Value::from(on)), ("raw", Value::from(out.as_str()))];
                 Ok(Outcome::from(Record::new("ServiceStatus", fields)))
             }
-            (0, _) if out == "same" => Ok(Outcome::unchanged((), format!("{name} is so already"))),
-            (0, _) => Ok(Outcome::changed(())),
+            (0, _) => Ok(Outcome::done(out != "same", format!("{name} is so already"))),
             (status, _) => {
                 let said = tail(&done.stderr);
                 let last = said.lines().next_back().unwrap_or("").trim();
