@@ -8,7 +8,7 @@ use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::units::show_duration;
 use runbook_core::{Call, Code, Effect, Error, Record, Result, Spec, Ty, TypeSpec, Value};
 
-use super::driver::{Db, cannot};
+use super::driver::{Db, Driver, cannot};
 use super::method;
 
 /// How a member of a cluster is, as it says itself.
@@ -140,15 +140,9 @@ pub(super) fn register(r: &mut Registry) {
     );
 }
 
-/// Calls what only kinds with clusters can do.
-macro_rules! galera {
-    ($cx:expr, $db:expr, $g:ident => $call:expr) => {{
-        let driver = $db.driver($cx)?;
-        match driver.galera() {
-            Some($g) => $call.await,
-            None => Err(cannot(&$db, "Galera clusters")),
-        }
-    }};
+/// What only kinds with clusters can do.
+fn clusters<'a>(driver: &'a dyn Driver, db: &Db) -> Result<&'a dyn Galera> {
+    driver.galera().ok_or_else(|| cannot(db, "Galera clusters"))
 }
 
 /// How long a server that was started may be silent on all its doors before it is taken for ended.
@@ -156,14 +150,16 @@ const SILENT: Duration = Duration::from_secs(20);
 
 /// Waits until a member is synced. A server that has ended is not waited for.
 async fn wait(cx: &Cx, db: &Db, within: Duration) -> Result<()> {
+    let driver = db.driver(cx)?;
+    let galera = clusters(&*driver, db)?;
     let begun = tokio::time::Instant::now();
     let mut silent = None;
     loop {
-        let now = galera!(cx, db, g => g.member(cx, db))?;
+        let now = galera.member(cx, db).await?;
         if now.synced() {
             return Ok(());
         }
-        if now.status == "stopped" && !galera!(cx, db, g => g.listens(cx, db))? {
+        if now.status == "stopped" && !galera.listens(cx, db).await? {
             if silent.get_or_insert_with(tokio::time::Instant::now).elapsed() >= SILENT {
                 let e = Error::new(
                     Code::DB_CLUSTER,
@@ -198,9 +194,9 @@ impl Primitive for Bootstrap {
         let db = Db::receiver(cx, call)?;
         let lost: Vec<String> =
             call.opt("lost").and_then(Value::as_list).unwrap_or_default().iter().filter_map(|v| v.as_str().map(str::to_string)).collect();
-        let begun = galera!(cx, db, g => g.bootstrap(cx, &db, call.opt_bool("force"), &lost))?;
+        let begun = clusters(&*db.driver(cx)?, &db)?.bootstrap(cx, &db, call.opt_bool("force"), &lost).await?;
         wait(cx, &db, Duration::from_secs(120)).await?;
-        Ok(if begun { Outcome::changed(()) } else { Outcome::unchanged((), "it is in the living cluster already") })
+        Ok(Outcome::done(begun, "it is in the living cluster already"))
     }
 }
 
@@ -213,9 +209,9 @@ impl Primitive for Join {
     }
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
-        let joined = galera!(cx, db, g => g.join(cx, &db, call.opt_bool("replace")))?;
+        let joined = clusters(&*db.driver(cx)?, &db)?.join(cx, &db, call.opt_bool("replace")).await?;
         wait(cx, &db, call.opt_duration("within").unwrap_or(Duration::from_secs(1800))).await?;
-        Ok(if joined { Outcome::changed(()) } else { Outcome::unchanged((), "it is a member already") })
+        Ok(Outcome::done(joined, "it is a member already"))
     }
 }
 
@@ -228,7 +224,7 @@ impl Primitive for Status {
     }
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
-        let m = galera!(cx, db, g => g.member(cx, &db))?;
+        let m = clusters(&*db.driver(cx)?, &db)?.member(cx, &db).await?;
         let synced = m.synced();
         let fields = [
             ("status", Value::from(m.status)),
@@ -267,7 +263,7 @@ impl Primitive for Leave {
     }
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
-        let left = galera!(cx, db, g => g.leave(cx, &db, call.opt_bool("last")))?;
-        Ok(if left { Outcome::changed(()) } else { Outcome::unchanged((), "it does not run as a member") })
+        let left = clusters(&*db.driver(cx)?, &db)?.leave(cx, &db, call.opt_bool("last")).await?;
+        Ok(Outcome::done(left, "it does not run as a member"))
     }
 }
