@@ -1,11 +1,10 @@
-//! Sessions of a server: over the SSH connection of its host, to its unix socket or port there.
+//! The way to a server: over the SSH connection of its host, to its unix socket or port there.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Opts, OptsBuilder, Row, SslOpts, Value as My};
+use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
 use parking_lot::Mutex;
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::Cx;
@@ -15,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::errors;
 use super::flavour::Flavour;
+pub use super::sess::{Named, Sess, get};
 use crate::db::driver::Db;
 use crate::ssh::Place;
 use crate::ssh::tunnel::{self, Forward};
@@ -229,6 +229,16 @@ impl Server {
         self.own.lock().insert(conn.id());
         Ok(Sess { conn: Some(conn), db: self.db.clone(), cancel: cx.cancel.clone(), home: Weak::new() })
     }
+
+    /// Keeps a session for its next use; gives it back when enough of them wait.
+    pub(super) fn keep(&self, conn: Conn) -> Option<Conn> {
+        let mut idle = self.idle.lock();
+        if idle.len() >= IDLE.0 {
+            return Some(conn);
+        }
+        idle.push((conn, Instant::now()));
+        None
+    }
 }
 
 /// Opens a session of a database's server.
@@ -255,159 +265,4 @@ pub async fn session_as(cx: &Cx, db: &Db, user: &str, password: &str) -> Result<
     let at = server(cx, db).await?;
     let opts = OptsBuilder::from_opts(at.opts.clone()).user(Some(user)).pass(Some(password)).db_name(None::<String>);
     at.open_as(cx, opts.into()).await
-}
-
-/// One session. Its state goes with it.
-pub struct Sess {
-    conn: Option<Conn>,
-    db: Db,
-    cancel: Cancel,
-    /// Where it waits for its next use.
-    home: Weak<Server>,
-}
-
-/// A row by the names of its columns, in lower case; NULL is `None`.
-pub type Named = BTreeMap<String, Option<String>>;
-
-fn plain(v: My) -> Option<String> {
-    match v {
-        My::NULL => None,
-        My::Bytes(b) => Some(String::from_utf8_lossy(&b).into_owned()),
-        My::Int(i) => Some(i.to_string()),
-        My::UInt(u) => Some(u.to_string()),
-        My::Double(d) => Some(d.to_string()),
-        My::Float(f) => Some(f.to_string()),
-        other => Some(other.as_sql(true).trim_matches('\'').to_string()),
-    }
-}
-
-impl Sess {
-    /// The connection itself.
-    ///
-    /// # Errors
-    /// `RB0500` when an earlier statement was given up in the middle.
-    pub fn conn(&mut self) -> Result<&mut Conn> {
-        self.conn.as_mut().ok_or_else(|| Error::new(Code::DB_CONNECT, "the session has ended").host(&self.db.host).retryable(true))
-    }
-
-    /// Takes an error of the client library.
-    pub fn failed(&self, e: &mysql_async::Error) -> Error {
-        errors::statement(&self.db, e)
-    }
-
-    /// Runs statements, without their rows; the number of rows that they changed.
-    ///
-    /// # Errors
-    /// `RB0501`, `RB0500`, `RB0021`.
-    pub async fn run(&mut self, sql: impl AsRef<str>) -> Result<u64> {
-        let (db, cancel, host) = (self.db.clone(), self.cancel.clone(), self.db.host.clone());
-        let conn = self.conn()?;
-        let work = async {
-            let mut result = conn.query_iter(sql.as_ref()).await?;
-            let mut rows = 0;
-            loop {
-                rows += result.affected_rows();
-                result.for_each(drop).await?;
-                if result.is_empty() {
-                    return Ok(rows);
-                }
-            }
-        };
-        let done: std::result::Result<u64, mysql_async::Error> = tokio::select! {
-            done = work => done,
-            () = cancel.cancelled() => {
-                self.conn = None;
-                return Err(Error::new(Code::ABORTED, "stopped in the middle of a statement").host(host));
-            }
-        };
-        done.map_err(|e| errors::statement(&db, &e))
-    }
-
-    async fn fetch(&mut self, sql: &str) -> Result<Vec<Row>> {
-        let (db, cancel, host) = (self.db.clone(), self.cancel.clone(), self.db.host.clone());
-        let conn = self.conn()?;
-        let done: std::result::Result<Vec<Row>, mysql_async::Error> = tokio::select! {
-            done = conn.query(sql) => done,
-            () = cancel.cancelled() => {
-                self.conn = None;
-                return Err(Error::new(Code::ABORTED, "stopped in the middle of a statement").host(host));
-            }
-        };
-        done.map_err(|e| errors::statement(&db, &e))
-    }
-
-    /// The rows of a statement, with every value as text.
-    ///
-    /// # Errors
-    /// As [`Sess::run`].
-    pub async fn rows(&mut self, sql: impl AsRef<str>) -> Result<Vec<Named>> {
-        let rows = self.fetch(sql.as_ref()).await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| {
-                let names: Vec<String> = row.columns_ref().iter().map(|c| c.name_str().to_lowercase()).collect();
-                names.into_iter().zip(row.unwrap()).map(|(n, v)| (n, plain(v))).collect()
-            })
-            .collect())
-    }
-
-    /// The first value of every row; NULL is left out.
-    ///
-    /// # Errors
-    /// As [`Sess::run`].
-    pub async fn column(&mut self, sql: impl AsRef<str>) -> Result<Vec<String>> {
-        let rows = self.fetch(sql.as_ref()).await?;
-        Ok(rows.into_iter().filter_map(|row| row.unwrap().into_iter().next().and_then(plain)).collect())
-    }
-
-    /// The first value of the first row.
-    ///
-    /// # Errors
-    /// As [`Sess::run`].
-    pub async fn text(&mut self, sql: impl AsRef<str>) -> Result<Option<String>> {
-        Ok(self.column(sql).await?.into_iter().next())
-    }
-
-    /// A whole number, 0 when there is none.
-    ///
-    /// # Errors
-    /// As [`Sess::run`].
-    pub async fn int(&mut self, sql: impl AsRef<str>) -> Result<i64> {
-        Ok(self.text(sql).await?.and_then(|t| t.parse().ok()).unwrap_or(0))
-    }
-
-    /// A system variable of the server.
-    ///
-    /// # Errors
-    /// As [`Sess::run`].
-    pub async fn variable(&mut self, name: &str) -> Result<Option<String>> {
-        let sql = format!("SHOW GLOBAL VARIABLES LIKE {}", super::sql::text(name));
-        Ok(self.rows(sql).await?.into_iter().next().and_then(|mut r| r.remove("value").flatten()))
-    }
-
-    /// Whether a system variable is on.
-    ///
-    /// # Errors
-    /// As [`Sess::run`].
-    pub async fn is_on(&mut self, name: &str) -> Result<bool> {
-        Ok(self.variable(name).await?.is_some_and(|v| matches!(v.to_uppercase().as_str(), "ON" | "1" | "YES" | "TRUE")))
-    }
-
-    /// Gives the session back for a later use, or ends it and waits for that.
-    pub async fn close(mut self) {
-        let Some(conn) = self.conn.take() else { return };
-        if let Some(home) = self.home.upgrade() {
-            let mut idle = home.idle.lock();
-            if idle.len() < IDLE.0 {
-                idle.push((conn, Instant::now()));
-                return;
-            }
-        }
-        let _ = tokio::time::timeout(Duration::from_secs(2), conn.disconnect()).await;
-    }
-}
-
-/// A field of a row, or the empty text.
-pub fn get<'a>(row: &'a Named, name: &str) -> &'a str {
-    row.get(name).and_then(Option::as_deref).unwrap_or("")
 }

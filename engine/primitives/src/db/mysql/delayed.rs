@@ -14,15 +14,14 @@ use super::relay::{self, Found, Group, Wanted};
 use super::sql::text;
 use super::state::{self, ReplicaMark};
 use super::status::{self, Stream};
-use super::{host, replication};
+use super::{follow, host};
 use crate::db::driver::{Before, Db, Rolled};
 
 /// Keeps a server that was rolled forward where it is when it restarts.
 const STAY: &str = "skip_slave_start = 1\n";
 
 async fn usual(s: &mut Sess, at: &Server) -> Result<Stream> {
-    let streams = status::read(s, &at.flavour).await?;
-    streams.into_iter().find(|s| s.name().is_empty()).ok_or_else(|| {
+    status::usual(s, &at.flavour).await?.ok_or_else(|| {
         Error::new(Code::DB_REPLICATION, format!("\"{}\" does not replicate: there is nothing to delay", at.db.name))
             .host(&at.db.host)
             .hint("begin with replicate_from")
@@ -57,19 +56,18 @@ pub async fn set_delay(cx: &Cx, db: &Db, delay: Duration) -> Result<bool> {
         if let Some(e) = stream.error() {
             return Err(e.stopped(db));
         }
-        if at.flavour.maria {
-            // The statement throws away what was received and not applied. It must be there to be had again.
+        let threads = if at.flavour.maria {
+            // MariaDB's statement throws away what was received and not applied. It must be there to be had again.
             refetchable(cx, db, &stream, mark.as_ref()).await?;
-            r.run(at.flavour.replica("STOP", "")).await?;
-            r.run(at.flavour.change_source(&[("MASTER_DELAY", seconds.to_string())])).await?;
-            r.run(at.flavour.replica("START", "")).await?;
+            ""
         } else {
-            r.run(at.flavour.replica("STOP", "SQL_THREAD")).await?;
-            r.run(at.flavour.change_source(&[("MASTER_DELAY", seconds.to_string())])).await?;
-            r.run(at.flavour.replica("START", "")).await?;
-        }
+            "SQL_THREAD"
+        };
+        r.run(at.flavour.replica("STOP", threads)).await?;
+        r.run(at.flavour.change_source(&[("MASTER_DELAY", seconds.to_string())])).await?;
+        r.run(at.flavour.replica("START", "")).await?;
     }
-    replication::wait_running(cx, db, &at, &mut r).await?;
+    follow::wait_running(cx, db, &at, &mut r).await?;
     if let Some(m) = mark {
         state::write(&mut r, &ReplicaMark { delay: seconds, ..m }).await?;
     }

@@ -16,7 +16,8 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
 use tokio::time::Instant;
 
-use super::connect::{Server, Sess, get, server, session, session_as};
+use super::connect::{Server, Sess, get, server, session};
+use super::probe::{PROBER, Probe, leak, prove};
 use super::sql::text;
 use super::state::{self, FenceMark, Position, aside};
 use super::{host, sessions};
@@ -47,7 +48,8 @@ pub fn position(fence: &Fence) -> Position {
     Position { gtid: text("gtid"), file: text("file"), pos: fence.position.get("pos").and_then(Value::as_int).unwrap_or(0).unsigned_abs() }
 }
 
-fn cannot(db: &Db, why: impl std::fmt::Display) -> Error {
+/// Why a fence is not put up.
+pub fn cannot(db: &Db, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DB_FENCE, format!("database \"{}\" cannot be fenced: {why}", db.name)).host(&db.host)
 }
 
@@ -223,80 +225,6 @@ async fn quiet(cx: &Cx, at: &Server, s: &mut Sess, exempt: &std::collections::BT
             "stop that program, or give it an account without the privilege to write to a read-only server; runbook itself works as {me}"
         )));
     }
-}
-
-/// The account that tries to write.
-struct Probe {
-    name: String,
-    user: &'static str,
-    password: String,
-}
-
-const PROBER: &str = "_runbook_probe";
-
-impl Probe {
-    async fn make(s: &mut Sess, at: &Server) -> Result<Probe> {
-        // From where we are seen, so that no account of another pattern is taken in its place.
-        let seen = s.text("SELECT USER()").await?.unwrap_or_default();
-        let host = seen.rsplit_once('@').map_or("localhost", |(_, h)| h);
-        let name = format!("'{PROBER}'@{}", text(host));
-        let password = super::secret();
-        aside(
-            s,
-            &[
-                format!("CREATE DATABASE IF NOT EXISTS {}", state::SCHEMA),
-                format!("CREATE TABLE IF NOT EXISTS {}.probe (n INT) ENGINE=InnoDB", state::SCHEMA),
-                format!("DROP USER IF EXISTS {name}"),
-                format!("CREATE USER {name} IDENTIFIED BY {}", text(&password)),
-                format!("GRANT SELECT, INSERT ON {}.probe TO {name}", state::SCHEMA),
-            ],
-        )
-        .await
-        .map_err(|e| cannot(&at.db, format!("the account that tries to write cannot be made: {}", e.message)))?;
-        Ok(Probe { name, user: PROBER, password })
-    }
-
-    async fn remove(&self, s: &mut Sess) -> Result<()> {
-        aside(s, &[format!("DROP USER IF EXISTS {}", self.name)]).await
-    }
-}
-
-/// Tries to write, as an ordinary account and as the application's, and is refused.
-async fn prove(cx: &Cx, at: &Server, probe: &Probe) -> Result<()> {
-    let db = &at.db;
-    attempt(cx, db, probe.user, &probe.password, &format!("INSERT INTO {}.probe VALUES (1)", state::SCHEMA)).await?;
-    if let Some(user) = db.settings.str("app_user") {
-        let password = match db.settings.str("app_password") {
-            Some(name) => cx.secret(name)?.reveal().to_string(),
-            None => String::new(),
-        };
-        // Refused before its privileges are looked at; without the fence it would change nothing.
-        match attempt(cx, db, user, &password, &format!("DELETE FROM {}.probe WHERE 1 = 0", state::SCHEMA)).await {
-            Err(e) if e.code == Code::DB_LOGIN => cx.message(format!("\"{}\": a write as {user} was not tried: {}", db.name, e.message)),
-            done => done?,
-        }
-    }
-    Ok(())
-}
-
-async fn attempt(cx: &Cx, db: &Db, user: &str, password: &str, sql: &str) -> Result<()> {
-    let mut p = session_as(cx, db, user, password).await?;
-    let tried = p.run(sql).await;
-    p.close().await;
-    match tried {
-        Err(e) if e.details.get("code").is_some_and(|c| c == "1290" || c == "1836") => Ok(()),
-        Err(e) if e.details.get("code").is_some_and(|c| c == "1142") => {
-            Err(leak(db, format!("a write of {user} reached the check of its privileges")))
-        }
-        Err(e) => Err(e),
-        Ok(_) => Err(leak(db, format!("a test write of {user} was not refused"))),
-    }
-}
-
-fn leak(db: &Db, why: String) -> Error {
-    Error::new(Code::DB_NOT_FENCED, format!("{why} on \"{}\": the fence does not hold", db.name))
-        .host(&db.host)
-        .hint("look at read_only and at who has changed it; take the fence down and put it up again")
 }
 
 /// Whether the fence `id` stands, refuses writes now, and has seen none: its position, and to whom it has handed over.

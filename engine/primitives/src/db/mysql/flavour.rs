@@ -1,5 +1,7 @@
 //! MariaDB or MySQL, of which version, and what differs between them.
 
+use super::sql::text;
+
 /// What a server is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Flavour {
@@ -55,11 +57,17 @@ impl Flavour {
     pub fn change_source(&self, settings: &[(&str, String)]) -> String {
         let (verb, prefix) =
             if self.replica_words() { ("CHANGE REPLICATION SOURCE TO", "SOURCE_") } else { ("CHANGE MASTER TO", "MASTER_") };
-        let list: Vec<String> = settings
-            .iter()
-            .map(|(k, v)| format!("{} = {v}", k.strip_prefix("MASTER_").map_or((*k).to_string(), |k| format!("{prefix}{k}"))))
-            .collect();
+        let list: Vec<String> = settings.iter().map(|(k, v)| format!("{} = {v}", k.replacen("MASTER_", prefix, 1))).collect();
         format!("{verb} {}", list.join(", "))
+    }
+
+    /// The settings of [`Flavour::change_source`] by which replication goes on at a byte of the primary's log.
+    pub fn by_place(&self, file: &str, pos: u64) -> Vec<(&'static str, String)> {
+        let mut set = vec![("MASTER_LOG_FILE", text(file)), ("MASTER_LOG_POS", pos.to_string())];
+        if self.maria {
+            set.push(("MASTER_USE_GTID", "no".into()));
+        }
+        set
     }
 
     /// The privilege by which an account writes to a server that is read-only: the newer and, where both count, the older.
@@ -96,6 +104,14 @@ mod tests {
         let set = [("MASTER_HOST", "'a'".to_string()), ("MASTER_PORT", "3306".to_string())];
         assert_eq!(m.change_source(&set), "CHANGE MASTER TO MASTER_HOST = 'a', MASTER_PORT = 3306");
         assert_eq!(new.change_source(&set), "CHANGE REPLICATION SOURCE TO SOURCE_HOST = 'a', SOURCE_PORT = 3306");
+        // The old words are gone from 8.4, also where they stand in the middle.
+        let key = [("GET_MASTER_PUBLIC_KEY", "1".to_string()), ("RELAY_LOG_POS", "4".to_string())];
+        assert_eq!(new.change_source(&key), "CHANGE REPLICATION SOURCE TO GET_SOURCE_PUBLIC_KEY = 1, RELAY_LOG_POS = 4");
+        assert_eq!(
+            m.change_source(&m.by_place("b.1", 4)),
+            "CHANGE MASTER TO MASTER_LOG_FILE = 'b.1', MASTER_LOG_POS = 4, MASTER_USE_GTID = no"
+        );
+        assert_eq!(new.by_place("b.1", 4).len(), 2);
         assert_eq!(m.exempting(), ["READ_ONLY ADMIN"]);
         assert_eq!(Flavour::parse("10.6.1-MariaDB").exempting(), ["READ_ONLY ADMIN", "SUPER"]);
     }

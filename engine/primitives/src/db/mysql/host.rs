@@ -1,5 +1,6 @@
 //! What is done on the server's host: a configuration snippet that keeps a server read-only over restarts, and the tools for dumps.
 
+use runbook_core::inventory::Section;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
@@ -99,12 +100,25 @@ pub async fn release(cx: &Cx, db: &Db) -> Result<()> {
     Err(Error::new(Code::DB_FENCE, format!("{SNIPPET} of \"{}\" cannot be removed: {text}", db.name)).host(&db.host))
 }
 
-/// A command of the server's own tools with the login of the database, its password out of sight. `tools` are names of one program,
-/// the first that is there is taken; `args` are shell words.
+/// The name or address at which others find this one's host: `replication_host` of the database, or its host's `address`. Without
+/// either, the error says that `who` does not find it, and that `key` may be given.
+///
+/// # Errors
+/// `RB0114`.
+pub fn seen(cx: &Cx, db: &Db, who: &str, key: &str) -> Result<String> {
+    let host = cx.env.resource(Section::Hosts, &db.host)?;
+    let name = db.settings.str("replication_host").or_else(|| host.str("address")).map(str::to_string);
+    name.ok_or_else(|| {
+        Error::new(Code::INVENTORY_MISSING, format!("where {who} find \"{}\" is not known", db.name))
+            .hint(format!("give {key} of the database, or address of the host \"{}\", in runbook.toml", db.host))
+    })
+}
+
+/// The login of the database for the server's own tools: an option file in an environment variable, out of sight.
 ///
 /// # Errors
 /// `RB0109` when the password cannot be had.
-pub fn tool(cx: &Cx, at: &Server, tools: &[&str], args: &str) -> Result<Exec> {
+pub fn login(cx: &Cx, at: &Server) -> Result<Vec<(String, String)>> {
     let db = &at.db;
     let mut client = format!("[client]\nuser={}\n", option(&user(db)));
     match &at.place {
@@ -117,6 +131,15 @@ pub fn tool(cx: &Cx, at: &Server, tools: &[&str], args: &str) -> Result<Exec> {
     if db.settings.flag("tls") {
         client.push_str("ssl\n");
     }
+    Ok(vec![("RUNBOOK_CLIENT".into(), client)])
+}
+
+/// A command of the server's own tools with its [`login`]. `tools` are names of one program, the first that is there is taken; `args`
+/// are shell words.
+///
+/// # Errors
+/// As [`login`].
+pub fn tool(cx: &Cx, at: &Server, tools: &[&str], args: &str) -> Result<Exec> {
     // The file is a pipe that only this command reads; the variable is gone before it begins.
     let script = format!(
         "t=; for n in {}; do t=$(command -v \"$n\") && break; done\n[ -n \"$t\" ] || {{ echo 'none of these is there: {}' >&2; exit 127; }}\n\
@@ -124,12 +147,12 @@ pub fn tool(cx: &Cx, at: &Server, tools: &[&str], args: &str) -> Result<Exec> {
         tools.join(" "),
         tools.join(", ")
     );
-    Ok(Exec { env: vec![("RUNBOOK_CLIENT".into(), client)], sudo: db.settings.flag("sudo"), ..Exec::new(script) })
+    Ok(Exec { env: login(cx, at)?, ..exec(&at.db, script) })
 }
 
 /// A value in an option file.
-fn option(v: &str) -> String {
-    format!("\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+pub fn option(v: &str) -> String {
+    format!("\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\r', "\\r"))
 }
 
 #[cfg(test)]

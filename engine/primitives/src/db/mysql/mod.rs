@@ -10,13 +10,16 @@ mod dumped;
 mod errors;
 mod fence;
 mod flavour;
+mod follow;
 mod galera;
 mod host;
 mod load;
 mod pair;
+mod probe;
 mod relay;
 mod replication;
 mod schema;
+mod sess;
 mod sessions;
 mod sql;
 mod state;
@@ -153,7 +156,7 @@ impl Driver for Mysql {
     }
 
     async fn stop_replication(&self, cx: &Cx, db: &Db) -> Result<bool> {
-        replication::stop(cx, db).await
+        follow::stop(cx, db).await
     }
 
     async fn status(&self, cx: &Cx, db: &Db) -> Result<Status> {

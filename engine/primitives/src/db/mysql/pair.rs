@@ -10,9 +10,9 @@ use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
 
 use super::connect::{Server, Sess, server, session};
-use super::sql::text;
+use super::follow::{self, Upstream};
 use super::state::{self, PairMark, aside};
-use super::{replication, sessions, status};
+use super::{sessions, status};
 use crate::db::driver::Db;
 
 /// How long the one may take to have what the other has written.
@@ -64,14 +64,10 @@ pub async fn pair(cx: &Cx, db: &Db, other: &Db) -> Result<bool> {
     if let Some(f) = &marks.fence {
         return cannot(format!("the fence {} stands on it", f.id), "unfence it first");
     }
-    let streams = status::read(&mut o, &theirs.flavour).await?;
-    let (host, port) = replication::address(cx, db)?;
+    let stream = status::usual(&mut o, &theirs.flavour).await?;
+    let (host, port) = follow::address(cx, db)?;
     let mark = state::read(&mut o).await?.replica;
-    let Some(theirs_from) = streams
-        .iter()
-        .find(|s| s.name().is_empty())
-        .filter(|s| mark.as_ref().map_or(s.source() == format!("{host}:{port}"), |m| m.of == db.name))
-    else {
+    let Some(theirs_from) = stream.filter(|s| mark.as_ref().map_or(s.source() == format!("{host}:{port}"), |m| m.of == db.name)) else {
         return cannot("that one does not replicate from it".into(), "make it a replica first, by replicate_from");
     };
     if let Some(e) = theirs_from.error() {
@@ -80,7 +76,7 @@ pub async fn pair(cx: &Cx, db: &Db, other: &Db) -> Result<bool> {
     passive(db, other, &mut o, &theirs).await?;
     let written = own(&mut o, &theirs).await?;
     let known = marks.pair.filter(|p| p.of == other.name);
-    let usual = status::read(&mut r, &at.flavour).await?.into_iter().find(|s| s.name().is_empty());
+    let usual = status::usual(&mut r, &at.flavour).await?;
     if let Some(s) = &usual {
         if known.as_ref().is_none_or(|p| p.ended) {
             return cannot(format!("it replicates from {} already", s.source()), "end that first");
@@ -105,31 +101,14 @@ pub async fn pair(cx: &Cx, db: &Db, other: &Db) -> Result<bool> {
     }
     if usual.is_none() {
         let end = state::position(&mut o, &theirs.flavour).await?;
-        let id = r.int("SELECT @@server_id").await?;
-        let (user, password, account) = replication::login(cx, other, &mut o, id).await?;
-        let (host, port) = replication::address(cx, other)?;
+        let to = Upstream::of(cx, other, &mut o, &mut r).await?;
         // On record before it runs: what a crash leaves is known for ours.
-        state::write(&mut r, &PairMark { of: other.name.clone(), account, written, ended: false }).await?;
-        let mut set = vec![
-            ("MASTER_HOST", text(&host)),
-            ("MASTER_PORT", port.to_string()),
-            ("MASTER_USER", text(&user)),
-            ("MASTER_PASSWORD", text(&password)),
-            ("MASTER_CONNECT_RETRY", "2".to_string()),
-            ("MASTER_LOG_FILE", text(&end.file)),
-            ("MASTER_LOG_POS", end.pos.to_string()),
-        ];
-        if other.settings.flag("tls") {
-            set.push(("MASTER_SSL", "1".into()));
-        }
-        if at.flavour.maria {
-            set.push(("MASTER_USE_GTID", "no".into()));
-        }
-        let change = r.run(at.flavour.change_source(&set)).await;
-        change.map_err(|e| Error { message: cx.redactor.text(&e.message), ..e })?;
+        let mark = PairMark { of: other.name.clone(), account: to.account.clone(), written, ended: false };
+        state::write(&mut r, &mark).await?;
+        to.change(cx, &at, &mut r, at.flavour.by_place(&end.file, end.pos)).await?;
     }
     r.run(at.flavour.replica("START", "")).await?;
-    replication::wait_running(cx, db, &at, &mut r).await?;
+    follow::wait_running(cx, db, &at, &mut r).await?;
     r.close().await;
     o.close().await;
     Ok(true)
@@ -140,7 +119,7 @@ pub async fn unpair(cx: &Cx, db: &Db, other: &Db) -> Result<bool> {
     let (at, theirs) = (server(cx, db).await?, server(cx, other).await?);
     let (mut r, mut o) = (session(cx, db).await?, session(cx, other).await?);
     let known = state::read(&mut r).await?.pair.filter(|p| p.of == other.name);
-    let usual = status::read(&mut r, &at.flavour).await?.into_iter().find(|s| s.name().is_empty());
+    let usual = status::usual(&mut r, &at.flavour).await?;
     let Some(stream) = usual else {
         let Some(mut mark) = known.filter(|p| !p.ended) else { return Ok(false) };
         // Ended, and not yet on record.
@@ -148,7 +127,7 @@ pub async fn unpair(cx: &Cx, db: &Db, other: &Db) -> Result<bool> {
         end(&mut r, &mut o, mark).await?;
         return Ok(true);
     };
-    let (host, port) = replication::address(cx, other)?;
+    let (host, port) = follow::address(cx, other)?;
     if known.as_ref().is_none_or(|p| p.ended) && stream.source() != format!("{host}:{port}") {
         let why = format!("\"{}\" replicates from {}, and \"{}\" is found at {host}:{port}", db.name, stream.source(), other.name);
         return Err(Error::new(Code::DB_REPLICATION, why).host(&db.host).hint("name the server that it replicates from"));

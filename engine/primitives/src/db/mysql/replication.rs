@@ -1,21 +1,14 @@
-//! `replicate_from`, `stop_replication`, `drop_copy`: a replica made from a consistent snapshot, in steps that are on record.
-
-use std::time::Duration;
+//! `replicate_from`, `copy_from`, `drop_copy`: a replica or copy made from a consistent snapshot, in steps that are on record.
 
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
-use tokio::time::Instant;
 
-use super::connect::{Server, Sess, server, session};
+use super::connect::{Sess, server, session};
 use super::data::every_schema;
 use super::sql::{ident, text};
-use super::state::{self, CopyMark, Marks, Phase, Position, ReplicaMark, aside};
-use super::status::Stream;
-use super::{accounts, data, delayed, fence, host, status, stream};
-use crate::db::driver::{Db, Replicate, Replicated, ReplicationError, TableOptions};
-
-/// How long replication may take to connect and run.
-const STARTS: Duration = Duration::from_secs(30);
+use super::state::{self, CopyMark, Marks, Phase, ReplicaMark, aside};
+use super::{accounts, delayed, fence, follow, host, status, stream};
+use crate::db::driver::{Copied, Db, Replicate, Replicated, TableOptions};
 
 fn cannot(db: &Db, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DB_COPY, format!("\"{}\" cannot become a replica: {why}", db.name)).host(&db.host)
@@ -101,13 +94,12 @@ pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate)
     if let Some(f) = &marks.fence {
         return Err(cannot(db, format!("the fence {} stands on it", f.id)).hint("unfence it first"));
     }
-    let streams = status::read(&mut r, &at.flavour).await?;
+    let usual = status::usual(&mut r, &at.flavour).await?;
     let ours = marks.replica.clone().filter(|m| m.source == source && m.of == primary.name);
-    let usual = streams.iter().find(|s| s.name().is_empty());
-    if let (None, Some(s), false) = (&ours, usual, options.replace) {
+    if let (None, Some(s), false) = (&ours, &usual, options.replace) {
         return Err(cannot(db, format!("it replicates from {} already", s.source())).hint("stop that, or use replace: true"));
     }
-    if let (Some(m), Some(s)) = (&ours, usual)
+    if let (Some(m), Some(s)) = (&ours, &usual)
         && m.phase == Phase::Running
         && !options.replace
     {
@@ -119,7 +111,7 @@ pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate)
         if !delayed::resume(cx, db, &at, &mut r, &mut m).await? && !s.running() {
             r.run(at.flavour.replica("START", "")).await?;
         }
-        wait_running(cx, db, &at, &mut r).await?;
+        follow::wait_running(cx, db, &at, &mut r).await?;
         let note = if was { "it replicates from there already" } else { "replication was stopped, and goes on" };
         return Ok(Replicated { changed: !was, position: fence::show(&m.position), note: note.into(), ..Replicated::default() });
     }
@@ -139,7 +131,7 @@ pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate)
             .await?
         }
     };
-    let mark = start(cx, db, primary, &mut p, &mut r, mark).await?;
+    let mark = follow::start(cx, db, primary, &mut p, &mut r, mark).await?;
     // Accounts that were made between the first look at them and the snapshot.
     accounts::copy(cx, primary, db, &[], true).await?;
     p.close().await;
@@ -204,186 +196,19 @@ async fn first_copy(
     Ok(mark)
 }
 
-/// Where servers find each other, which need not be where we find them.
-pub fn address(cx: &Cx, db: &Db) -> Result<(String, u16)> {
-    let host = cx.env.resource(runbook_core::inventory::Section::Hosts, &db.host)?;
-    let port = |key: &str| db.settings.int(key).and_then(|p| u16::try_from(p).ok());
-    let name = db.settings.str("replication_host").or_else(|| host.str("address")).ok_or_else(|| {
-        Error::new(Code::INVENTORY_MISSING, format!("where servers find \"{}\" is not known", db.name))
-            .hint(format!("give replication_host of the database, or address of the host \"{}\", in runbook.toml", db.host))
-    })?;
-    Ok((name.to_string(), port("replication_port").or_else(|| port("port")).unwrap_or(3306)))
-}
-
-/// The login for replication on `primary`: the inventory's, or one that is made there for this replica.
-pub async fn login(cx: &Cx, primary: &Db, p: &mut Sess, replica: i64) -> Result<(String, String, Option<String>)> {
-    if let Some(user) = primary.settings.str("replication_user") {
-        let secret = cx.secret(primary.settings.need("replication_password")?)?;
-        return Ok((user.to_string(), secret.reveal().to_string(), None));
-    }
-    let (user, password) = (format!("_runbook_{replica}"), super::secret());
-    cx.redactor.add(&password);
-    let name = format!("{}@'%'", text(&user));
-    aside(
-        p,
-        &[
-            format!("DROP USER IF EXISTS {name}"),
-            format!("CREATE USER {name} IDENTIFIED BY {}", text(&password)),
-            format!("GRANT REPLICATION SLAVE ON *.* TO {name}"),
-        ],
-    )
-    .await?;
-    Ok((user, password, Some(name)))
-}
-
-/// Points the replica at its primary and lets it run, from the position on record.
-pub async fn start(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, mut mark: ReplicaMark) -> Result<ReplicaMark> {
-    let at = server(cx, db).await?;
-    let (host, port) = address(cx, primary)?;
-    let id = r.int("SELECT @@server_id").await?;
-    let (user, password, made) = login(cx, primary, p, id).await?;
-    mark.account = made;
-    let _ = r.run(at.flavour.replica("STOP", "")).await;
-    r.run(at.flavour.replica("RESET", "ALL")).await?;
-    let mut set = vec![
-        ("MASTER_HOST", text(&host)),
-        ("MASTER_PORT", port.to_string()),
-        ("MASTER_USER", text(&user)),
-        ("MASTER_PASSWORD", text(&password)),
-        ("MASTER_CONNECT_RETRY", "2".to_string()),
-    ];
-    if primary.settings.flag("tls") {
-        set.push(("MASTER_SSL", "1".into()));
-    } else if !at.flavour.maria && at.flavour.version >= (8, 0, 4) {
-        set.push(("GET_MASTER_PUBLIC_KEY", "1".into()));
-    }
-    if mark.gtid && at.flavour.maria {
-        // What this server has written itself (users made by hand, say) would stand in the way of the primary's numbers.
-        let own = r.text("SELECT @@gtid_binlog_pos").await?.unwrap_or_default();
-        if !own.is_empty() && mark.phase == Phase::Copied {
-            r.run("RESET MASTER").await?;
-        }
-        r.run(format!("SET GLOBAL gtid_slave_pos = {}", text(&mark.position.gtid))).await?;
-        set.push(("MASTER_USE_GTID", "slave_pos".into()));
-    } else if mark.gtid {
-        if mark.phase == Phase::Copied {
-            r.run(if at.flavour.version >= (8, 4, 0) { "RESET BINARY LOGS AND GTIDS" } else { "RESET MASTER" }).await?;
-            r.run(format!("SET GLOBAL gtid_purged = {}", text(&mark.position.gtid))).await?;
-        }
-        set.push(("MASTER_AUTO_POSITION", "1".into()));
-    } else {
-        set.push(("MASTER_LOG_FILE", text(&mark.position.file)));
-        set.push(("MASTER_LOG_POS", mark.position.pos.to_string()));
-        if at.flavour.maria {
-            set.push(("MASTER_USE_GTID", "no".into()));
-        }
-    }
-    if mark.delay > 0 {
-        set.push(("MASTER_DELAY", mark.delay.to_string()));
-    }
-    let change = r.run(at.flavour.change_source(&set)).await;
-    change.map_err(|e| Error { message: cx.redactor.text(&e.message), ..e })?;
-    r.run(at.flavour.replica("START", "")).await?;
-    wait_running(cx, db, &at, r).await?;
-    if mark.rolled.take().is_some() {
-        // It may go on by itself after a restart again.
-        host::hold(cx, db, &format!("\"{}\" is a replica of \"{}\"", db.name, primary.name)).await?;
-    }
-    mark.phase = Phase::Running;
-    state::write(r, &mark).await?;
-    Ok(mark)
-}
-
-/// Waits until replication is connected and applies.
-pub async fn wait_running(cx: &Cx, db: &Db, at: &Server, r: &mut Sess) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        let streams = status::read(r, &at.flavour).await?;
-        let found = streams.iter().find(|s| s.name().is_empty());
-        if found.is_some_and(Stream::connected) {
-            return Ok(());
-        }
-        if let Some(e) = found.and_then(Stream::error) {
-            return Err(e.stopped(db));
-        }
-        if begun.elapsed() >= STARTS {
-            let e = found.and_then(Stream::trouble).unwrap_or(ReplicationError { code: "0".into(), text: "it does not begin".into() });
-            return Err(e.stopped(db).hint("the replica must reach its primary by replication_host and replication_port of the primary in runbook.toml (or its host's address)"));
-        }
-        cx.sleep(Duration::from_millis(50)).await?;
-    }
-}
-
-/// Notes where a replica stands whose replication was just stopped, before the server forgets it.
-pub async fn stopped_at(r: &mut Sess, at: &Server, mut mark: ReplicaMark) -> Result<ReplicaMark> {
-    // Read after the stop: nothing is applied any more.
-    let now = status::read(r, &at.flavour).await?;
-    let Some(usual) = now.iter().find(|s| s.name().is_empty()).filter(|_| mark.phase == Phase::Running) else { return Ok(mark) };
-    let (file, pos) = usual.applied();
-    let gtid =
-        if at.flavour.maria { r.text("SELECT @@gtid_slave_pos").await?.unwrap_or_default() } else { data::position(r, false).await? };
-    (mark.position, mark.phase) = (Position { gtid, file, pos }, Phase::Copied);
-    state::write(r, &mark).await?;
-    Ok(mark)
-}
-
-/// Ends replication; the position at which it stood stays on record, so that it can go on later.
-pub async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
-    let at = server(cx, db).await?;
-    let mut r = session(cx, db).await?;
-    let marks = state::read(&mut r).await?;
-    if let Some(m) = &marks.promoted {
-        return Err(Error::new(Code::DB_COPY, format!("\"{}\" was promoted and takes the writes, instead of \"{}\"", db.name, m.source))
-            .host(&db.host)
-            .hint("demote it first"));
-    }
-    let streams = status::read(&mut r, &at.flavour).await?;
-    let usual = streams.iter().find(|s| s.name().is_empty());
-    if usual.is_none() && marks.replica.as_ref().is_none_or(|m| m.account.is_none()) {
-        return Ok(false);
-    }
-    if usual.is_some() {
-        r.run(at.flavour.replica("STOP", "")).await?;
-    }
-    if let Some(mark) = marks.replica {
-        let mut mark = stopped_at(&mut r, &at, mark).await?;
-        r.run(at.flavour.replica("RESET", "ALL")).await?;
-        if let Some(account) = mark.account.take() {
-            // The other side may be gone for good; the account then goes with it.
-            if let Err(e) = forget_account(cx, &mark.of, &account).await {
-                cx.message(format!("the account {account} on \"{}\" was not removed: {}", mark.of, e.message));
-            }
-            state::write(&mut r, &mark).await?;
-        }
-    } else {
-        r.run(at.flavour.replica("RESET", "ALL")).await?;
-    }
-    r.close().await;
-    Ok(true)
-}
-
-pub async fn forget_account(cx: &Cx, primary: &str, account: &str) -> Result<()> {
-    let primary = Db::find(cx, primary)?;
-    let mut p = session(cx, &primary).await?;
-    aside(&mut p, &[format!("DROP USER IF EXISTS {account}")]).await?;
-    p.close().await;
-    Ok(())
-}
-
 /// Removes a replica or copy that was not promoted, with its data, and lets the server take writes as before.
 pub async fn drop_copy(cx: &Cx, db: &Db) -> Result<bool> {
     let at = server(cx, db).await?;
     let mut r = session(cx, db).await?;
     let marks = state::read(&mut r).await?;
-    if let Some(copy) = marks.copy {
+    if marks.copy.is_some() {
         let schema = db.settings.need("database")?;
         aside(&mut r, &[format!("DROP DATABASE IF EXISTS {}", ident(schema))]).await?;
         state::remove::<CopyMark>(&mut r).await?;
-        let _ = copy;
         return Ok(true);
     }
     let Some(mark) = marks.replica else { return Ok(false) };
-    stop(cx, db).await?;
+    follow::stop(cx, db).await?;
     for schema in every_schema(&mut r).await? {
         aside(&mut r, &[format!("DROP DATABASE {}", ident(&schema))]).await?;
     }
@@ -400,8 +225,7 @@ pub async fn drop_copy(cx: &Cx, db: &Db) -> Result<bool> {
 }
 
 /// Copies one schema into another, without replication.
-pub async fn copy(cx: &Cx, from: &Db, to: &Db, options: &TableOptions) -> Result<crate::db::driver::Copied> {
-    use crate::db::driver::Copied;
+pub async fn copy(cx: &Cx, from: &Db, to: &Db, options: &TableOptions) -> Result<Copied> {
     let (a, b) = (server(cx, from).await?, server(cx, to).await?);
     let (mut s, mut t) = (session(cx, from).await?, session(cx, to).await?);
     let (theirs, ours) = (from.settings.need("database")?, to.settings.need("database")?);

@@ -3,6 +3,7 @@
 //! In a schema of its own, written outside of the binary log: it is about this server and never reaches another one.
 
 use runbook_core::{Code, Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::connect::{Sess, get};
@@ -154,7 +155,7 @@ pub struct Marks {
 }
 
 /// What `state` calls each mark.
-pub trait Mark: Serialize {
+pub trait Mark: Serialize + DeserializeOwned {
     /// Its name.
     const NAME: &'static str;
 }
@@ -174,15 +175,31 @@ impl Mark for CopyMark {
     const NAME: &'static str = "copy";
 }
 
+/// Whether anything was ever kept.
+async fn there(s: &mut Sess) -> Result<bool> {
+    let sql = format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{SCHEMA}' AND table_name = 'state'");
+    Ok(s.int(sql).await? != 0)
+}
+
+/// Reads one mark.
+///
+/// # Errors
+/// `RB0501`.
+pub async fn find<M: Mark>(s: &mut Sess) -> Result<Option<M>> {
+    if !there(s).await? {
+        return Ok(None);
+    }
+    let json = s.text(format!("SELECT value FROM {SCHEMA}.state WHERE name = '{}'", M::NAME)).await?;
+    json.map(|json| parse(&json)).transpose()
+}
+
 /// Reads what is kept; nothing when there is none.
 ///
 /// # Errors
 /// `RB0501`.
 pub async fn read(s: &mut Sess) -> Result<Marks> {
-    let there =
-        s.int(format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{SCHEMA}' AND table_name = 'state'")).await?;
     let mut marks = Marks::default();
-    if there == 0 {
+    if !there(s).await? {
         return Ok(marks);
     }
     for row in s.rows(format!("SELECT name, value FROM {SCHEMA}.state")).await? {
@@ -199,7 +216,7 @@ pub async fn read(s: &mut Sess) -> Result<Marks> {
     Ok(marks)
 }
 
-fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T> {
+fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|e| {
         Error::new(Code::DB_QUERY, format!("{SCHEMA}.state cannot be read: {e}")).hint("it was written by another version, or by hand")
     })
@@ -224,9 +241,7 @@ pub async fn write<M: Mark>(s: &mut Sess, mark: &M) -> Result<()> {
 /// # Errors
 /// `RB0501`.
 pub async fn remove<M: Mark>(s: &mut Sess) -> Result<()> {
-    let there =
-        s.int(format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{SCHEMA}' AND table_name = 'state'")).await?;
-    if there == 0 {
+    if !there(s).await? {
         return Ok(());
     }
     aside(s, &[format!("DELETE FROM {SCHEMA}.state WHERE name = '{}'", M::NAME)]).await

@@ -32,11 +32,6 @@ impl Stream {
         format!("{}:{}", self.field("master_host"), self.field("master_port"))
     }
 
-    /// The connection's name; empty for the usual one.
-    pub fn name(&self) -> &str {
-        self.field("connection_name")
-    }
-
     /// Whether both of its threads run, or the first one tries to connect.
     pub fn running(&self) -> bool {
         self.sql() && self.io() != "No"
@@ -109,6 +104,11 @@ impl Stream {
 /// The streams of replication into a server.
 pub async fn read(s: &mut Sess, flavour: &Flavour) -> Result<Vec<Stream>> {
     Ok(s.rows(flavour.show_replica()).await?.into_iter().map(|row| Stream { row }).collect())
+}
+
+/// The usual stream of replication into a server, as opposed to those with names.
+pub async fn usual(s: &mut Sess, flavour: &Flavour) -> Result<Option<Stream>> {
+    Ok(read(s, flavour).await?.into_iter().find(|s| s.field("connection_name").is_empty()))
 }
 
 /// The sequence numbers of MariaDB's GTIDs by domain.
@@ -220,8 +220,7 @@ pub async fn caught_up(cx: &Cx, db: &Db, f: &Fence) -> Result<Caught> {
     let Some(mark) = marks.replica.filter(|r| r.of == f.database) else {
         return behind(format!("it is no replica of \"{}\"", f.database), false);
     };
-    let streams = read(&mut s, &at.flavour).await?;
-    let Some(r) = streams.iter().find(|r| r.name().is_empty()) else {
+    let Some(r) = usual(&mut s, &at.flavour).await? else {
         // Stopped on purpose, or by a promotion that went no further: where it stands is on record.
         let up = mark.phase == state::Phase::Copied && passed(&mut s, &at.flavour, &mark, &want).await?;
         s.close().await;
@@ -234,10 +233,10 @@ pub async fn caught_up(cx: &Cx, db: &Db, f: &Fence) -> Result<Caught> {
         s.close().await;
         return Ok(Caught::Up);
     }
-    let now = read(&mut s, &at.flavour).await?;
+    let now = usual(&mut s, &at.flavour).await?;
     let here = if at.flavour.maria { s.text("SELECT @@gtid_slave_pos").await?.unwrap_or_default() } else { String::new() };
     s.close().await;
-    let Some(r) = now.into_iter().find(|r| r.name().is_empty()) else { return behind("it does not replicate".into(), false) };
+    let Some(r) = now else { return behind("it does not replicate".into(), false) };
     if let Some(e) = r.error() {
         return Err(e.stopped(db));
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::connect::{Sess, get, server, session};
 use super::sql::ident;
 use super::state::{self, FenceMark, Phase, PromotedMark, ReplicaMark};
-use super::{fence, host, replication, status};
+use super::{fence, follow, host, status};
 use crate::db::driver::{Caught, Db, Fence, Switched};
 
 /// Makes the replica the server that takes the writes.
@@ -38,16 +38,13 @@ pub async fn promote(cx: &Cx, db: &Db, source: &Db, f: &Fence) -> Result<Switche
     let mut r = session(cx, db).await?;
     let marks = state::read(&mut r).await?;
     let open = !r.is_on("read_only").await?;
-    if marks.promoted.as_ref().is_some_and(|p| p.fence == f.id)
-        && open
-        && status::read(&mut r, &at.flavour).await?.iter().all(|s| !s.name().is_empty())
-    {
+    if marks.promoted.as_ref().is_some_and(|p| p.fence == f.id) && open && status::usual(&mut r, &at.flavour).await?.is_none() {
         return Ok(Switched { changed: false, note: "it was promoted under this fence already".into() });
     }
     let mut replica = marks.replica.unwrap_or_default();
     if !status::read(&mut r, &at.flavour).await?.is_empty() {
         r.run(at.flavour.replica("STOP", "")).await?;
-        replica = replication::stopped_at(&mut r, &at, replica).await?;
+        replica = follow::stopped_at(&mut r, &at, replica).await?;
         r.run(at.flavour.replica("RESET", "ALL")).await?;
     }
     let mut promoted = PromotedMark {
@@ -74,7 +71,7 @@ pub async fn promote(cx: &Cx, db: &Db, source: &Db, f: &Fence) -> Result<Switche
     state::remove::<state::CopyMark>(&mut r).await?;
     if let Some(account) = &promoted.replica.account {
         // The fenced side takes this from its super-user only; an account that is left there harms nobody.
-        let _ = replication::forget_account(cx, &source.name, account).await;
+        let _ = follow::forget_account(cx, &source.name, account).await;
     }
     s.close().await;
     r.close().await;
@@ -119,9 +116,7 @@ pub async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Sw
         if handed_here && let Some(mark) = other_marks.fence {
             let stopped = mine.replica.filter(|m| m.of == other.name && m.phase == Phase::Copied);
             if let (Some(m), true) = (stopped, status::read(&mut r, &at.flavour).await?.is_empty()) {
-                let mut s = session(cx, other).await?;
-                replication::start(cx, db, other, &mut s, &mut r, m).await?;
-                s.close().await;
+                follow::start(cx, db, other, &mut o, &mut r, m).await?;
             }
             state::write(&mut o, &FenceMark { handed_to: None, ..mark }).await?;
             return Ok(Switched { changed: true, note: "it was not promoted".into() });
@@ -140,8 +135,7 @@ pub async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Result<Sw
         ));
     };
     // A try that died late has made it a replica already.
-    let follows = mine.replica.as_ref().is_some_and(|m| m.of == other.name)
-        && status::read(&mut r, &at.flavour).await?.iter().any(|s| s.name().is_empty());
+    let follows = mine.replica.as_ref().is_some_and(|m| m.of == other.name) && status::usual(&mut r, &at.flavour).await?.is_some();
     let took = if follows && mine.fence.is_none() {
         promoted.carried
     } else {
@@ -203,8 +197,7 @@ impl Backwards<'_> {
         }
         state::write(r, &ReplicaMark { phase: Phase::Copying, ..mark.clone() }).await?;
         host::hold(cx, db, &format!("\"{}\" is a replica of \"{}\"", db.name, other.name)).await?;
-        let mut s = session(cx, other).await?;
-        replication::start(cx, db, other, &mut s, r, mark).await?;
+        follow::start(cx, db, other, o, r, mark).await?;
         for row in r.rows("SELECT event_schema AS sch, event_name AS ev FROM information_schema.events WHERE status = 'ENABLED'").await? {
             let name = format!("{}.{}", ident(get(&row, "sch")), ident(get(&row, "ev")));
             state::aside(r, &[format!("ALTER EVENT {name} DISABLE ON SLAVE")]).await?;
@@ -213,7 +206,6 @@ impl Backwards<'_> {
             r.run("SET GLOBAL super_read_only = OFF").await?;
         }
         // The fence of this action has done its work; the server stays read-only as a replica.
-        s.close().await;
         fence_off(r).await?;
         Ok(took)
     }
@@ -224,8 +216,7 @@ impl Backwards<'_> {
         let gtid = self.promoted.replica.gtid;
         let (from, had) = (&self.promoted.position, &self.promoted.had);
         let unwritten = if gtid && !end.gtid.is_empty() { from.gtid == end.gtid } else { (&from.file, from.pos) == (&end.file, end.pos) };
-        let streams = status::read(o, &theirs.flavour).await?;
-        let begun = streams.iter().any(|s| s.name().is_empty());
+        let begun = status::usual(o, &theirs.flavour).await?.is_some();
         if unwritten && !begun {
             return Ok(false);
         }
@@ -266,7 +257,7 @@ impl Backwards<'_> {
         let mark = if begun {
             mark
         } else {
-            let started = replication::start(cx, self.other, self.db, r, o, mark).await?;
+            let started = follow::start(cx, self.other, self.db, r, o, mark).await?;
             // `start` records a replica; this one is for the way back alone.
             state::remove::<ReplicaMark>(o).await?;
             started

@@ -1,9 +1,9 @@
 //! One member's host: where its group communication listens, its configuration, its files, and how its server starts and stops.
 
-use runbook_core::inventory::Section;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
+use super::super::host::option;
 use super::super::{connect, host};
 use super::refuse;
 use crate::db::driver::Db;
@@ -24,12 +24,7 @@ pub fn address(cx: &Cx, db: &Db) -> Result<(String, u16)> {
             None => (given.to_string(), 4567),
         });
     }
-    let host = cx.env.resource(Section::Hosts, &db.host)?;
-    let name = db.settings.str("replication_host").or_else(|| host.str("address")).ok_or_else(|| {
-        Error::new(Code::INVENTORY_MISSING, format!("where members find \"{}\" is not known", db.name))
-            .hint(format!("give galera_address of the database, or address of the host \"{}\", in runbook.toml", db.host))
-    })?;
-    Ok((name.to_string(), 4567))
+    Ok((host::seen(cx, db, "members", "galera_address")?, 4567))
 }
 
 async fn run(cx: &Cx, db: &Db, script: String, stdin: Option<Vec<u8>>) -> Result<(i32, String, String)> {
@@ -113,10 +108,6 @@ pub async fn make_safe(cx: &Cx, db: &Db, data: &str) -> Result<()> {
     }
 }
 
-fn value(v: &str) -> String {
-    format!("\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " "))
-}
-
 /// Writes the member's configuration.
 pub async fn configure(cx: &Cx, db: &Db) -> Result<()> {
     let provider = db.settings.str("galera_provider").map_or(PROVIDERS.to_string(), quote);
@@ -136,19 +127,19 @@ pub async fn configure(cx: &Cx, db: &Db) -> Result<()> {
     options.extend(db.settings.str("galera_options").map(str::to_string));
     let mut lines = vec![
         ("wsrep_on", "ON".to_string()),
-        ("wsrep_provider", value(&provider)),
-        ("wsrep_cluster_name", value(db.settings.need("galera_cluster")?)),
-        ("wsrep_cluster_address", value(&format!("gcomm://{}", peers.join(",")))),
-        ("wsrep_node_name", value(&db.name)),
-        ("wsrep_node_address", value(&format!("{own}:{port}"))),
-        ("wsrep_sst_method", value(db.settings.str("galera_sst").unwrap_or("rsync"))),
-        ("wsrep_provider_options", value(&options.join("; "))),
+        ("wsrep_provider", option(&provider)),
+        ("wsrep_cluster_name", option(db.settings.need("galera_cluster")?)),
+        ("wsrep_cluster_address", option(&format!("gcomm://{}", peers.join(",")))),
+        ("wsrep_node_name", option(&db.name)),
+        ("wsrep_node_address", option(&format!("{own}:{port}"))),
+        ("wsrep_sst_method", option(db.settings.str("galera_sst").unwrap_or("rsync"))),
+        ("wsrep_provider_options", option(&options.join("; "))),
         ("binlog_format", "ROW".into()),
         ("default_storage_engine", "InnoDB".into()),
         ("innodb_autoinc_lock_mode", "2".into()),
     ];
     if let Some(a) = db.settings.str("galera_sst_address") {
-        lines.push(("wsrep_sst_receive_address", value(a)));
+        lines.push(("wsrep_sst_receive_address", option(a)));
     }
     let text: String = lines.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
     let content =
