@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use runbook_core::digest::Sha256Hex;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
-use sha2::{Digest as _, Sha256};
 
 use super::chunks;
 use super::client::{Conn, Texts, col};
@@ -39,11 +39,11 @@ impl Plan {
 
 /// A digest of definitions.
 pub(super) fn digest(objects: &BTreeMap<String, String>) -> String {
-    let mut hash = Sha256::new();
+    let mut hash = Sha256Hex::default();
     for (name, text) in objects {
         hash.update(format!("{}:{name}{}:{text}", name.len(), text.len()).as_bytes());
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    hash.finish()
 }
 
 fn first(rows: &[Texts], kind: &str) -> Vec<String> {

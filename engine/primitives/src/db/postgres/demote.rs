@@ -12,13 +12,13 @@ use super::copy::{end_leftover, follow, rebuild};
 use super::data::{admin, database_ident, unless_stopped};
 use super::fence::raise;
 use super::login::{may_rewind, prepare};
-use super::settings::Replication;
+use super::settings::{self, Replication};
 use super::slots::slot;
 use super::sql::{ident, lit};
 use super::standby::streams;
 use super::state::{Lsn, Mark, Node, look, set};
 use super::status::lacks;
-use super::switch::end_recovery;
+use super::switch::{end_recovery, handed, not_promoted};
 use crate::db::driver::{Db, Switched};
 use crate::ssh::quote;
 
@@ -63,16 +63,8 @@ pub(super) async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Re
                 return super::subscribed::demote(db, &a.1, other, &b.0, &b.1).await;
             }
             (Reach::Up(a), Reach::Up(b)) if !b.1.in_recovery => {
-                let handed = b.1.fence.as_ref().is_some_and(|m| m.handed_to.as_deref() == Some(db.name.as_str()));
                 if a.1.in_recovery {
-                    if !handed {
-                        return Ok(Switched { changed: false, note: "it was not promoted".into() });
-                    }
-                    let mark = b.1.fence.clone().map(|m| Mark { handed_to: None, ..m });
-                    if let Some(mark) = mark {
-                        b.0.run(&set(&database_ident(other)?, "fence", &mark)?).await?;
-                    }
-                    return Ok(Switched { changed: true, note: "it was not promoted".into() });
+                    return not_promoted(db, other, &b.0, &b.1).await;
                 }
                 if a.1.system != b.1.system {
                     return refuse(
@@ -81,7 +73,7 @@ pub(super) async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Re
                         "look at what happened to them",
                     );
                 }
-                let Some(mark) = b.1.fence.clone().filter(|_| handed) else {
+                let Some(mark) = handed(&b.1, db).cloned() else {
                     return refuse(
                         Code::DB_DIFFERS,
                         format!("\"{}\" and \"{}\" both take writes: the second is not fenced any more", db.name, other.name),
@@ -127,11 +119,10 @@ pub(super) async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Re
 /// Parts 1 to 4.
 async fn give_back(cx: &Cx, db: &Db, other: &Db, within: Duration, origin: Option<Mark>) -> Result<()> {
     let id = format!("{}-hold", cx.action_id);
-    let (_, node) = admin(cx, db).await?;
+    let (conn, node) = admin(cx, db).await?;
     let origin = origin.or_else(|| node.fence.as_ref().and_then(|m| m.hold_for.as_deref().cloned()));
     // What may fail is tried before anybody is kept out.
     let cluster = Cluster::of(cx, other).await?;
-    let (conn, node) = admin(cx, db).await?;
     let r = prepare(cx, &cluster, other, db, &conn, &node).await?;
     let id = node.fence.as_ref().filter(|m| m.hold_for.is_some()).map_or(id, |m| m.id.clone());
     if origin.is_none() {
@@ -209,9 +200,7 @@ async fn become_standby(cx: &Cx, cluster: &Cluster<'_>, other: &Db, db: &Db, con
 
 /// Lets the replication role read what `pg_rewind` reads.
 async fn grant_rewind(cx: &Cx, db: &Db, r: &Replication) -> Result<()> {
-    let mut postgres = db.clone();
-    postgres.settings.settings.insert("database".into(), "postgres".into());
-    let conn = connect(cx, &postgres, For::Admin).await?;
+    let conn = connect(cx, &settings::beside(db, "postgres"), For::Admin).await?;
     let role = ident(&r.user);
     for f in [
         "pg_ls_dir(text, boolean, boolean)",

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use runbook_core::Result;
+use runbook_core::digest::sha256_hex;
 use runbook_core::inventory::Section;
 use runbook_core::primitive::Cx;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio_postgres::Client;
@@ -47,7 +47,7 @@ pub(super) struct Home {
 /// Everything that says who logs in where; of the password its digest.
 fn key(cx: &Cx, db: &Db) -> Result<String> {
     let password = db.settings.str("password").map(|n| cx.secret(n)).transpose()?;
-    let digest = password.map(|p| format!("{:x?}", Sha256::digest(p.reveal().as_bytes())));
+    let digest = password.map(|p| sha256_hex(p.reveal().as_bytes()));
     let host = cx.env.resource(Section::Hosts, &db.host).ok();
     Ok(format!("{}\n{}\n{:?}\n{host:?}\n{digest:?}", cx.env.name, db.name, db.settings))
 }

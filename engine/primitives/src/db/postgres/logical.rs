@@ -23,13 +23,6 @@ use super::subscribed::{failure, settled};
 use crate::db::driver::{Db, Replicate, Replicated};
 use crate::ssh::quote;
 
-/// The same server, another database of it.
-fn beside(db: &Db, database: &str) -> Db {
-    let mut other = db.clone();
-    other.settings.settings.insert("database".into(), database.into());
-    other
-}
-
 /// Makes `db` a logical replica of `primary`.
 pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicate) -> Result<Replicated> {
     unless_stopped(cx, db, async {
@@ -74,7 +67,7 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
 /// Finds or makes the database, closed and marked.
 async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Plan, replace: bool) -> Result<(bool, Replica)> {
     let refuse = |code: Code, why: String, hint: &str| Err(Error::new(code, why).hint(hint).host(&db.host));
-    let server = beside(db, "postgres");
+    let server = settings::beside(db, "postgres");
     let (s, s_node) = admin(cx, &server).await?;
     if s_node.in_recovery {
         return refuse(
@@ -140,16 +133,12 @@ async fn load(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &Db, r: &Replica
     let data = cluster.data()?;
     let mark = Replica { loaded: true, ..mark };
     let from = format!("{} dbname={}", conninfo(r, &data, "runbook_schema"), conn_value(settings::database(primary)?));
-    let socket = match settings::place(db) {
-        crate::ssh::Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
-        crate::ssh::Place::Tcp(host, _) => host,
-    };
     let script = cluster.script(&format!(
         "set -e; umask 077; echo $$ > \"$d.runbook-pid\"; f=$(mktemp \"$d.runbook-schema.XXXXXX\"); trap 'rm -f \"$f\" \"$d.runbook-pid\"' EXIT\n\
          pg_dump -w -s --no-publications --no-subscriptions -d {} -f \"$f\"; cat >> \"$f\"\n\
          psql -w -X -q -1 -v ON_ERROR_STOP=1 -h {} -p {} -d {} -f \"$f\" >/dev/null",
         quote(&from),
-        quote(&socket),
+        quote(&settings::libpq_host(db)),
         settings::port(db),
         quote(settings::database(db)?)
     ))?;
@@ -196,7 +185,7 @@ async fn subscribe(
         return Ok(false);
     }
     // A slot without its subscription: made by a try that was cut short.
-    super::slots::drop_slot(cx, p, name, async { Ok(()) }).await?;
+    super::slots::drop_slot(cx, p, name).await?;
     conn.run(&format!("CREATE SUBSCRIPTION {quoted} CONNECTION {} PUBLICATION {quoted} WITH (slot_name = {})", lit(&info), lit(name)))
         .await?;
     Ok(true)
@@ -225,9 +214,13 @@ async fn copied(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
     }
 }
 
+/// The subscriptions of a database that were made here, as `s`.
+pub(super) const SUBSCRIBED: &str =
+    "pg_subscription s WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND subname LIKE 'runbook\\_%'";
+
 /// Ends the subscriptions of a database, without asking the other side.
 async fn unsubscribe(conn: &Conn) -> Result<()> {
-    let all = conn.texts("SELECT quote_ident(subname) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND subname LIKE 'runbook\\_%'").await?;
+    let all = conn.texts(&format!("SELECT quote_ident(subname) FROM {SUBSCRIBED}")).await?;
     for r in &all {
         conn.run(&dropped(col(r, 0))).await?;
     }
@@ -247,7 +240,7 @@ pub(super) async fn stop(cx: &Cx, db: &Db, conn: &Conn, mark: &Replica) -> Resul
     let primary = Db::find(cx, &mark.primary)?;
     let (p, node) = admin(cx, &primary).await?;
     if node.system == mark.system && !node.in_recovery {
-        super::slots::drop_slot(cx, &p, &mark.slot, async { Ok(()) }).await?;
+        super::slots::drop_slot(cx, &p, &mark.slot).await?;
         p.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&mark.slot))).await?;
     }
     let cluster = Cluster::of(cx, db).await?;

@@ -89,15 +89,14 @@ pub(super) async fn try_login(
     dbname: Option<&str>,
 ) -> Result<()> {
     let data = cluster.data()?;
-    let (what, ask) = match dbname {
+    let what = match dbname {
         // What may not be asked in a database is told by the replication protocol, in which a session of a database can speak too.
-        Some(name) => (format!("replication=database dbname={}", conn_value(name)), "IDENTIFY_SYSTEM"),
-        None => ("replication=true".to_string(), "IDENTIFY_SYSTEM"),
+        Some(name) => format!("replication=database dbname={}", conn_value(name)),
+        None => "replication=true".to_string(),
     };
     let script = cluster.script(&format!(
-        "psql -w -X -A -t -F ' ' -d {} -c {}",
-        quote(&format!("{} {what}", conninfo(r, &data, "runbook"))),
-        quote(ask)
+        "psql -w -X -A -t -F ' ' -d {} -c IDENTIFY_SYSTEM",
+        quote(&format!("{} {what}", conninfo(r, &data, "runbook")))
     ))?;
     let done = cluster.sh(&script, None, Some(Duration::from_secs(60))).await?;
     let (said, out) = (cx.redactor.text(&String::from_utf8_lossy(&done.stderr)), String::from_utf8_lossy(&done.stdout).into_owned());

@@ -48,6 +48,21 @@ pub(super) fn place(db: &Db) -> Place {
     }
 }
 
+/// Where libpq finds the server on its host: a name, or the folder of its socket.
+pub(super) fn libpq_host(db: &Db) -> String {
+    match place(db) {
+        Place::Tcp(host, _) => host,
+        Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
+    }
+}
+
+/// The same server, another database of it.
+pub(super) fn beside(db: &Db, database: &str) -> Db {
+    let mut other = db.clone();
+    other.settings.settings.insert("database".into(), database.into());
+    other
+}
+
 /// The operating system's user that the server sees at its unix socket, when that is not the login.
 pub(super) fn peer(db: &Db) -> Option<&str> {
     db.settings.flag("sudo").then(|| os_user(db))
@@ -130,6 +145,10 @@ mod tests {
         assert_eq!(place(&db(&[])), Place::Unix("/var/run/postgresql/.s.PGSQL.5432".into()));
         assert_eq!(place(&db(&[("socket", "/tmp/".into()), ("port", Value::Int(5433))])), Place::Unix("/tmp/.s.PGSQL.5433".into()));
         assert_eq!(place(&db(&[("address", "localhost".into())])), Place::Tcp("localhost".into(), 5432));
+        assert_eq!(libpq_host(&db(&[])), "/var/run/postgresql");
+        assert_eq!(libpq_host(&db(&[("address", "localhost".into())])), "localhost");
+        let other = beside(&db(&[("database", "shop".into()), ("port", Value::Int(5433))]), "postgres");
+        assert_eq!((database(&other).unwrap(), port(&other)), ("postgres", 5433));
         assert_eq!(peer(&db(&[])), None);
         assert_eq!((peer(&db(&[("sudo", true.into())])), role(&db(&[("sudo", true.into())]))), (Some("postgres"), "postgres"));
         assert!(tls(&db(&[("tls", "prefer".into())])).is_err());

@@ -44,9 +44,8 @@ pub(super) async fn free_slot(cx: &Cx, conn: &Conn, name: &str) -> Result<()> {
         .hint("see pg_replication_slots on the primary"))
 }
 
-/// Drops a slot when nobody uses it any more; `first` makes its user let go.
-pub(super) async fn drop_slot(cx: &Cx, conn: &Conn, name: &str, first: impl Future<Output = Result<()>>) -> Result<()> {
-    first.await?;
+/// Drops a slot when nobody uses it any more.
+pub(super) async fn drop_slot(cx: &Cx, conn: &Conn, name: &str) -> Result<()> {
     let (began, mut pause) = (tokio::time::Instant::now(), Duration::from_millis(3));
     while began.elapsed() < Duration::from_secs(10) {
         let row = conn.texts(&format!("SELECT coalesce(active_pid, 0) FROM pg_replication_slots WHERE slot_name = {}", lit(name))).await?;

@@ -188,11 +188,10 @@ pub(super) async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
     if !col(&row, 0).is_empty() {
         let primary = Db::find(cx, col(&row, 0))?;
         let (p, _) = admin(cx, &primary).await?;
-        drop_slot(cx, &p, col(&row, 1), async {
-            conn.run("ALTER SYSTEM SET primary_conninfo = ''").await?;
-            conn.run("SELECT pg_reload_conf()").await
-        })
-        .await?;
+        // It lets go of its slot.
+        conn.run("ALTER SYSTEM SET primary_conninfo = ''").await?;
+        conn.run("SELECT pg_reload_conf()").await?;
+        drop_slot(cx, &p, col(&row, 1)).await?;
     }
     for sql in ["ALTER SYSTEM SET primary_conninfo = ''", "ALTER SYSTEM SET primary_slot_name = ''", "SELECT pg_reload_conf()"] {
         conn.run(sql).await?;

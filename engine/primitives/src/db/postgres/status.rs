@@ -46,7 +46,8 @@ pub(super) async fn broken(cx: &Cx, conn: &Conn) -> Result<Option<ReplicationErr
     }
 }
 
-fn micros(text: &str) -> Option<Duration> {
+/// A time in seconds as the server writes it; `None` for none, or one that is below zero.
+pub(super) fn seconds(text: &str) -> Option<Duration> {
     text.parse::<f64>().ok().filter(|s| *s >= 0.0).map(Duration::from_secs_f64)
 }
 
@@ -99,7 +100,7 @@ pub(super) async fn status(cx: &Cx, db: &Db) -> Result<Status> {
     s.running = col(&row, 0) == "streaming" && col(&row, 5) == "not paused";
     s.source = Some(col(&row, 1)).filter(|t| !t.is_empty()).or(Some(col(&row, 4)).filter(|t| !t.is_empty())).map(str::to_string);
     s.behind = col(&row, 2).parse::<i64>().ok().map(|n| u64::try_from(n).unwrap_or(0));
-    s.lag = micros(col(&row, 3));
+    s.lag = seconds(col(&row, 3));
     for (key, i) in [("receiver", 0), ("replay", 5), ("conflicts", 6), ("received", 7)] {
         s.detail.insert(key.into(), col(&row, i).into());
     }

@@ -14,11 +14,12 @@ use super::client::{Conn, Dialled, Texts, col};
 use super::cluster::Cluster;
 use super::data::{admin, database_ident};
 use super::kept;
-use super::logical::dropped;
+use super::logical::{SUBSCRIBED, dropped};
 use super::slots::drop_slot;
 use super::sql::{ident, lit};
 use super::state::{Lsn, Mark, Node, Promoted, Replica, set};
-use super::switch::writable;
+use super::status::seconds;
+use super::switch::{hand_over, not_promoted, writable};
 use crate::db::driver::{Caught, Db, ReplicationError, Status, Switched};
 use crate::ssh::quote;
 
@@ -33,13 +34,13 @@ pub(super) struct Settled {
 /// Reads it of the only subscription that this made.
 pub(super) async fn settled(conn: &Conn) -> Result<Settled> {
     let row = conn
-        .texts(
+        .texts(&format!(
             "SELECT (SELECT count(*) FROM pg_subscription_rel r WHERE r.srsubid = s.oid), \
              (SELECT count(*) FROM pg_subscription_rel r WHERE r.srsubid = s.oid AND r.srsubstate = 'r'), \
              (SELECT count(*) FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NOT NULL AND t.pid IS NOT NULL), \
              EXISTS (SELECT FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NULL AND t.pid IS NOT NULL)::text \
-             FROM pg_subscription s WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND subname LIKE 'runbook\\_%'",
-        )
+             FROM {SUBSCRIBED}",
+        ))
         .await?
         .into_iter()
         .next()
@@ -55,11 +56,13 @@ const LAST_ERROR: &str = "tail -c 100000 \"$f\" | awk '/(ERROR|FATAL):  /{e=$0} 
 
 /// Why a subscription's worker has stopped, in the words of the server's log; `None` when it runs, or when the log says nothing of it.
 pub(super) async fn failure(cx: &Cx, db: &Db, conn: &Conn) -> Result<Option<ReplicationError>> {
-    let sql = "SELECT s.subenabled::text, (SELECT min(t.pid) FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NULL), pg_current_logfile('stderr'), \
+    let sql = format!(
+        "SELECT s.subenabled::text, (SELECT min(t.pid) FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NULL), pg_current_logfile('stderr'), \
         (SELECT count(*) FROM pg_subscription_rel r WHERE r.srsubid = s.oid AND r.srsubstate <> 'r'), \
         (SELECT count(*) FROM pg_stat_subscription t WHERE t.subid = s.oid AND t.relid IS NOT NULL AND t.pid IS NOT NULL) \
-        FROM pg_subscription s WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND subname LIKE 'runbook\\_%'";
-    let Some(row) = conn.texts(sql).await?.into_iter().next() else {
+        FROM {SUBSCRIBED}"
+    );
+    let Some(row) = conn.texts(&sql).await?.into_iter().next() else {
         return Ok(Some(ReplicationError { code: "42704".into(), text: "the subscription does not exist".into() }));
     };
     if col(&row, 0) != "true" {
@@ -112,7 +115,7 @@ pub(super) async fn status(cx: &Cx, db: &Db, conn: &Conn, node: &Node, mark: &Re
     match rows.first() {
         Some(row) => {
             s.behind = col(row, 0).parse::<i64>().ok().and_then(|n| u64::try_from(n).ok());
-            s.lag = col(row, 1).parse::<f64>().ok().filter(|l| *l >= 0.0).map(Duration::from_secs_f64);
+            s.lag = seconds(col(row, 1));
             s.position = col(row, 3).to_string();
             s.detail.insert("slot".into(), col(row, 2).into());
         }
@@ -224,8 +227,7 @@ pub(super) async fn promote(
         );
     }
     if standing.handed_to.is_none() {
-        let handed = Mark { handed_to: Some(db.name.clone()), ..standing.clone() };
-        s.run(&set(&database_ident(source)?, "fence", &handed)?).await?;
+        hand_over(source, s, standing, Some(db)).await?;
     }
     let views =
         s.texts("SELECT quote_ident(schemaname) || '.' || quote_ident(matviewname) FROM pg_matviews WHERE ispopulated ORDER BY 1").await?;
@@ -257,7 +259,7 @@ pub(super) async fn promote(
         );
     }
     kept::forget(cx, db)?;
-    let slot = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, s, &mark.slot, async { Ok(()) }));
+    let slot = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, s, &mark.slot));
     let (open, _) = futures::join!(writable(cx, db, way), slot);
     open?;
     Ok(Switched { changed: true, note: format!("\"{}\" takes the writes; {} sequences were set", db.name, values.len()) })
@@ -273,10 +275,5 @@ pub(super) async fn demote(db: &Db, node: &Node, other: &Db, o: &Conn, o_node: &
         .hint("go forward; or fence it, bring the rows back by hand, compare, and unfence(#{ force: true }) the other one; a physical standby can be demoted")
         .host(&db.host));
     }
-    let handed = o_node.fence.as_ref().filter(|m| m.handed_to.as_deref() == Some(db.name.as_str())).cloned();
-    if let Some(mark) = handed {
-        o.run(&set(&database_ident(other)?, "fence", &Mark { handed_to: None, ..mark })?).await?;
-        return Ok(Switched { changed: true, note: "it was not promoted".into() });
-    }
-    Ok(Switched { changed: false, note: "it was not promoted".into() })
+    not_promoted(db, other, o, o_node).await
 }

@@ -130,8 +130,7 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
         }
         let handed_over = mark.handed_to.is_none();
         if handed_over {
-            let handed = Mark { handed_to: Some(db.name.clone()), ..mark.clone() };
-            s.run(&set(&database_ident(source)?, "fence", &handed)?).await?;
+            hand_over(source, &s, &mark, Some(db)).await?;
         }
         // What makes the way back short is no condition of the switch.
         let kept_log = async { if handed_over { keep_log(&s).await } else { Ok(()) } };
@@ -152,12 +151,32 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
         kept::forget(cx, db)?;
         // What the standby needed of the other side is of no use now; that it is gone is no condition of the switch.
         let slot = slot(db);
-        let dropped = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, &s, &slot, async { Ok(()) }));
+        let dropped = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, &s, &slot));
         let (open, _) = futures::join!(writable(cx, db, way), dropped);
         open?;
         Ok(Switched { changed: true, note: format!("\"{}\" takes the writes", db.name) })
     })
     .await
+}
+
+/// Notes on the source to whom it hands over, or that it does not.
+pub(super) async fn hand_over(source: &Db, conn: &Conn, mark: &Mark, to: Option<&Db>) -> Result<()> {
+    let mark = Mark { handed_to: to.map(|db| db.name.clone()), ..mark.clone() };
+    conn.run(&set(&database_ident(source)?, "fence", &mark)?).await
+}
+
+/// The mark of the fence under which that server has handed over to `db`.
+pub(super) fn handed<'a>(node: &'a Node, db: &Db) -> Option<&'a Mark> {
+    node.fence.as_ref().filter(|m| m.handed_to.as_ref() == Some(&db.name))
+}
+
+/// Takes a promotion back that never happened: a note of it on the other side goes.
+pub(super) async fn not_promoted(db: &Db, other: &Db, conn: &Conn, node: &Node) -> Result<Switched> {
+    let handed = handed(node, db);
+    if let Some(mark) = handed {
+        hand_over(other, conn, mark, None).await?;
+    }
+    Ok(Switched { changed: handed.is_some(), note: "it was not promoted".into() })
 }
 
 /// Lets the side that hands over keep its log: the way back by `pg_rewind` begins at the last checkpoint that both sides share. Both
