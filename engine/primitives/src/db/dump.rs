@@ -3,6 +3,7 @@
 pub(in crate::db) mod job;
 pub(in crate::db) mod manifest;
 pub(in crate::db) mod said;
+pub(in crate::db) mod work;
 
 use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};

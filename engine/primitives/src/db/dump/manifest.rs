@@ -1,6 +1,7 @@
 //! The manifest of a dump's folder: what is in it, of which moment. Its presence says that the dump is whole.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
@@ -97,6 +98,16 @@ impl Manifest {
     }
 }
 
+/// The shell function `head`, which prints the fields of a manifest.
+pub(in crate::db) fn head(fields: &[(&str, &str)]) -> String {
+    let mut out = "head() {\n".to_string();
+    for (k, v) in fields {
+        let _ = writeln!(out, "printf '%s\\t%s\\n' {k} {}", quote(&v.replace(['\n', '\t'], " ")));
+    }
+    out.push_str("}\n");
+    out
+}
+
 /// What lies in the place of a dump's folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::db) enum Place {
@@ -162,6 +173,14 @@ mod tests {
         assert_eq!(m.files[0].table, "o`dd\tname");
         assert_eq!(Manifest::parse(text.trim_end_matches("end\tyes\n")), None);
         assert_eq!(Manifest::parse("something else\n"), None);
+    }
+
+    #[test]
+    fn fields_are_one_line_each() {
+        assert_eq!(
+            head(&[("id", "a"), ("time", "it's\n1\t2")]),
+            "head() {\nprintf '%s\\t%s\\n' id a\nprintf '%s\\t%s\\n' time 'it'\\''s 1 2'\n}\n"
+        );
     }
 
     #[test]

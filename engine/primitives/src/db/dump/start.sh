@@ -9,7 +9,7 @@ if ! flock -n 9; then
   echo "busy $(cat "$j/id" 2>/dev/null)"
   exit 0
 fi
-rm -rf "$j"/w.* "$j"/e.* "$j"/status "$j"/fifo "$j"/claim.* "$j"/bad.*
+rm -rf "$j"/w.* "$j"/e.*
 # Room for the answer, also when the disk is full by then.
 printf '%-40s\n' '' >"$j/slot" && printf '%s\n' "$id" >"$j/id" && cat >"$j/script" || exit 3
 setsid sh "$j/script" </dev/null >"$j/out" 2>"$j/err" &

@@ -12,18 +12,12 @@ use super::load::LOADED;
 use super::sql::text;
 use super::{data, host, state};
 use crate::db::driver::{Db, DumpOptions, Dumped};
-use crate::db::dump::job::{COMMON, Job, processors};
-use crate::db::dump::manifest::{Place, look};
-use crate::db::dump::refuse;
-use crate::ssh::{self, Exec, quote};
+use crate::db::dump::job::{COMMON, processors};
+use crate::db::dump::manifest::head;
+use crate::db::dump::work::{Folder, Script};
+use crate::ssh::quote;
 
 const DUMP: &str = include_str!("dump.sh");
-
-/// How the tools are called.
-pub(super) fn as_tools(db: &Db) -> impl Fn(String) -> Exec + Send + Sync {
-    let sudo = db.settings.flag("sudo");
-    move |script| Exec { sudo, ..Exec::new(script) }
-}
 
 /// What a schema has, as the tools want it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -97,29 +91,23 @@ fn gtid(position: &str) -> &str {
 /// Writes a dump of the schema into a folder of the host.
 pub async fn dump(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
     let at = server(cx, db).await?;
-    let who = as_tools(db);
+    let who = |script: String| host::exec(db, script);
+    let folder = Folder { cx, db, who: &who, path };
     let schema = db.settings.need("database")?;
     let id = cx.action_id.to_string();
     let mut s = session(cx, db).await?;
     let server_id = state::identity(&mut s).await?;
     let binlog = s.is_on("log_bin").await?;
-    match look(cx, &db.host, &who, path).await? {
-        Place::Empty | Place::Begun => {}
-        Place::Foreign => {
-            return Err(refuse(db, format!("{path} has files that are of no dump"), "choose a folder that is empty or not there"));
+    if let Some(m) = folder.there().await? {
+        if m.get("id") == id {
+            return Ok(m.dumped("this action has written it already"));
         }
-        Place::Whole(m) if m.get("id") == id => return Ok(m.dumped("this action has written it already")),
-        Place::Whole(m) => {
-            let now = if binlog { state::position(&mut s, &at.flavour).await?.gtid } else { String::new() };
-            let same = m.get("server") == server_id && m.get("database") == schema;
-            if same && !now.is_empty() && gtid(m.get("position")) == now {
-                return Ok(m.dumped("nothing was written since that dump"));
-            }
-            if !options.replace {
-                let what = format!("{path} has a dump of {} of {}", m.get("database"), m.get("time"));
-                return Err(refuse(db, what, "name another folder, or use replace: true"));
-            }
+        let now = if binlog { state::position(&mut s, &at.flavour).await?.gtid } else { String::new() };
+        let same = m.get("server") == server_id && m.get("database") == schema;
+        if same && !now.is_empty() && gtid(m.get("position")) == now {
+            return Ok(m.dumped("nothing was written since that dump"));
         }
+        folder.may_replace(&m, options.replace)?;
     }
     let rows = s
         .rows(format!(
@@ -155,37 +143,12 @@ pub async fn dump(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
         ("tables", &inside.tables.len().to_string()),
     ];
     let settings = settings(path, schema, inside.groups.len());
-    let script = format!("{settings}{}{}{}{COMMON}{DUMP}", dialect(&at.flavour, binlog), head(&fields), inside.functions());
-    let job = Job {
-        host: &db.host,
-        who: &who,
-        dir: format!("{path}/.job"),
-        id: format!("dump {id}"),
+    let script = Script {
+        text: format!("{settings}{}{}{}{COMMON}{DUMP}", dialect(&at.flavour, binlog), head(&fields), inside.functions()),
+        env: host::login(cx, &at)?,
         counted: "counted() { cat \"$j\"/index.[1-9]* | awk -F '\\t' '{ r += $3; b += $4 } END { print \"rows \" r + 0; print \"bytes \" b + 0 }'; }".into(),
     };
-    let name = db.name.clone();
-    let show = |rows: u64, bytes: u64| cx.progress(format!("dumping {name}, {rows} rows"), bytes, Some(total.max(bytes)), "bytes");
-    let env = host::tool(cx, &at, &["true"], "")?.env;
-    let end = job.run(cx, &script, env, &show).await?.good(&db.host, &format!("the dump of \"{}\"", db.name));
-    if let Err(e) = end {
-        // Half a dump is of no use, and takes room.
-        let _ = tidy(cx, db, &format!("cd {} && [ ! -e manifest ] && rm -f d[0-9]*.sql.* schema.sql.* after.sql.*", quote(path))).await;
-        return Err(e);
-    }
-    let Place::Whole(m) = look(cx, &db.host, &who, path).await? else {
-        return Err(refuse(db, format!("the dump in {path} has no manifest, although it ended well"), "look at that folder"));
-    };
-    if m.get("id") != id {
-        return Err(
-            refuse(db, format!("the dump in {path} was written by another ({})", m.get("id")), "name another folder").retryable(true)
-        );
-    }
-    let _ = tidy(cx, db, &format!("rm -rf {}/.job", quote(path))).await;
-    Ok(m.dumped(""))
-}
-
-pub(super) async fn tidy(cx: &Cx, db: &Db, script: &str) -> Result<()> {
-    ssh::connect(cx, &db.host).await?.exec(cx, as_tools(db)(script.to_string())).await.map(drop)
+    folder.dump(script, total, |rows| format!(", {rows} rows"), "rm -f d[0-9]*.sql.* schema.sql.* after.sql.*").await
 }
 
 /// Settings that both scripts have.
@@ -222,16 +185,6 @@ fn dialect(f: &Flavour, binlog: bool) -> String {
         quote(&position),
         quote(options)
     )
-}
-
-/// The function that prints the fields of a manifest.
-fn head(fields: &[(&str, &str)]) -> String {
-    let mut out = "head() {\n".to_string();
-    for (k, v) in fields {
-        let _ = writeln!(out, "printf '%s\\t%s\\n' {k} {}", quote(&v.replace(['\n', '\t'], " ")));
-    }
-    out.push_str("}\n");
-    out
 }
 
 #[cfg(test)]

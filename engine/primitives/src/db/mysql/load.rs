@@ -7,15 +7,15 @@ use runbook_core::primitive::Cx;
 use serde::{Deserialize, Serialize};
 
 use super::connect::{Sess, server, session};
-use super::dump::{as_tools, settings, tidy};
+use super::dump::settings;
 use super::host;
 use super::sql::{ident, text};
 use super::state::{self, Mark};
 use crate::db::driver::{Db, DumpOptions, Dumped};
-use crate::db::dump::job::{COMMON, Job, processors};
-use crate::db::dump::manifest::{Manifest, Place, look};
+use crate::db::dump::job::{COMMON, processors};
+use crate::db::dump::manifest::Manifest;
 use crate::db::dump::refuse;
-use crate::ssh::quote;
+use crate::db::dump::work::{Folder, Script};
 
 const LOAD: &str = include_str!("load.sh");
 
@@ -42,20 +42,15 @@ impl Mark for LoadMark {
 /// Loads a dump into the schema.
 pub async fn load(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
     let at = server(cx, db).await?;
-    let who = as_tools(db);
+    let who = |script: String| host::exec(db, script);
+    let folder = Folder { cx, db, who: &who, path };
     let schema = db.settings.need("database")?;
-    let Place::Whole(m) = look(cx, &db.host, &who, path).await? else {
-        return Err(refuse(db, format!("{path} has no whole dump"), "dump writes the file manifest last; copy such a folder to this host"));
-    };
-    if m.get("kind") != at.flavour.name() {
-        let why = format!("the dump in {path} is of kind {}, and \"{}\" of kind {}", m.get("kind"), db.name, at.flavour.name());
-        return Err(refuse(db, why, "load it into a database of its own kind"));
-    }
+    let m = folder.whole(at.flavour.name()).await?;
     let mut s = session(cx, db).await?;
     let mut mark = LoadMark { id: m.get("id").into(), schema: schema.into(), ..LoadMark::default() };
     let inside = s.column(format!("SELECT table_name FROM information_schema.tables WHERE table_schema = {}", text(schema))).await?;
     let marked = inside.iter().any(|t| t == LOADED);
-    if let Some(had) = read(&mut s).await?.filter(|l| l.id == mark.id && l.schema == schema) {
+    if let Some(had) = state::find::<LoadMark>(&mut s).await?.filter(|l| l.id == mark.id && l.schema == schema) {
         // Of what was dropped by hand meanwhile, the mark says nothing any more.
         if had.whole && (m.tables() == 0 || !inside.is_empty()) && m.files.iter().all(|f| f.table.is_empty() || holds(&inside, &f.table)) {
             if marked {
@@ -75,18 +70,12 @@ pub async fn load(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
     }
     list.push_str("RUNBOOK_FILES\n}\n");
     let jobs = processors(cx, &db.host, options.jobs).await?;
-    let script = format!("{}{list}{COMMON}{LOAD}", settings(path, schema, jobs));
-    let job = Job {
-        host: &db.host,
-        who: &who,
-        dir: format!("{path}/.load-{}", db.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_")),
-        id: format!("load {} into {schema}", m.get("id")),
+    let script = Script {
+        text: format!("{}{list}{COMMON}{LOAD}", settings(path, schema, jobs)),
+        env: host::login(cx, &at)?,
         counted: "counted() { cat \"$j\"/w.* | awk '{ r += $1; b += $2 } END { print \"rows \" r + 0; print \"bytes \" b + 0 }'; }".into(),
     };
-    let (name, total) = (db.name.clone(), m.bytes());
-    let show = |rows: u64, bytes: u64| cx.progress(format!("loading {name}, {rows} rows"), bytes, Some(total.max(bytes)), "bytes");
-    let env = host::tool(cx, &at, &["true"], "")?.env;
-    job.run(cx, &script, env, &show).await?.good(&db.host, &format!("the load into \"{}\"", db.name))?;
+    folder.load(&m, schema, script).await?;
     let loaded = s.int(format!("SELECT COUNT(*) FROM {}.{LOADED}", ident(schema))).await?;
     if loaded.unsigned_abs() != m.files.len() as u64 {
         let why = format!("{loaded} of {} files of the dump are loaded into \"{}\", although the load ended well", m.files.len(), db.name);
@@ -96,7 +85,7 @@ pub async fn load(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
     state::write(&mut s, &mark).await?;
     s.run(format!("DROP TABLE {}.{LOADED}", ident(schema))).await?;
     s.close().await;
-    let _ = tidy(cx, db, &format!("rm -rf {}", quote(&job.dir))).await;
+    folder.loaded().await;
     Ok(m.dumped(""))
 }
 
@@ -104,15 +93,6 @@ pub async fn load(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
 fn holds(tables: &[String], doubled: &str) -> bool {
     let name = doubled.replace("``", "`");
     tables.contains(&name)
-}
-
-async fn read(s: &mut Sess) -> Result<Option<LoadMark>> {
-    let there = format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{}' AND table_name = 'state'", state::SCHEMA);
-    if s.int(there).await? == 0 {
-        return Ok(None);
-    }
-    let found = s.text(format!("SELECT value FROM {}.state WHERE name = '{}'", state::SCHEMA, LoadMark::NAME)).await?;
-    Ok(found.and_then(|json| serde_json::from_str(&json).ok()))
 }
 
 /// Makes an empty schema with the dump's character set, when nothing that matters is in the way.

@@ -12,13 +12,17 @@ use super::settings::{self, Tls};
 use super::sql::ident;
 use super::state::{self, Node, look};
 use crate::db::driver::{Db, DumpOptions, Dumped};
-use crate::db::dump::job::{COMMON, Job, processors};
-use crate::db::dump::manifest::{self, Place};
+use crate::db::dump::job::{COMMON, processors};
+use crate::db::dump::manifest::head;
 use crate::db::dump::refuse;
+use crate::db::dump::work::{Folder, Script};
 use crate::ssh::{self, Exec, quote};
 
 const DUMP: &str = include_str!("dump.sh");
 const LOAD: &str = include_str!("load.sh");
+
+/// What manifests call this kind.
+const KIND: &str = "postgresql";
 
 /// A load, under way or whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -83,11 +87,7 @@ fn env(cx: &Cx, db: &Db) -> Result<Vec<(String, String)>> {
             "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off".into(),
         ),
     ];
-    let place = match settings::place(db) {
-        crate::ssh::Place::Tcp(host, _) => host,
-        crate::ssh::Place::Unix(path) => path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string()),
-    };
-    env.push(("PGHOST".into(), place));
+    env.push(("PGHOST".into(), settings::libpq_host(db)));
     if let Some(name) = db.settings.str("password") {
         env.push(("PGPASSWORD".into(), cx.secret(name)?.reveal().to_string()));
     }
@@ -115,64 +115,34 @@ pub(super) async fn dump(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     let tools = Tools::of(cx, db, options.jobs).await?;
     let who = |script: String| tools.exec(&script);
     let id = cx.action_id.to_string();
-    match manifest::look(cx, &db.host, &who, at).await? {
-        Place::Empty | Place::Begun => {}
-        Place::Foreign => {
-            return Err(refuse(db, format!("{at} has files that are of no dump"), "choose a folder that is empty or not there"));
+    let folder = Folder { cx, db, who: &who, path: at };
+    if let Some(m) = folder.there().await? {
+        if m.get("id") == id {
+            return Ok(m.dumped("this action has written it already"));
         }
-        Place::Whole(m) if m.get("id") == id => return Ok(m.dumped("this action has written it already")),
-        Place::Whole(_) if options.replace => {}
-        Place::Whole(m) => {
-            let what = format!("{at} has a dump of {} of {}", m.get("database"), m.get("time"));
-            return Err(refuse(db, what, "name another folder, or use replace: true"));
-        }
+        folder.may_replace(&m, options.replace)?;
     }
     tools.folder(cx, db, at).await?;
     let size = conn.text("SELECT pg_database_size(current_database())").await?.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
     let version = conn.text("SHOW server_version").await?.unwrap_or_default();
     let encoding = conn.text("SHOW server_encoding").await?.unwrap_or_default();
     drop(conn);
-    let mut head = "head() {\n".to_string();
-    for (k, v) in [
+    let fields = [
         ("id", id.as_str()),
-        ("kind", "postgresql"),
+        ("kind", KIND),
         ("server", &node.system),
         ("database", settings::database(db)?),
         ("version", &version),
         ("charset", &encoding),
         ("time", &rfc3339(cx.clock.now())),
         ("position", &format!("not before {}", node.lsn)),
-    ] {
-        let _ = writeln!(head, "printf '%s\\t%s\\n' {k} {}", quote(&v.replace(['\n', '\t'], " ")));
-    }
-    head.push_str("}\n");
-    let script = format!("d={}\njobs={}\nlevel=1\n{}{head}{COMMON}{DUMP}", quote(at), tools.jobs, path(db));
-    let job = Job {
-        host: &db.host,
-        who: &who,
-        dir: format!("{at}/.job"),
-        id: format!("dump {id}"),
+    ];
+    let script = Script {
+        text: format!("d={}\njobs={}\nlevel=1\n{}{}{COMMON}{DUMP}", quote(at), tools.jobs, path(db), head(&fields)),
+        env: env(cx, db)?,
         counted: format!("counted() {{ du -s -B 1 {}/data | awk '{{ print \"bytes \" $1 }}'; }}", quote(at)),
     };
-    let name = db.name.clone();
-    let show = |_: u64, bytes: u64| cx.progress(format!("dumping {name} (bytes are compressed)"), bytes, Some(size.max(bytes)), "bytes");
-    let end = job.run(cx, &script, env(cx, db)?, &show).await?.good(&db.host, &format!("the dump of \"{}\"", db.name));
-    if let Err(e) = end {
-        // Half a dump is of no use, and takes room.
-        let _ = tidy(cx, db, &tools, &format!("cd {} && [ ! -e manifest ] && rm -rf data", quote(at))).await;
-        return Err(e);
-    }
-    match manifest::look(cx, &db.host, &who, at).await? {
-        Place::Whole(m) if m.get("id") == id => {
-            let _ = tidy(cx, db, &tools, &format!("rm -rf {}/.job", quote(at))).await;
-            Ok(m.dumped(""))
-        }
-        _ => Err(refuse(db, format!("the dump in {at} was written over by another"), "name another folder").retryable(true)),
-    }
-}
-
-async fn tidy(cx: &Cx, db: &Db, tools: &Tools, script: &str) -> Result<()> {
-    ssh::connect(cx, &db.host).await?.exec(cx, tools.exec(script)).await.map(drop)
+    folder.dump(script, size, |_| " (bytes are compressed)".into(), "rm -rf data").await
 }
 
 /// Loads a dump into the database.
@@ -181,13 +151,8 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     let node = look(&conn).await?;
     let tools = Tools::of(cx, db, options.jobs).await?;
     let who = |script: String| tools.exec(&script);
-    let Place::Whole(m) = manifest::look(cx, &db.host, &who, at).await? else {
-        return Err(refuse(db, format!("{at} has no whole dump"), "dump writes the file manifest last; copy such a folder to this host"));
-    };
-    if m.get("kind") != "postgresql" {
-        let why = format!("the dump in {at} is of kind {}, and \"{}\" of kind postgresql", m.get("kind"), db.name);
-        return Err(refuse(db, why, "load it into a database of its own kind"));
-    }
+    let folder = Folder { cx, db, who: &who, path: at };
+    let m = folder.whole(KIND).await?;
     if node.in_recovery {
         return Err(refuse(db, format!("\"{}\" is a standby and takes no load", db.name), "load into its primary"));
     }
@@ -222,28 +187,23 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     if items.len() > 50_000 {
         items.clear();
     }
-    let script = format!("d={}\njobs={}\n{}{list}{COMMON}{LOAD}", quote(at), tools.jobs, path(db));
-    let job = Job {
-        host: &db.host,
-        who: &who,
-        dir: format!("{at}/.load-{}", db.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_")),
-        id: format!("load {} into {}", m.get("id"), settings::database(db)?),
+    let script = Script {
+        text: format!("d={}\njobs={}\n{}{list}{COMMON}{LOAD}", quote(at), tools.jobs, path(db)),
+        env: env(cx, db)?,
         counted: format!(
             "counted() {{ cat \"$j\"/w.* | awk -v list={} 'BEGIN {{ n = split(list, a, \";\"); for (i = 1; i <= n; i++) {{ split(a[i], p, \" \"); r[p[1]] = p[2]; b[p[1]] = p[3] }} }} \
              {{ rows += r[$1]; bytes += b[$1] }} END {{ print \"rows \" rows + 0; print \"bytes \" bytes + 0 }}'; }}",
             quote(&items)
         ),
     };
-    let (shown, total) = (db.name.clone(), m.bytes());
-    let show = |rows: u64, bytes: u64| cx.progress(format!("loading {shown}, {rows} rows"), bytes, Some(total.max(bytes)), "bytes");
     drop(conn);
-    job.run(cx, &script, env(cx, db)?, &show).await?.good(&db.host, &format!("the load into \"{}\"", db.name)).map_err(explain)?;
+    folder.load(&m, settings::database(db)?, script).await.map_err(explain)?;
     let conn = connect(cx, db, For::Admin).await?;
     mark.whole = true;
     // This commit is synced, and with it all that came before.
     conn.run(&state::set(&name, "load", &mark)?).await?;
     conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
-    let _ = tidy(cx, db, &tools, &format!("rm -rf {}", quote(&job.dir))).await;
+    folder.loaded().await;
     Ok(m.dumped(""))
 }
 
