@@ -36,22 +36,10 @@ fn sh(dir: &Path, script: &str) -> String {
     stdout
 }
 
-impl Lab {
-    fn start() -> Option<Lab> {
-        Some(Lab { old: Sshd::start("")?, vault: Sshd::start("")?, path: "my backups".into(), world: world() })
-    }
-
-    fn env(&self) -> Environment {
-        let mut env = environment(&[("old", self.old.settings()), ("vault", self.vault.settings())]);
-        let settings = BTreeMap::from([("host".to_string(), Value::from("vault")), ("path".to_string(), self.path.as_str().into())]);
-        let r = Resource { name: "store".into(), kind: "archive".into(), settings };
-        env.resources.entry(Section::Backups).or_default().insert("store".into(), r);
-        env
-    }
-
-    fn cx(&self, action: &str) -> Cx {
-        cx(&self.world, self.env(), action)
-    }
+/// A place with a store of backups, `store`, and what is done with it.
+trait Store {
+    /// What an action gets.
+    fn cx(&self, action: &str) -> Cx;
 
     async fn call_as(&self, cx: &Cx, method: &'static str, args: Vec<Value>) -> Result<Outcome> {
         let p = runbook_primitives::registry().primitives[&(Some("Backup"), method)].clone();
@@ -70,6 +58,26 @@ impl Lab {
         let p = runbook_primitives::registry().primitives[&(Some("Backup"), "snapshot")].clone();
         let call = p.spec().bind(Some(Record::handle("Backup", "store", BTreeMap::new())), take()).unwrap();
         p.reconcile(&self.cx(action), &call).await.unwrap()
+    }
+}
+
+impl Store for Lab {
+    fn cx(&self, action: &str) -> Cx {
+        cx(&self.world, self.env(), action)
+    }
+}
+
+impl Lab {
+    fn start() -> Option<Lab> {
+        Some(Lab { old: Sshd::start("")?, vault: Sshd::start("")?, path: "my backups".into(), world: world() })
+    }
+
+    fn env(&self) -> Environment {
+        let mut env = environment(&[("old", self.old.settings()), ("vault", self.vault.settings())]);
+        let settings = BTreeMap::from([("host".to_string(), Value::from("vault")), ("path".to_string(), self.path.as_str().into())]);
+        let r = Resource { name: "store".into(), kind: "archive".into(), settings };
+        env.resources.entry(Section::Backups).or_default().insert("store".into(), r);
+        env
     }
 
     /// A shop with every kind of name that a file can have.

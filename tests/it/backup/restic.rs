@@ -13,6 +13,21 @@ struct Site {
     world: Arc<World>,
 }
 
+impl Store for Site {
+    fn cx(&self, action: &str) -> Cx {
+        let mut env = environment(&[("old", self.old.settings()), ("new", self.new.settings())]);
+        let mut settings = BTreeMap::from([
+            ("host".to_string(), Value::from("old")),
+            ("repository".into(), self.repository.as_str().into()),
+            ("password".into(), "restic".into()),
+        ]);
+        settings.extend(self.extra.iter().map(|(k, v)| (k.to_string(), v.as_str().into())));
+        let r = Resource { name: "store".into(), kind: "restic".into(), settings };
+        env.resources.entry(Section::Backups).or_default().insert("store".into(), r);
+        cx(&self.world, env, action)
+    }
+}
+
 impl Site {
     fn start() -> Option<Site> {
         if !crate::support::have("restic") {
@@ -30,38 +45,6 @@ impl Site {
         assert_eq!(s.call("r0-a", "init", vec![]).await.unwrap().changed, Some(true));
         assert_eq!(s.call("r0-b", "init", vec![]).await.unwrap().changed, Some(false));
         Some(s)
-    }
-
-    fn cx(&self, action: &str) -> Cx {
-        let mut env = environment(&[("old", self.old.settings()), ("new", self.new.settings())]);
-        let mut settings = BTreeMap::from([
-            ("host".to_string(), Value::from("old")),
-            ("repository".into(), self.repository.as_str().into()),
-            ("password".into(), "restic".into()),
-        ]);
-        settings.extend(self.extra.iter().map(|(k, v)| (k.to_string(), v.as_str().into())));
-        let r = Resource { name: "store".into(), kind: "restic".into(), settings };
-        env.resources.entry(Section::Backups).or_default().insert("store".into(), r);
-        cx(&self.world, env, action)
-    }
-
-    async fn call_as(&self, cx: &Cx, method: &'static str, args: Vec<Value>) -> Result<Outcome> {
-        let p = runbook_primitives::registry().primitives[&(Some("Backup"), method)].clone();
-        p.act(cx, &p.spec().bind(Some(Record::handle("Backup", "store", BTreeMap::new())), args)?).await
-    }
-
-    async fn call(&self, action: &str, method: &'static str, args: Vec<Value>) -> Result<Outcome> {
-        self.call_as(&self.cx(action), method, args).await
-    }
-
-    async fn fails(&self, action: &str, method: &'static str, args: Vec<Value>) -> Error {
-        self.call(action, method, args).await.expect_err("an error")
-    }
-
-    async fn reconcile(&self, action: &str) -> Reconciled {
-        let p = runbook_primitives::registry().primitives[&(Some("Backup"), "snapshot")].clone();
-        let call = p.spec().bind(Some(Record::handle("Backup", "store", BTreeMap::new())), take()).unwrap();
-        p.reconcile(&self.cx(action), &call).await.unwrap()
     }
 
     /// The stock tool, as anybody would use it on the host.

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::support::dumps::{Folder, Small, all, edit, kill_job};
+use crate::support::dumps::{self, Carried, Folder, edit, many};
 
 /// A schema with everything that a dump must keep.
 const SHOP: &str = r"
@@ -45,15 +45,6 @@ fn feed(m: &Mariadb, sql: &str) {
     assert!(c.wait().unwrap().success());
 }
 
-#[track_caller]
-fn equal(c: &Value) {
-    assert_eq!(field(c, "equal"), &Value::Bool(true), "{:?}", field(c, "differences"));
-}
-
-async fn compare(s: &Site) -> Value {
-    s.run("shop_old", "compare", vec![handle("shop_new").into()]).await.unwrap()
-}
-
 /// Objects that `compare` may not look at, as the server shows them.
 fn others(m: &Mariadb) -> String {
     m.sql(
@@ -77,7 +68,7 @@ async fn everything_is_kept() {
     assert!(d.as_record().unwrap().str("position").starts_with("gtid=0-1-"), "{d:?}");
     let l = s.run("shop_new", "load", vec![f.at("shop"), options(&[("jobs", Value::Int(3))])]).await.unwrap();
     assert_eq!(field(&l, "rows"), &Value::Int(rows));
-    equal(&compare(&s).await);
+    s.equal().await;
     assert_eq!(others(&s.old), others(&s.new));
     // A trigger that is there does not fire while rows are loaded.
     assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.logged"), "0");
@@ -101,7 +92,7 @@ async fn everything_is_kept() {
     let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
     assert!(e.message.starts_with("\"shop_new\" is not empty: its schema shop has tables (a_view, b_view, child"), "{}", e.message);
     s.run("shop_new", "load", vec![f.at("shop"), options(&[("replace", true.into())])]).await.unwrap();
-    equal(&compare(&s).await);
+    s.equal().await;
     // Nothing of the work is left.
     assert_eq!(s.new.sql("SHOW TABLES FROM shop LIKE '\\_runbook%'"), "");
     let left: Vec<_> = std::fs::read_dir(f.0.path().join("shop")).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -173,7 +164,7 @@ async fn what_goes_wrong_is_said() {
     assert!(e.code == Code::DB_COPY && e.message.contains("is not as it was dumped"), "{}", e.message);
     std::fs::write(&rows, good).unwrap();
     s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
-    equal(&compare(&s).await);
+    s.equal().await;
     // What was dropped by hand is loaded anew, but over nobody's rows.
     s.new.sql("DROP DATABASE shop; CREATE DATABASE shop; CREATE TABLE shop.mine (a INT)");
     let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
@@ -181,7 +172,7 @@ async fn what_goes_wrong_is_said() {
     s.new.sql("DROP DATABASE shop");
     let l = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
     assert_eq!(field(&l, "changed"), &Value::Bool(true));
-    equal(&compare(&s).await);
+    s.equal().await;
     // A login without rights, and no server.
     s.new.sql("DROP DATABASE shop");
     s.new.sql("CREATE USER weak@localhost IDENTIFIED BY 'weak-secret'; GRANT SELECT ON *.* TO weak@localhost");
@@ -193,19 +184,6 @@ async fn what_goes_wrong_is_said() {
     s.old.down();
     let e = s.run("shop_old", "dump", vec![f.at("another")]).await.unwrap_err();
     assert!(matches!(e.code, Code::DB_CONNECT | Code::SSH_SOCKET), "{e:?}");
-}
-
-/// Rows for the deaths: all of them with RUNBOOK_TEST_ALL.
-fn bulk() -> String {
-    let n = if all() { 50_000 } else { 12_000 };
-    format!(
-        "USE shop; CREATE TABLE bulk (id INT PRIMARY KEY, u INT NOT NULL UNIQUE, b VARCHAR(400), KEY (b(40))); \
-         INSERT INTO bulk SELECT seq, 1000000 - seq, CONCAT(MD5(seq), REPEAT(MD5(seq), 10)) FROM seq_1_to_{}; \
-         CREATE TABLE heap (a INT, b VARCHAR(200)); INSERT INTO heap SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_{}; \
-         CREATE TABLE old_kind (a INT, b VARCHAR(200)) ENGINE=MyISAM; INSERT INTO old_kind SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_{n}",
-        n * 3,
-        n * 2
-    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,108 +206,73 @@ async fn what_the_server_says_has_no_rows_and_no_statements_in_it() {
     }
 }
 
+impl Carried for Site {
+    const CLIENTS: &'static [&'static str] = &["mariadb", "mysql", "zstd", "gzip"];
+
+    async fn act(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value> {
+        self.run_cut(on, name, args, cut).await
+    }
+
+    fn fill(&self) {
+        let n = many();
+        self.old.sql(&format!(
+            "USE shop; CREATE TABLE bulk (id INT PRIMARY KEY, u INT NOT NULL UNIQUE, b VARCHAR(400), KEY (b(40))); \
+             INSERT INTO bulk SELECT seq, 1000000 - seq, CONCAT(MD5(seq), REPEAT(MD5(seq), 10)) FROM seq_1_to_{}; \
+             CREATE TABLE heap (a INT, b VARCHAR(200)); INSERT INTO heap SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_{}; \
+             CREATE TABLE old_kind (a INT, b VARCHAR(200)) ENGINE=MyISAM; INSERT INTO old_kind SELECT seq, REPEAT(MD5(seq), 5) FROM seq_1_to_{n}",
+            n * 3,
+            n * 2
+        ));
+    }
+
+    fn write(&self, row: &str) {
+        self.old.sql(&format!("INSERT INTO shop.orders (item) VALUES ('{row}')"));
+    }
+
+    fn clear(&self) {
+        self.new.sql("DROP DATABASE IF EXISTS shop; DROP DATABASE IF EXISTS _runbook");
+    }
+
+    fn beside(&self) {
+        // Without transactions: a piece that is loaded twice would be there twice.
+        let there =
+            "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'shop' AND engine = 'MyISAM' AND table_name = 'old_kind'";
+        if self.old.sql(there) == "1" {
+            let rows = "SELECT COUNT(*) FROM shop.old_kind";
+            assert_eq!(self.old.sql(rows), self.new.sql(rows));
+        }
+    }
+
+    fn kill(&self) {
+        self.new.kill();
+    }
+
+    async fn again(&mut self) {
+        self.new.down();
+        self.new.up();
+        self.shared = Arc::default();
+    }
+
+    fn kept(&self) -> usize {
+        let there = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'shop' AND table_name = '_runbook_loaded'";
+        if self.new.sql(there) == "1" { self.new.sql("SELECT COUNT(*) FROM shop._runbook_loaded").parse().unwrap() } else { 0 }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
     let Some(s) = Site::new() else { return };
-    s.old.sql(&bulk());
-    let wrong = s.old.sql("SELECT COUNT(*) FROM shop.old_kind");
-    let f = Folder::new();
-    let began = std::time::Instant::now();
-    s.run("shop_old", "dump", vec![f.at("whole")]).await.unwrap();
-    let dump = began.elapsed();
-    let began = std::time::Instant::now();
-    s.run("shop_new", "load", vec![f.at("whole")]).await.unwrap();
-    let load = began.elapsed();
-    let rounds: u32 = if all() { 20 } else { 3 };
-    for n in 0..rounds {
-        let at = |all: Duration| all.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
-        s.old.sql(&format!("INSERT INTO shop.orders (item) VALUES ('round {n}')"));
-        let folder = f.at(&format!("cut{n}"));
-        s.run_cut("shop_old", "dump", vec![folder.clone()], Some(at(dump))).await.unwrap();
-        let l = s.run_cut("shop_new", "load", vec![folder.clone(), options(&[("replace", true.into())])], Some(at(load))).await.unwrap();
-        equal(&compare(&s).await);
-        assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.old_kind"), wrong);
-        std::fs::remove_dir_all(folder.as_str().unwrap()).unwrap();
-        println!("cut {n}: dump at {:?} of {dump:?}, load at {:?} of {load:?}: equal, {:?} rows", at(dump), at(load), field(&l, "rows"));
-    }
+    dumps::a_controller_dies_anywhere(&s).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
     let Some(mut s) = Site::new() else { return };
-    s.old.sql(&bulk());
-    let f = Folder::new();
-    s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
-    let began = std::time::Instant::now();
-    s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
-    let whole = began.elapsed();
-    let rounds = if all() { 18u32 } else { 6 };
-    let (mut kept, mut cut) = (0, 0);
-    for n in 0..rounds {
-        s.new.sql("DROP DATABASE IF EXISTS shop; DROP DATABASE IF EXISTS _runbook");
-        let primitive = s.registry.primitives.get(&(Some("Database"), "load")).unwrap().clone();
-        let call = primitive.spec().bind(Some(handle("shop_new")), vec![f.at("shop")]).unwrap();
-        let cx = s.cx();
-        let act = primitive.act(&cx, &call);
-        let wait = whole.mul_f64((f64::from(n) + 1.5) / (f64::from(rounds) + 2.0));
-        let job = f.path("shop/.load-shop_new");
-        // The server; every process of the job, as when the host goes down; the clients alone, as when memory runs out.
-        let what = ["the server", "the job", "the clients"][n as usize % 3];
-        let (first, ()) = {
-            let server = &mut s.new;
-            tokio::join!(act, async {
-                tokio::time::sleep(wait).await;
-                match n % 3 {
-                    0 => server.down(),
-                    1 => drop(kill_job(&job, &[])),
-                    _ => drop(kill_job(&job, &["mariadb", "mysql", "zstd", "gzip"])),
-                }
-            })
-        };
-        if n % 3 == 0 {
-            s.new.up();
-        }
-        s.shared = Arc::default();
-        let done = match first {
-            // It was faster than the kill.
-            Ok(o) => o.value,
-            Err(e) => {
-                cut += 1;
-                assert!(e.retryable, "{what}: {e:?}");
-                if e.code == Code::DB_COPY {
-                    assert!(e.hint.as_ref().unwrap().starts_with("resume goes on where it was"), "{what}: {e:?}");
-                }
-                if n % 3 > 0 {
-                    assert_eq!(e.message, "the load into \"shop_new\" was ended: its processes were killed on the host", "{what}: {e:?}");
-                }
-                let there = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'shop' AND table_name = '_runbook_loaded'";
-                if s.new.sql(there) == "1" {
-                    kept += s.new.sql("SELECT COUNT(*) FROM shop._runbook_loaded").parse::<i32>().unwrap();
-                }
-                s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap()
-            }
-        };
-        equal(&compare(&s).await);
-        println!("{what} killed after {wait:?} of {whole:?}: {:?} rows, {cut} cut, {kept} pieces kept so far", field(&done, "rows"));
-    }
-    assert!(kept > 0, "no load was cut in its middle");
+    dumps::a_load_goes_on_where_it_was(&mut s).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
     let Some(s) = Site::new() else { return };
-    s.old.sql(&bulk());
-    let f = Folder::new();
-    let Some(small) = Small::mount(f.path("small"), "1m") else { return };
-    let e = s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap_err();
-    assert_eq!(e.code, Code::DISK_SPACE, "{e:?}");
-    assert!(
-        e.message.starts_with("no space is left: the dump of \"shop_old\" failed") && e.host.as_deref() == Some("old"),
-        "{}",
-        e.message
-    );
-    small.grow("200m");
-    s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap();
-    s.run("shop_new", "load", vec![f.at("small/shop")]).await.unwrap();
-    equal(&compare(&s).await);
+    dumps::a_full_disk_is_said(&s).await;
 }

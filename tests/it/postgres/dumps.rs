@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use runbook_core::{Code, Value};
+use runbook_core::{Code, Result, Value};
 
-use crate::support::actions::handle;
-use crate::support::dumps::{Folder, Small, all, edit, kill_job};
+use crate::support::dumps::{self, Carried, Folder, edit, many};
 use crate::support::options;
 use crate::support::postgres::Site;
 
@@ -49,11 +48,6 @@ fn field<'a>(v: &'a Value, name: &str) -> &'a Value {
     v.as_record().unwrap().get(name)
 }
 
-async fn equal(s: &Site) {
-    let c = s.run("shop_old", "compare", vec![handle("shop_new").into()]).await.unwrap();
-    assert_eq!(field(&c, "equal"), &Value::Bool(true), "{:?}", field(&c, "differences"));
-}
-
 /// What `pg_dump` itself says of the definitions, and what `compare` may not look at.
 fn others(c: &crate::support::postgres::Cluster) -> String {
     let (port, folder) = (c.port.to_string(), c.path("").display().to_string());
@@ -75,7 +69,7 @@ async fn everything_is_kept() {
     assert!(d.as_record().unwrap().str("position").starts_with("not before 0/"), "{d:?}");
     let l = s.run("shop_new", "load", vec![f.at("shop"), options(&[("jobs", Value::Int(3))])]).await.unwrap();
     assert_eq!(field(&l, "rows"), field(&d, "rows"));
-    equal(&s).await;
+    s.equal().await;
     assert_eq!(others(&s.old), others(&s.new));
     assert_eq!(s.new.sql("shop", "SELECT count(*) FROM logged"), "0");
     s.new.sql("shop", "INSERT INTO heap VALUES (1, 'y')");
@@ -90,7 +84,7 @@ async fn everything_is_kept() {
     let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
     assert!(e.message.starts_with("\"shop_new\" is not empty: it has \"odd; name\"."), "{}", e.message);
     s.run("shop_new", "load", vec![f.at("shop"), options(&[("replace", true.into())])]).await.unwrap();
-    equal(&s).await;
+    s.equal().await;
     assert_eq!(others(&s.old), others(&s.new));
     let left: Vec<_> = std::fs::read_dir(f.0.path().join("shop")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{left:?}");
@@ -128,22 +122,7 @@ async fn what_goes_wrong_is_said() {
     assert!(e.code == Code::DB_COPY && e.message.contains("is not as it was made"), "{}", e.message);
     std::fs::write(&rows, good).unwrap();
     s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
-    equal(&s).await;
-}
-
-/// Rows for the deaths: all of them with RUNBOOK_TEST_ALL.
-fn bulk() -> String {
-    let n = if all() { 50_000 } else { 12_000 };
-    format!(
-        "CREATE TABLE bulk (id int PRIMARY KEY, u int NOT NULL UNIQUE, b text); CREATE INDEX ON bulk (b); \
-         INSERT INTO bulk SELECT n, 1000000 - n, repeat(md5(n::text), 10) FROM generate_series(1, {}) n; \
-         CREATE TABLE heap (a int, b text); INSERT INTO heap SELECT n, repeat(md5(n::text), 5) FROM generate_series(1, {}) n; \
-         CREATE TABLE one (a int); CREATE TABLE two (a int); INSERT INTO one SELECT generate_series(1, 1000); INSERT INTO two SELECT generate_series(1, 1000); \
-         CREATE TABLE child (a int PRIMARY KEY, up int REFERENCES bulk); INSERT INTO child SELECT n, n FROM generate_series(1, {}) n",
-        n * 3,
-        n * 2,
-        n / 3
-    )
+    s.equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,106 +147,76 @@ async fn what_the_server_says_has_no_rows_and_no_statements_in_it() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
-    let Some(s) = site() else { return };
-    s.old.sql("shop", &bulk());
-    let f = Folder::new();
-    let began = std::time::Instant::now();
-    s.run("shop_old", "dump", vec![f.at("whole")]).await.unwrap();
-    let dump = began.elapsed();
-    let began = std::time::Instant::now();
-    s.run("shop_new", "load", vec![f.at("whole")]).await.unwrap();
-    let load = began.elapsed();
-    let rounds: u32 = if all() { 20 } else { 3 };
-    for n in 0..rounds {
-        let at = |all: Duration| all.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
-        s.old.sql("shop", &format!("INSERT INTO orders (item) VALUES ('round {n}')"));
-        let folder = f.at(&format!("cut{n}"));
-        s.run_cut("shop_old", "dump", vec![folder.clone()], Some(at(dump))).await.unwrap();
-        let l = s.run_cut("shop_new", "load", vec![folder.clone(), options(&[("replace", true.into())])], Some(at(load))).await.unwrap();
-        equal(&s).await;
-        std::fs::remove_dir_all(folder.as_str().unwrap()).unwrap();
-        println!("cut {n}: dump at {:?} of {dump:?}, load at {:?} of {load:?}: equal, {:?} rows", at(dump), at(load), field(&l, "rows"));
+impl Carried for Site {
+    const CLIENTS: &'static [&'static str] = &["psql", "pg_restore"];
+
+    async fn act(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value> {
+        self.run_cut(on, name, args, cut).await
+    }
+
+    fn fill(&self) {
+        let n = many();
+        let sql = format!(
+            "CREATE TABLE bulk (id int PRIMARY KEY, u int NOT NULL UNIQUE, b text); CREATE INDEX ON bulk (b); \
+             INSERT INTO bulk SELECT n, 1000000 - n, repeat(md5(n::text), 10) FROM generate_series(1, {}) n; \
+             CREATE TABLE heap (a int, b text); INSERT INTO heap SELECT n, repeat(md5(n::text), 5) FROM generate_series(1, {}) n; \
+             CREATE TABLE one (a int); CREATE TABLE two (a int); INSERT INTO one SELECT generate_series(1, 1000); INSERT INTO two SELECT generate_series(1, 1000); \
+             CREATE TABLE child (a int PRIMARY KEY, up int REFERENCES bulk); INSERT INTO child SELECT n, n FROM generate_series(1, {}) n",
+            n * 3,
+            n * 2,
+            n / 3
+        );
+        self.old.sql("shop", &sql);
+    }
+
+    fn write(&self, row: &str) {
+        self.old.sql("shop", &format!("INSERT INTO orders (item) VALUES ('{row}')"));
+    }
+
+    fn clear(&self) {
+        self.new.sql("postgres", "DROP DATABASE shop WITH (FORCE)");
+        self.new.sql("postgres", "CREATE DATABASE shop OWNER app");
+    }
+
+    /// As when the machine loses its power: nothing is written any more.
+    fn kill(&self) {
+        let pid = std::fs::read_to_string(self.new.path("data/postmaster.pid")).unwrap();
+        drop(std::process::Command::new("kill").args(["-QUIT", pid.lines().next().unwrap()]).status());
+    }
+
+    async fn again(&mut self) {
+        for _ in 0..600 {
+            if !self.new.running() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!self.new.running(), "the server does not end");
+        self.new.start();
+    }
+
+    fn kept(&self) -> usize {
+        if self.new.sql("shop", "SELECT count(*) FROM pg_tables WHERE schemaname = '_runbook'") == "1" {
+            return self.new.sql("shop", "SELECT count(*) FROM _runbook.loaded").parse().unwrap();
+        }
+        0
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
+async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
     let Some(s) = site() else { return };
-    s.old.sql("shop", &bulk());
-    let f = Folder::new();
-    s.run("shop_old", "dump", vec![f.at("shop")]).await.unwrap();
-    let began = std::time::Instant::now();
-    s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
-    let whole = began.elapsed();
-    let rounds = if all() { 18u32 } else { 6 };
-    let (mut kept, mut cut) = (0, 0);
-    for n in 0..rounds {
-        s.new.sql("postgres", "DROP DATABASE shop WITH (FORCE)");
-        s.new.sql("postgres", "CREATE DATABASE shop OWNER app");
-        let wait = whole.mul_f64((f64::from(n) + 1.5) / (f64::from(rounds) + 2.0));
-        let pid = std::fs::read_to_string(s.new.path("data/postmaster.pid")).unwrap().lines().next().unwrap().to_string();
-        let job = f.path("shop/.load-shop_new");
-        let what = ["the server", "the job", "the clients"][n as usize % 3];
-        let (first, ()) = tokio::join!(s.run("shop_new", "load", vec![f.at("shop")]), async {
-            tokio::time::sleep(wait).await;
-            match n % 3 {
-                // As when the machine loses its power: nothing is written any more.
-                0 => drop(std::process::Command::new("kill").args(["-QUIT", &pid]).status()),
-                1 => drop(kill_job(&job, &[])),
-                _ => drop(kill_job(&job, &["psql", "pg_restore"])),
-            }
-        });
-        if n % 3 == 0 {
-            for _ in 0..600 {
-                if !s.new.running() {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            assert!(!s.new.running(), "the server does not end");
-            s.new.start();
-        }
-        let done = match first {
-            // It was faster than the kill.
-            Ok(v) => v,
-            Err(e) => {
-                cut += 1;
-                assert!(e.retryable, "{what}: {e:?}");
-                if e.code == Code::DB_COPY {
-                    assert!(e.hint.as_ref().unwrap().starts_with("resume goes on where it was"), "{what}: {e:?}");
-                }
-                if n % 3 > 0 {
-                    assert_eq!(e.message, "the load into \"shop_new\" was ended: its processes were killed on the host", "{what}: {e:?}");
-                }
-                if s.new.sql("shop", "SELECT count(*) FROM pg_tables WHERE schemaname = '_runbook'") == "1" {
-                    kept += s.new.sql("shop", "SELECT count(*) FROM _runbook.loaded").parse::<i32>().unwrap();
-                }
-                s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap()
-            }
-        };
-        equal(&s).await;
-        println!("{what} killed after {wait:?} of {whole:?}: {:?} rows, {cut} cut, {kept} pieces kept so far", field(&done, "rows"));
-    }
-    assert!(kept > 0, "no load was cut in its middle");
+    dumps::a_controller_dies_anywhere(&s).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
+    let Some(mut s) = site() else { return };
+    dumps::a_load_goes_on_where_it_was(&mut s).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
     let Some(s) = site() else { return };
-    s.old.sql("shop", &bulk());
-    let f = Folder::new();
-    let Some(small) = Small::mount(f.path("small"), "1m") else { return };
-    let e = s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap_err();
-    assert_eq!(e.code, Code::DISK_SPACE, "{e:?}");
-    assert!(
-        e.message.starts_with("no space is left: the dump of \"shop_old\" failed") && e.host.as_deref() == Some("old"),
-        "{}",
-        e.message
-    );
-    small.grow("200m");
-    s.run("shop_old", "dump", vec![f.at("small/shop")]).await.unwrap();
-    s.run("shop_new", "load", vec![f.at("small/shop")]).await.unwrap();
-    equal(&s).await;
+    dumps::a_full_disk_is_said(&s).await;
 }

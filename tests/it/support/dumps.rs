@@ -1,9 +1,14 @@
-//! What the tests of `dump` and `load` share: folders, small disks, dumps that somebody has edited, jobs that are killed.
+//! What the tests of `dump` and `load` share: folders, small disks, dumps that somebody has edited, jobs that are killed; and the tests
+//! that are the same for every kind of server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use runbook_core::Value;
+use runbook_core::{Code, Result, Value};
+
+use super::actions::handle;
+use super::options;
 
 /// Whether the long versions of tests are wanted.
 pub fn all() -> bool {
@@ -94,4 +99,143 @@ pub fn kill_job(folder: &Path, names: &[&str]) -> usize {
         }
     }
     killed
+}
+
+/// Two servers of a kind, with the databases `shop_old` (which has the rows) and `shop_new`.
+pub trait Carried {
+    /// The programs of a load, by the names of their processes.
+    const CLIENTS: &'static [&'static str];
+    /// Does an action, whose controller may die on the way.
+    async fn act(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value>;
+    /// Fills the old database with rows whose dump and load take a while.
+    fn fill(&self);
+    /// Writes one more row there.
+    fn write(&self, row: &str);
+    /// Throws away what the new server has.
+    fn clear(&self);
+    /// Compares what `compare` may not look at.
+    fn beside(&self) {}
+    /// Kills the new server.
+    fn kill(&self);
+    /// Waits for the end of the server that was killed, and starts it again.
+    async fn again(&mut self);
+    /// How many pieces the new server knows to be loaded.
+    fn kept(&self) -> usize;
+
+    /// Writes a dump into a folder.
+    async fn dump(&self, folder: &Value, cut: Option<Duration>) -> Result<Value> {
+        self.act("shop_old", "dump", vec![folder.clone()], cut).await
+    }
+
+    /// Loads it.
+    async fn load(&self, folder: &Value, replace: bool, cut: Option<Duration>) -> Result<Value> {
+        self.act("shop_new", "load", vec![folder.clone(), options(&[("replace", replace.into())])], cut).await
+    }
+
+    /// Compares both sides.
+    async fn equal(&self) {
+        let c = self.act("shop_old", "compare", vec![handle("shop_new").into()], None).await.unwrap();
+        let c = c.as_record().unwrap();
+        assert_eq!(c.get("equal"), &Value::Bool(true), "{:?}", c.get("differences"));
+        self.beside();
+    }
+}
+
+/// How many rows of what a test has many of: more with RUNBOOK_TEST_ALL.
+pub fn many() -> usize {
+    if all() { 50_000 } else { 12_000 }
+}
+
+/// Lets controllers die at moments all over a dump and a load.
+pub async fn a_controller_dies_anywhere(s: &impl Carried) {
+    s.fill();
+    let f = Folder::new();
+    let began = Instant::now();
+    s.dump(&f.at("whole"), None).await.unwrap();
+    let dump = began.elapsed();
+    let began = Instant::now();
+    s.load(&f.at("whole"), false, None).await.unwrap();
+    let load = began.elapsed();
+    let rounds: u32 = if all() { 20 } else { 3 };
+    for n in 0..rounds {
+        let at = |all: Duration| all.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
+        s.write(&format!("round {n}"));
+        let folder = f.at(&format!("cut{n}"));
+        s.dump(&folder, Some(at(dump))).await.unwrap();
+        let l = s.load(&folder, true, Some(at(load))).await.unwrap();
+        s.equal().await;
+        std::fs::remove_dir_all(folder.as_str().unwrap()).unwrap();
+        let rows = l.as_record().unwrap().get("rows").clone();
+        println!("cut {n}: dump at {:?} of {dump:?}, load at {:?} of {load:?}: equal, {rows:?} rows", at(dump), at(load));
+    }
+}
+
+/// Kills the server, every process of the job (as when the host goes down), or its clients alone (as when memory runs out), at moments
+/// all over a load.
+pub async fn a_load_goes_on_where_it_was<S: Carried>(s: &mut S) {
+    s.fill();
+    let f = Folder::new();
+    let dump = f.at("shop");
+    s.dump(&dump, None).await.unwrap();
+    let began = Instant::now();
+    s.load(&dump, false, None).await.unwrap();
+    let whole = began.elapsed();
+    let rounds = if all() { 18u32 } else { 6 };
+    let (mut kept, mut cut) = (0, 0);
+    for n in 0..rounds {
+        s.clear();
+        let wait = whole.mul_f64((f64::from(n) + 1.5) / (f64::from(rounds) + 2.0));
+        let job = f.path("shop/.load-shop_new");
+        let what = ["the server", "the job", "the clients"][n as usize % 3];
+        let (first, ()) = tokio::join!(s.load(&dump, false, None), async {
+            tokio::time::sleep(wait).await;
+            match what {
+                "the server" => s.kill(),
+                "the job" => drop(kill_job(&job, &[])),
+                _ => drop(kill_job(&job, S::CLIENTS)),
+            }
+        });
+        if what == "the server" {
+            s.again().await;
+        }
+        let done = match first {
+            // It was faster than the kill.
+            Ok(v) => v,
+            Err(e) => {
+                cut += 1;
+                assert!(e.retryable, "{what}: {e:?}");
+                if e.code == Code::DB_COPY {
+                    assert!(e.hint.as_ref().unwrap().starts_with("resume goes on where it was"), "{what}: {e:?}");
+                }
+                if what != "the server" {
+                    assert_eq!(e.message, "the load into \"shop_new\" was ended: its processes were killed on the host", "{what}: {e:?}");
+                }
+                kept += s.kept();
+                s.load(&dump, false, None).await.unwrap()
+            }
+        };
+        s.equal().await;
+        let rows = done.as_record().unwrap().get("rows").clone();
+        println!("{what} killed after {wait:?} of {whole:?}: {rows:?} rows, {cut} cut, {kept} pieces kept so far");
+    }
+    assert!(kept > 0, "no load was cut in its middle");
+}
+
+/// Dumps to a disk that is too small, and again when there is room.
+pub async fn a_full_disk_is_said(s: &impl Carried) {
+    s.fill();
+    let f = Folder::new();
+    let Some(small) = Small::mount(f.path("small"), "1m") else { return };
+    let dump = f.at("small/shop");
+    let e = s.dump(&dump, None).await.unwrap_err();
+    assert_eq!(e.code, Code::DISK_SPACE, "{e:?}");
+    assert!(
+        e.message.starts_with("no space is left: the dump of \"shop_old\" failed") && e.host.as_deref() == Some("old"),
+        "{}",
+        e.message
+    );
+    small.grow("200m");
+    s.dump(&dump, None).await.unwrap();
+    s.load(&dump, false, None).await.unwrap();
+    s.equal().await;
 }

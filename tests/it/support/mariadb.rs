@@ -100,7 +100,14 @@ impl Mariadb {
         }
     }
 
-    /// Kills the server process.
+    /// Kills the server process, and does not wait for its end.
+    pub fn kill(&self) {
+        if let Some(c) = &self.child {
+            let _ = Command::new("kill").args(["-KILL", &c.id().to_string()]).status();
+        }
+    }
+
+    /// Kills the server process, and sees its end.
     pub fn down(&mut self) {
         if let Some(mut c) = self.child.take() {
             let _ = c.kill();
