@@ -1,4 +1,9 @@
-//! End-to-end tests of the area `dns`, against BIND.
+//! End-to-end tests of the area `dns`: here against BIND, the other providers in the folder.
+
+mod cloudflare;
+mod desk;
+mod moves;
+mod route53;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -199,7 +204,7 @@ async fn somebody_elses_change_is_not_overwritten() {
     let before = zone.read(&c, &name, ty).await.unwrap();
     bind.nsupdate("update delete shop.example.test A\nupdate add shop.example.test 60 A 192.0.2.99");
     let after = before.as_ref().map(|b| b.with_ttl(30));
-    let e = zone.apply(&c, vec![Change { name, ty, before, after }]).await.unwrap_err();
+    let e = zone.apply(&c, vec![Change { name: name.clone(), ty, before, after }]).await.unwrap_err();
     assert_eq!((e.code, e.retryable), (Code::DNS_RECORD, true));
     assert_eq!(e.message, "shop.example.test A was changed by somebody else between reading and writing; nothing was written");
     assert_eq!(bind.dig(&["shop.example.test"]), "192.0.2.99");

@@ -136,6 +136,9 @@ codes! {
     DNS_TTL = 603, Failed, "The old TTL has not yet run out";
     DNS_RECORD = 604, Failed, "A record is not as expected";
     DNS_WAIT = 605, Failed, "Name servers do not answer the new value in time";
+    DNS_API = 606, Failed, "A DNS provider refuses a request";
+    DNS_LIMIT = 607, Failed, "A change of a zone goes beyond what is safe";
+    DNS_CANNOT = 608, Failed, "A kind of zone cannot do that";
 
     BACKUP_SNAPSHOT = 700, Failed, "A snapshot failed";
     BACKUP_MISSING = 701, Failed, "There is no such snapshot";

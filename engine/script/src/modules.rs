@@ -13,7 +13,7 @@ use runbook_core::{Code, Error, Result};
 use crate::fault::raise;
 
 /// The modules that are compiled in, by name.
-pub const STDLIB: &[(&str, &str)] = &[("sql", include_str!("../../../stdlib/sql.rhai"))];
+pub const STDLIB: &[(&str, &str)] = &[("dns", include_str!("../../../stdlib/dns.rhai")), ("sql", include_str!("../../../stdlib/sql.rhai"))];
 
 /// The texts of scripts, each read once.
 pub struct Sources {

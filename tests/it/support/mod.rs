@@ -14,11 +14,14 @@ pub mod lab;
 pub mod mariadb;
 #[allow(dead_code)]
 pub mod netns;
+pub mod pdns;
 #[allow(dead_code)]
 pub mod postgres;
 pub mod project;
 #[allow(dead_code)]
 pub mod proxy;
+#[allow(dead_code)]
+pub mod python;
 pub mod screen;
 #[allow(dead_code)]
 pub mod server;
@@ -47,4 +50,22 @@ pub fn list(items: &[&str]) -> Value {
 /// A script's options map.
 pub fn options(pairs: &[(&str, Value)]) -> Value {
     Value::Map(pairs.iter().map(|(k, v)| ((*k).to_string(), v.clone())).collect())
+}
+
+/// One HTTP/1.1 request to a server on loopback; its status and body.
+pub fn http_request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
+    let headers: String = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n{headers}Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).expect("the request is sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer");
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split_whitespace().nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    (status, body.to_string())
 }

@@ -156,6 +156,11 @@ const SERVER: &[Field] = &[
     ),
 ];
 
+const ZONE: Field = field("zone", Text, Optional, "The zone's name in DNS where that is not its name here: for one zone at two providers.");
+const RESOLVERS: Field = field("resolvers", Texts, Optional, "Public resolvers to be asked as well when waiting for an answer.");
+const NAMESERVERS: Field =
+    field("nameservers", Texts, Optional, "All authoritative servers, instead of those that the zone's NS records name.");
+
 /// Every kind, by section.
 pub const KINDS: &[Kind] = &[
     Kind {
@@ -289,8 +294,61 @@ pub const KINDS: &[Kind] = &[
             field("tsig_name", Text, Optional, "The name of the TSIG key that signs updates."),
             field("tsig_algorithm", Text, Optional, "The key's algorithm; `hmac-sha256` unless given."),
             field("tsig_secret", Secret, Optional, "The secret that holds the key, in base64."),
-            field("resolvers", Texts, Optional, "Public resolvers to be asked as well when waiting for an answer."),
-            field("nameservers", Texts, Optional, "All authoritative servers, instead of those that the zone's NS records name."),
+            ZONE,
+            RESOLVERS,
+            NAMESERVERS,
+        ],
+    },
+    Kind {
+        section: Section::Zones,
+        kind: "cloudflare",
+        doc: "A DNS zone at Cloudflare.",
+        fields: &[
+            field(
+                "api_token",
+                Secret,
+                Optional,
+                "The secret that holds an API token with the permissions Zone:Read and DNS:Edit; the environment variable CLOUDFLARE_API_TOKEN or CF_DNS_API_TOKEN unless given.",
+            ),
+            field("api", Text, Optional, "The address of the API, where that is not Cloudflare's own."),
+            ZONE,
+            RESOLVERS,
+            NAMESERVERS,
+        ],
+    },
+    Kind {
+        section: Section::Zones,
+        kind: "powerdns",
+        doc: "A DNS zone of a PowerDNS authoritative server, changed by its HTTP API.",
+        fields: &[
+            field("api", Text, Always, "The address of the server's API, such as `https://ns1.example.com:8081`."),
+            field("api_key", Secret, Always, "The secret that holds the API's key."),
+            field("server_id", Text, Optional, "The server's name in the API; `localhost` unless given."),
+            ZONE,
+            RESOLVERS,
+            NAMESERVERS,
+        ],
+    },
+    Kind {
+        section: Section::Zones,
+        kind: "route53",
+        doc: "A DNS zone at AWS Route 53. The key is that of these settings, of AWS's environment variables, or of a profile in AWS's own files.",
+        fields: &[
+            field("access_key", Text, Optional, "The id of the key."),
+            field("secret_key", Secret, Optional, "The secret that holds the key."),
+            field("session_token", Secret, Optional, "The secret that holds the session of a temporary key."),
+            field(
+                "profile",
+                Text,
+                Optional,
+                "The profile of `~/.aws/credentials` or `~/.aws/config`; AWS_PROFILE, or `default`, unless given.",
+            ),
+            field("zone_id", Text, Optional, "The id of the hosted zone; found by name unless given."),
+            field("region", Text, Optional, "The region that requests are signed for; `us-east-1` unless given, as the service wants it."),
+            field("api", Text, Optional, "The address of the API, where that is not AWS's own."),
+            ZONE,
+            RESOLVERS,
+            NAMESERVERS,
         ],
     },
     Kind {

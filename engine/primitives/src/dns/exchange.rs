@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long one UDP attempt waits; each further one waits longer.
 const UDP_WAIT: [Duration; 3] = [Duration::from_millis(1000), Duration::from_millis(2000), Duration::from_millis(3000)];
-const TCP_WAIT: Duration = Duration::from_secs(10);
+pub(super) const TCP_WAIT: Duration = Duration::from_secs(10);
 /// The size that passes every network in one piece.
 const UDP_SIZE: u16 = 1232;
 /// What a server without EDNS takes by UDP.
@@ -32,7 +32,7 @@ pub struct Key {
 }
 
 /// Why an exchange failed: no answer at all, or one that cannot be used.
-fn unreachable(server: &str, why: impl std::fmt::Display) -> Error {
+pub(super) fn unreachable(server: &str, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DNS_QUERY, format!("the name server {server} does not answer: {why}"))
         .hint("check its address in runbook.toml, that it runs, and that port 53 is open for UDP and TCP")
         .retryable(true)
@@ -100,17 +100,18 @@ fn short(message: &str) -> &str {
     message.split_once("does not answer: ").map_or(message, |(_, why)| why)
 }
 
-struct Attempt<'a> {
-    server: SocketAddr,
-    message: Message,
-    bytes: Vec<u8>,
+/// One message on its way, with what the answer is checked by.
+pub(super) struct Attempt<'a> {
+    pub(super) server: SocketAddr,
+    pub(super) message: Message,
+    pub(super) bytes: Vec<u8>,
     key: Option<&'a Key>,
     verifier: Option<TSigVerifier>,
     now_s: u64,
 }
 
 impl<'a> Attempt<'a> {
-    fn new(cx: &Cx, server: SocketAddr, message: &Message, key: Option<&'a Key>) -> Result<Self> {
+    pub(super) fn new(cx: &Cx, server: SocketAddr, message: &Message, key: Option<&'a Key>) -> Result<Self> {
         let mut message = message.clone();
         message.metadata.id = rand::random();
         let now_s = u64::try_from(cx.clock.now().as_second()).unwrap_or(0);
@@ -179,7 +180,7 @@ impl<'a> Attempt<'a> {
         fits.then_some(answer)
     }
 
-    fn verify(&mut self, bytes: &[u8], answer: Message) -> Result<Message> {
+    pub(super) fn verify(&mut self, bytes: &[u8], answer: Message) -> Result<Message> {
         let (Some(key), Some(verifier)) = (self.key, self.verifier.as_mut()) else { return Ok(answer) };
         let server = self.server.to_string();
         let Some(signature) = answer.signature() else {

@@ -11,7 +11,7 @@ use runbook_core::units::show_duration;
 use runbook_core::{Code, Error, Result, Value};
 
 use super::provider::{Change, Zone};
-use super::record::{RrSet, parse_type};
+use super::record::parse_type;
 use super::servers::{Said, ask_all, authoritative};
 use super::ttl::{Lowered, fact_key, still_running};
 use super::{name, ttl_of, ttl_seconds};
@@ -44,14 +44,15 @@ impl Default for LowerTtl {
                 "Lowers the TTL of a name, keeps its values, and remembers the old TTL and when every cache must have dropped it.\n\n\
                  It ends once every authoritative name server hands out the low TTL, since the old one runs from then on. `wait_ttl` \
                  waits it out, `point` refuses to move the name before, and `restore_ttl` brings the old TTL back. Lowering again \
-                 forgets neither the first TTL nor a longer one that still runs.",
+                 forgets neither the first TTL nor a longer one that still runs. There is nothing to do for a name that a provider's proxy \
+                 answers for.",
             )
             .arg("name", Ty::Str, "The name: `shop`, `@` for the zone itself, or a full name.")
             .arg("ttl", Ty::Duration, "The low TTL, in whole seconds.")
             .option("type", Ty::Str, "The type of record; A, AAAA and CNAME, as far as they exist, by default.")
             .option("within", Ty::Duration, "How long all name servers may take to follow; 2m by default.")
             .example(r#"zone("example.com").lower_ttl("shop", "60s");"#)
-            .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD, Code::DNS_WAIT]),
+            .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD, Code::DNS_API, Code::DNS_WAIT]),
         )
     }
 }
@@ -73,6 +74,14 @@ impl Primitive for LowerTtl {
         if sets.is_empty() {
             return Err(zone.named(no_record(&name)));
         }
+        // What the provider's proxy answers for has no TTL of its own, and is moved without one.
+        if sets.iter().all(|s| s.proxied) {
+            return Ok(Outcome::unchanged(
+                (),
+                format!("{} is proxied: it is moved at the proxy, without a wait for caches", name::show(&name)),
+            ));
+        }
+        sets.retain(|s| !s.proxied);
 
         // The old TTL goes on record before it is destroyed: dying in between would lose it for ever.
         let mut facts = BTreeMap::new();
@@ -85,7 +94,7 @@ impl Primitive for LowerTtl {
                 facts.insert(set.ty, begun);
             }
             if set.ttl > to {
-                changes.push(Change { name: name.clone(), ty: set.ty, before: Some(set.clone()), after: Some(set.with_ttl(to)) });
+                changes.push(Change::to(Some(set.clone()), set.with_ttl(to)));
             }
         }
         if facts.is_empty() {
@@ -162,7 +171,7 @@ impl Default for RestoreTtl {
             .arg("name", Ty::Str, "The name: `shop`, `@` for the zone itself, or a full name.")
             .option("type", Ty::Str, "The type of record; A, AAAA and CNAME by default.")
             .example(r#"zone("example.com").restore_ttl("shop");"#)
-            .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]),
+            .errors(&[Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD, Code::DNS_API]),
         )
     }
 }
@@ -183,9 +192,9 @@ impl Primitive for RestoreTtl {
             let Some(fact) = remembered(cx, &name, ty)? else { continue };
             ttl = ttl.max(fact.original);
             facts.insert(fact_key(&name, ty), Value::Unit);
-            if let Some(set) = zone.read(cx, &name, ty).await?.filter(|s| s.ttl != fact.original) {
-                let after = Some(RrSet { ttl: fact.original, ..set.clone() });
-                changes.push(Change { name: name.clone(), ty, before: Some(set), after });
+            if let Some(set) = zone.read(cx, &name, ty).await?.filter(|s| s.ttl != fact.original && !s.proxied) {
+                let after = set.with_ttl(fact.original);
+                changes.push(Change::to(Some(set), after));
             }
         }
         if facts.is_empty() {

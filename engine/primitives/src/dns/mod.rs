@@ -3,10 +3,12 @@
 //! A provider ([`provider::Provider`]) only reads and applies changes; every rule stands above it, in the primitives:
 //!
 //! - `name.rs`, `record.rs`: names and values as runbooks write them, as providers share them
-//! - `ttl.rs`: the TTL rule as pure logic
-//! - `exchange.rs`: one question on the wire, with TSIG; `servers.rs`: asking authoritative servers and resolvers
-//! - `provider.rs`: the trait, the zone; `rfc2136.rs`: dynamic updates
-//! - `read.rs`, `lower_ttl.rs`, `point.rs`, `wait_answer.rs`: the primitives
+//! - `codec.rs`, `svcb.rs`: record data between wire and text; `zone_file.rs`: whole zones as text
+//! - `ttl.rs`: the TTL rule as pure logic; `plan.rs`: what differs between two zones, and what is too dangerous to do
+//! - `exchange.rs`: one question on the wire, with TSIG; `transfer.rs`: a whole zone; `servers.rs`: asking servers and resolvers
+//! - `provider.rs`: the trait, the zone; `cloudflare.rs`, `powerdns.rs`, `rfc2136.rs`, `route53.rs` (with `aws.rs`): the providers;
+//!   `api.rs`: what those with an HTTP API share
+//! - `read.rs`, `lower_ttl.rs`, `point.rs`, `wait_answer.rs`, `whole.rs`, `routed.rs`: the primitives
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,17 +19,30 @@ use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::units::show_duration;
 use runbook_core::{Code, Error, Record, Result, Value};
 
+mod api;
+mod aws;
+mod cloudflare;
+mod codec;
 mod exchange;
+mod health;
 mod lower_ttl;
 mod name;
+mod plan;
 mod point;
+mod powerdns;
 pub mod provider;
 mod read;
-mod record;
+pub mod record;
 mod rfc2136;
+mod route53;
+mod routed;
 mod servers;
+mod svcb;
+mod transfer;
 mod ttl;
 mod wait_answer;
+mod whole;
+mod zone_file;
 
 /// Adds the primitives of this family.
 pub fn register(r: &mut Registry) {
@@ -38,8 +53,12 @@ pub fn register(r: &mut Registry) {
             .field("type", Ty::Str, "The type: `A`, `AAAA`, `CNAME`, …")
             .field("exists", Ty::Bool, "Whether there are any.")
             .field("values", Ty::List(Box::new(Ty::Str)), "The values, sorted.")
-            .field("ttl", Ty::Duration, "Time to live."),
+            .field("ttl", Ty::Duration, "Time to live.")
+            .field("proxied", Ty::Bool, "Whether a proxy of the provider answers in its place.")
+            .field("id", Ty::Any, "With a routing policy: what tells this set from others of its name and type.")
+            .field("routing", Ty::Any, "With a routing policy: the policy, as text."),
     );
+    whole::types(r);
     r.add_pure(
         Spec::function("zone", Effect::Pure, "Gives the DNS zone of that name in the inventory.")
             .arg("name", Ty::Str, "Its name in `[environments.….zones]` of runbook.toml, which is the zone's name.")
@@ -56,6 +75,18 @@ pub fn register(r: &mut Registry) {
     r.add(lower_ttl::WaitTtl::default());
     r.add(point::Point::default());
     r.add(wait_answer::WaitAnswer::default());
+    r.add(whole::Records::default());
+    r.add(whole::ExportText::default());
+    r.add(whole::ImportText::default());
+    r.add(whole::Compare::default());
+    r.add(whole::CopyFrom::default());
+    r.add(routed::Routed::default());
+    r.add(routed::SetRouted::default());
+    r.add(routed::DeleteRouted::default());
+    r.add(routed::SetWeights::default());
+    r.add(health::CreateHealthCheck::default());
+    r.add(health::DeleteHealthCheck::default());
+    r.add(health::WaitHealthy::default());
 }
 
 fn zone(env: &Environment, call: &Call) -> Result<Value> {

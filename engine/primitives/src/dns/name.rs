@@ -67,15 +67,66 @@ pub fn target(origin: &Name, text: &str) -> Result<Name> {
 
 /// A name as messages show it: without the final dot.
 pub fn show(name: &Name) -> String {
-    let text = name.to_ascii();
-    if text == "." { text } else { text.trim_end_matches('.').to_string() }
+    let text = absolute(name);
+    if text == "." { text } else { text.strip_suffix('.').unwrap_or(&text).to_string() }
 }
 
-/// A name as records hold it: lower case, with the final dot.
+/// A name as records hold it: lower case, with the final dot; what is special in zone files is escaped as they do.
 pub fn absolute(name: &Name) -> String {
-    let mut name = name.to_lowercase();
+    let mut out = String::new();
+    for label in name.iter() {
+        for &b in label {
+            match b.to_ascii_lowercase() {
+                b @ (b'.' | b'\\' | b'"' | b';' | b'(' | b')' | b'@' | b'$') => {
+                    out.push('\\');
+                    out.push(char::from(b));
+                }
+                b @ 0x21..=0x7e => out.push(char::from(b)),
+                b => out.push_str(&format!("\\{b:03}")),
+            }
+        }
+        out.push('.');
+    }
+    if out.is_empty() { ".".into() } else { out }
+}
+
+/// A name as zone files and providers write it: relative to `origin` without a final dot, or absolute all the same when there is none.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn from_file(text: &str, origin: Option<&Name>) -> std::result::Result<Name, String> {
+    if text == "@" {
+        return origin.cloned().ok_or_else(|| "@ stands for no zone here".into());
+    }
+    let bad = || format!("{text:?} is not a name: a label is empty, too long or badly escaped");
+    let mut labels: Vec<Vec<u8>> = Vec::new();
+    let mut raw = Vec::new();
+    let mut label = |raw: &mut Vec<u8>| {
+        let label = super::codec::unescape(raw).filter(|l| !l.is_empty() && l.len() <= 63).ok_or_else(bad)?;
+        labels.push(label);
+        raw.clear();
+        Ok::<_, String>(())
+    };
+    let mut bytes = if text == "." { "" } else { text }.bytes();
+    while let Some(b) = bytes.next() {
+        match b {
+            b'.' => label(&mut raw)?,
+            b'\\' => raw.extend([b'\\', bytes.next().ok_or_else(bad)?]),
+            b => raw.push(b),
+        }
+    }
+    // Nothing after the last dot: the name ended with it.
+    let ended = raw.is_empty() && !text.is_empty();
+    if !ended {
+        label(&mut raw)?;
+    }
+    let mut name = Name::from_labels(labels).map_err(|e| format!("{text:?} is not a name: {e}"))?;
+    if let (false, Some(origin)) = (ended, origin) {
+        name.set_fqdn(false);
+        name = name.append_domain(origin).map_err(|e| format!("{text:?} is not a name: {e}"))?;
+    }
     name.set_fqdn(true);
-    name.to_ascii()
+    Ok(name)
 }
 
 #[cfg(test)]
@@ -106,6 +157,28 @@ mod tests {
         assert_eq!(e.to_string(), "RB0604: shop.other.test. is not in the zone example.test");
         for text in ["", ".shop", "a..b", "sh op", &"x".repeat(64)] {
             assert_eq!(owner(&zone(), text).unwrap_err().code, Code::DNS_RECORD, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_files_keep_what_is_unusual() {
+        for (text, full) in [
+            (".", "."),
+            ("a.b.", "a.b."),
+            ("a", "a.example.test."),
+            ("@", "example.test."),
+            ("0/26.2.0", "0/26.2.0.example.test."),
+            ("a\\.b", "a\\.b.example.test."),
+            ("\\101x", "ex.example.test."),
+            ("*", "*.example.test."),
+            ("_Sip._tcp", "_sip._tcp.example.test."),
+            ("a\\032b.", "a\\032b."),
+        ] {
+            assert_eq!(absolute(&from_file(text, Some(&zone())).unwrap()), full, "{text}");
+        }
+        assert_eq!(absolute(&from_file("mail.other.net", None).unwrap()), "mail.other.net.");
+        for text in ["", "..", ".a", "a..b", "a\\25", &"x".repeat(64)] {
+            assert!(from_file(text, Some(&zone())).is_err(), "{text}");
         }
     }
 

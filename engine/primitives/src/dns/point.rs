@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use hickory_proto::rr::RecordType;
 use runbook_core::primitive::{Cx, Outcome, Primitive};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
-use runbook_core::{Code, Error, Result};
+use runbook_core::{Code, Error, Result, Value};
 
 use super::lower_ttl::{in_seconds, remembered};
 use super::provider::{Change, Zone};
@@ -27,7 +27,8 @@ impl Default for Point {
                 Effect::Converge,
                 "Points a name at an address (A or AAAA, by the address), once caches cannot hold the old answer for long.\n\nIt refuses \
                  while the TTL from before `lower_ttl` still runs and, for a name that was never lowered, when its TTL is above 5 \
-                 minutes; `accept_stale` says how long stale answers may last at most. Going back to what caches still hold is never \
+                 minutes; `accept_stale` says how long stale answers may last at most. A name that a provider's proxy answers for (`proxied`) \
+                 is moved at the proxy: no cache holds its value, so that there is nothing to wait for. Going back to what caches still hold is never \
                  refused. The change is one atomic update that carries the values as they were read, and it is read back from the \
                  primary.",
             )
@@ -36,9 +37,14 @@ impl Default for Point {
             .option("ttl", Ty::Duration, "Time to live; as it was, or 5m for a new record.")
             .option("accept_stale", Ty::Duration, "For how long at most caches may still hand out the old address.")
             .option("type", Ty::Str, "`A`, `AAAA` or `CNAME`; by the address by default.")
+            .option(
+                "proxied",
+                Ty::Bool,
+                "At a provider with a proxy of its own: whether names are answered with its addresses; as it was by default.",
+            )
             .returns(Ty::Record("DnsRecord"))
             .example(r#"zone("example.com").point("shop", host("new").address, #{ accept_stale: "10m" });"#)
-            .errors(&[Code::DNS_TTL, Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD]),
+            .errors(&[Code::DNS_TTL, Code::DNS_QUERY, Code::DNS_REFUSED, Code::DNS_TSIG, Code::DNS_RECORD, Code::DNS_API]),
         )
     }
 }
@@ -83,14 +89,24 @@ impl Primitive for Point {
             Some(d) => ttl_seconds(d)?,
             None => before.iter().chain(&replaced).map(|s| s.ttl).min().unwrap_or(300),
         };
-        let after = RrSet::new(name.clone(), ty, ttl, vec![value]);
+        let was_proxied = before.iter().chain(&replaced).any(|s| s.proxied);
+        let proxied = call.opt("proxied").and_then(Value::as_bool).unwrap_or(was_proxied);
+        let mut after = RrSet { proxied, ..RrSet::new(name.clone(), ty, ttl, vec![value]) };
+        if proxied {
+            after = zone.provider.fit(after);
+        }
         if before.as_ref() == Some(&after) && replaced.is_empty() {
             return Ok(Outcome::unchanged(after.to_value(), format!("{} points there already", name::show(&name))));
         }
 
         let mut stale = Duration::ZERO;
         for set in before.iter().chain(&replaced) {
-            let wanted = if set.ty == ty { after.values.as_slice() } else { &[] };
+            // Before and after, the world is answered with the proxy's own addresses: nothing in a cache becomes wrong.
+            if set.proxied && after.proxied {
+                continue;
+            }
+            // Behind the proxy the value is another one than caches hold.
+            let wanted = if set.ty == ty && set.proxied == after.proxied { after.values.as_slice() } else { &[] };
             let fact = remembered(cx, &name, set.ty)?;
             stale = stale.max(stale_for(fact.as_ref(), set.ttl, &set.values, wanted, cx.clock.now()));
         }
@@ -100,9 +116,8 @@ impl Primitive for Point {
         }
 
         let was = before.as_ref().or(replaced.first()).map_or_else(|| "nothing".to_string(), |s| s.shown().join(", "));
-        let mut changes: Vec<Change> =
-            replaced.into_iter().map(|s| Change { name: name.clone(), ty: s.ty, before: Some(s), after: None }).collect();
-        changes.push(Change { name: name.clone(), ty, before, after: Some(after.clone()) });
+        let mut changes: Vec<Change> = replaced.into_iter().map(Change::delete).collect();
+        changes.push(Change::to(before, after.clone()));
         zone.apply(cx, changes).await?;
 
         let other = if ty == RecordType::A { RecordType::AAAA } else { RecordType::A };
@@ -111,7 +126,8 @@ impl Primitive for Point {
         {
             cx.message(format!("{} still has {other} {}: clients that prefer it are not moved", name::show(&name), set.shown().join(", ")));
         }
-        let note = format!("{} {ty} {} (was {was}), TTL {}", name::show(&name), after.shown().join(", "), ttl_of(ttl));
+        let by = if after.proxied { "at the proxy".to_string() } else { format!("TTL {}", ttl_of(after.ttl)) };
+        let note = format!("{} {ty} {} (was {was}), {by}", name::show(&name), after.shown().join(", "));
         Ok(Outcome::changed(after.to_value()).note(note))
     }
 }

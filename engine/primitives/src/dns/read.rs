@@ -6,9 +6,11 @@ use runbook_core::primitive::{Cx, Outcome, Primitive};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result, Value};
 
+use super::codec::type_name;
+use super::plan::Allow;
 use super::provider::{Change, Zone};
 use super::record::{RrSet, from_script, parse_type, record_value};
-use super::{ttl_of, ttl_seconds};
+use super::ttl_seconds;
 
 /// A method of a zone whose first argument is a name in it.
 fn of_one_name(method: &'static str, effect: Effect, doc: &'static str) -> Spec {
@@ -17,6 +19,7 @@ fn of_one_name(method: &'static str, effect: Effect, doc: &'static str) -> Spec 
         Code::DNS_REFUSED,
         Code::DNS_TSIG,
         Code::DNS_RECORD,
+        Code::DNS_API,
     ])
 }
 
@@ -80,6 +83,12 @@ impl Default for Set {
             "The values; text of TXT as it is, MX as `10 mail`, names outside of the zone with a final dot.",
         )
         .option("ttl", Ty::Duration, "Time to live; as it was, or 1h for a new record.")
+        .option(
+            "proxied",
+            Ty::Bool,
+            "At a provider with a proxy of its own: whether names are answered with its addresses and requests passed on to these values; as it was by default.",
+        )
+        .option("root_ns", Ty::Bool, "Lets the name servers of the zone itself be changed, which is refused otherwise.")
         .returns(Ty::Record("DnsRecord"))
         .example(r#"zone("example.com").set("@", "TXT", "v=spf1 mx -all", #{ ttl: "1h" });"#))
     }
@@ -106,12 +115,17 @@ impl Primitive for Set {
             Some(d) => ttl_seconds(d)?,
             None => before.as_ref().map_or(3600, |b| b.ttl),
         };
-        let after = RrSet::new(name.clone(), ty, ttl, values);
+        let proxied = call.opt("proxied").and_then(Value::as_bool).unwrap_or_else(|| before.as_ref().is_some_and(|b| b.proxied));
+        let mut after = RrSet { proxied, ..RrSet::new(name.clone(), ty, ttl, values) };
+        if proxied {
+            after = zone.provider.fit(after);
+        }
         if before.as_ref() == Some(&after) {
             return Ok(Outcome::unchanged(after.to_value(), format!("{} is so already", after.label())));
         }
-        zone.apply(cx, vec![Change { name, ty, before, after: Some(after.clone()) }]).await?;
-        Ok(Outcome::changed(after.to_value()).note(format!("{} is {} with TTL {}", after.label(), after.shown().join(", "), ttl_of(ttl))))
+        let allow = Allow { root_ns: call.opt_bool("root_ns"), ..Allow::default() };
+        zone.apply_allowed(cx, vec![Change::to(before, after.clone())], &allow).await?;
+        Ok(Outcome::changed(after.to_value()).note(format!("{} is {}", after.label(), after.content())))
     }
 }
 
@@ -139,10 +153,10 @@ impl Primitive for Delete {
         let name = zone.owner(call.str(0))?;
         let ty = parse_type(call.str(1))?;
         let Some(before) = zone.read(cx, &name, ty).await? else {
-            return Ok(Outcome::unchanged((), format!("there is no {} {ty}", super::name::show(&name))));
+            return Ok(Outcome::unchanged((), format!("there is no {} {}", super::name::show(&name), type_name(ty))));
         };
-        let was = format!("{} was {} with TTL {}", before.label(), before.shown().join(", "), ttl_of(before.ttl));
-        zone.apply(cx, vec![Change { name, ty, before: Some(before), after: None }]).await?;
+        let was = format!("{} was {}", before.label(), before.content());
+        zone.apply(cx, vec![Change::delete(before)]).await?;
         Ok(Outcome::changed(()).note(was))
     }
 }

@@ -2,15 +2,11 @@
 //!
 //! Scripts see a friendlier form: a TXT value is its plain text, names may be relative to the zone.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
-
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, NS, NULL, PTR, SRV, TXT};
+use hickory_proto::rr::rdata::NULL;
 use hickory_proto::rr::{Name, RData, RecordType};
-use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
-use runbook_core::digest::hex;
 use runbook_core::{Code, Error, Record, Result, Value};
 
+use super::codec::{self, Piece, type_name};
 use super::name;
 
 /// All records of one name and type.
@@ -24,6 +20,35 @@ pub struct RrSet {
     pub ttl: u32,
     /// Values in presentation form, sorted, without repetition.
     pub values: Vec<String>,
+    /// Whether the provider answers with addresses of its own proxy and passes requests on to these values. Such a set is moved at the
+    /// proxy, without a wait for caches; its TTL is the provider's.
+    pub proxied: bool,
+    /// How the provider chooses between several sets of this name and type; `None` for a plain set.
+    pub routing: Option<Routing>,
+}
+
+/// By what a provider chooses one of several record sets of the same name and type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routing {
+    /// What tells this set from the others.
+    pub id: String,
+    /// The rule.
+    pub policy: Policy,
+    /// The health check without whose success the set is not answered.
+    pub health_check: Option<String>,
+}
+
+/// The rule by which one of several sets is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policy {
+    /// By chance, in proportion to these weights.
+    Weight(u8),
+    /// The one whose region answers the asker soonest.
+    Latency(String),
+    /// The primary (`true`) while it is healthy, else the secondary.
+    Failover(bool),
+    /// A rule that is not made here, as the provider names it; it is kept and compared.
+    Other(String),
 }
 
 impl RrSet {
@@ -31,7 +56,7 @@ impl RrSet {
     pub fn new(name: Name, ty: RecordType, ttl: u32, mut values: Vec<String>) -> Self {
         values.sort();
         values.dedup();
-        RrSet { name, ty, ttl, values }
+        RrSet { name, ty, ttl, values, proxied: false, routing: None }
     }
 
     /// The set with another TTL.
@@ -46,12 +71,54 @@ impl RrSet {
 
     /// `shop.example.com A` for messages.
     pub fn label(&self) -> String {
-        format!("{} {}", name::show(&self.name), self.ty)
+        format!("{} {}", name::show(&self.name), type_name(self.ty))
+    }
+
+    /// Whether both are the same set: name, type and, with a routing policy, what tells sets apart.
+    pub fn same_place(&self, other: &RrSet) -> bool {
+        self.name == other.name && self.ty == other.ty && self.id() == other.id()
+    }
+
+    /// What tells it from other sets of its name and type.
+    pub fn id(&self) -> Option<&str> {
+        self.routing.as_ref().map(|r| r.id.as_str())
+    }
+
+    /// Everything but the name, for messages: `60s 192.0.2.1, 192.0.2.2`.
+    pub fn content(&self) -> String {
+        let mut out = format!("{} with TTL {}", self.shown().join(", "), super::ttl_of(self.ttl));
+        if self.proxied {
+            out = format!("{} by proxy", self.shown().join(", "));
+        }
+        if let Some(r) = &self.routing {
+            out.push_str(&format!(", {}", r.show()));
+        }
+        out
     }
 
     /// The script's value of type `DnsRecord`.
     pub fn to_value(&self) -> Value {
-        record_value(&self.name, self.ty, self.ttl, self.shown())
+        let Value::Record(mut r) = record_value(&self.name, self.ty, self.ttl, self.shown()) else { return Value::Unit };
+        r.fields.insert("proxied".into(), self.proxied.into());
+        if let Some(routing) = &self.routing {
+            r.fields.insert("id".into(), routing.id.as_str().into());
+            r.fields.insert("routing".into(), routing.show().into());
+        }
+        Value::Record(r)
+    }
+}
+
+impl Routing {
+    /// For messages: `"old": weight 10`.
+    pub fn show(&self) -> String {
+        let policy = match &self.policy {
+            Policy::Weight(n) => format!("weight {n}"),
+            Policy::Latency(region) => format!("by latency, {region}"),
+            Policy::Failover(primary) => format!("failover, {}", if *primary { "primary" } else { "secondary" }),
+            Policy::Other(name) => name.clone(),
+        };
+        let check = self.health_check.as_ref().map_or(String::new(), |c| format!(", health check {c}"));
+        format!("\"{}\": {policy}{check}", self.id)
     }
 }
 
@@ -61,17 +128,20 @@ pub fn record_value(name: &Name, ty: RecordType, ttl: u32, values: Vec<String>) 
         "DnsRecord",
         [
             ("name", name::show(name).into()),
-            ("type", ty.to_string().into()),
+            ("type", type_name(ty).into()),
             ("exists", (!values.is_empty()).into()),
             ("values", Value::List(values.into_iter().map(Value::from).collect())),
             ("ttl", std::time::Duration::from_secs(u64::from(ttl)).into()),
+            ("proxied", false.into()),
+            ("id", Value::Unit),
+            ("routing", Value::Unit),
         ],
     )
     .into()
 }
 
 fn bad(ty: RecordType, text: &str, why: impl std::fmt::Display) -> Error {
-    Error::new(Code::DNS_RECORD, format!("{text:?} is not the value of a record of type {ty}: {why}"))
+    Error::new(Code::DNS_RECORD, format!("{text:?} is not the value of a record of type {}: {why}", type_name(ty)))
 }
 
 /// Reads a record type.
@@ -79,7 +149,7 @@ fn bad(ty: RecordType, text: &str, why: impl std::fmt::Display) -> Error {
 /// # Errors
 /// `RB0604` when it is none, or not one that zones hold.
 pub fn parse_type(text: &str) -> Result<RecordType> {
-    let ty = RecordType::from_str(&text.to_ascii_uppercase()).ok();
+    let ty = codec::type_of(text);
     let meta = [RecordType::ANY, RecordType::AXFR, RecordType::IXFR, RecordType::OPT, RecordType::TSIG, RecordType::ZERO];
     ty.filter(|t| !meta.contains(t)).ok_or_else(|| {
         Error::new(Code::DNS_RECORD, format!("\"{text}\" is not a type of record")).hint("such as A, AAAA, CNAME, MX, TXT, SRV, CAA, NS")
@@ -96,7 +166,7 @@ pub fn from_script(origin: &Name, ty: RecordType, text: &str) -> Result<String> 
     let made = match (ty, fields.as_slice()) {
         (RecordType::TXT, _) => {
             let chunks: Vec<&[u8]> = if text.is_empty() { vec![b""] } else { text.as_bytes().chunks(255).collect() };
-            quoted(chunks)
+            chunks.into_iter().map(codec::quoted).collect::<Vec<_>>().join(" ")
         }
         (RecordType::CNAME | RecordType::NS | RecordType::PTR, [t]) => absolute(t)?,
         (RecordType::MX, [preference, t]) => format!("{preference} {}", absolute(t)?),
@@ -113,7 +183,7 @@ pub fn from_script(origin: &Name, ty: RecordType, text: &str) -> Result<String> 
 pub fn shown(ty: RecordType, presentation: &str) -> String {
     match ty {
         RecordType::TXT => {
-            unquoted(presentation).map_or_else(|| presentation.to_string(), |parts| String::from_utf8_lossy(&parts.concat()).into_owned())
+            strings(presentation).map_or_else(|| presentation.to_string(), |parts| String::from_utf8_lossy(&parts.concat()).into_owned())
         }
         _ => presentation.to_string(),
     }
@@ -121,35 +191,7 @@ pub fn shown(ty: RecordType, presentation: &str) -> String {
 
 /// The presentation form of a record's data.
 pub fn presentation(data: &RData) -> String {
-    match data {
-        RData::A(a) => a.0.to_string(),
-        RData::AAAA(a) => a.0.to_string(),
-        RData::CNAME(n) => name::absolute(&n.0),
-        RData::NS(n) => name::absolute(&n.0),
-        RData::PTR(n) => name::absolute(&n.0),
-        RData::MX(mx) => format!("{} {}", mx.preference, name::absolute(&mx.exchange)),
-        RData::SRV(s) => format!("{} {} {} {}", s.priority, s.weight, s.port, name::absolute(&s.target)),
-        RData::TXT(t) => quoted(t.txt_data.iter().map(AsRef::as_ref)),
-        other => {
-            let text = other.to_string();
-            match RData::try_from_str(other.record_type(), &text) {
-                Ok(back) if back == *other => text,
-                _ => generic(other),
-            }
-        }
-    }
-}
-
-/// RFC 3597: what no reader knows is still kept byte for byte.
-fn generic(data: &RData) -> String {
-    let mut bytes = Vec::new();
-    let mut encoder = BinEncoder::new(&mut bytes);
-    let mut encoder = encoder.with_name_encoding(NameEncoding::Uncompressed);
-    if data.emit(&mut encoder).is_err() {
-        return format!("{data}");
-    }
-    drop(encoder);
-    format!("\\# {} {}", bytes.len(), hex(&bytes))
+    codec::wire_of(data).map_or_else(|| data.to_string(), |wire| codec::to_text(data.record_type(), &wire))
 }
 
 /// Reads the presentation form.
@@ -157,88 +199,25 @@ fn generic(data: &RData) -> String {
 /// # Errors
 /// `RB0604` when it is not a value of that type.
 pub fn rdata(ty: RecordType, text: &str) -> Result<RData> {
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    let full = |t: &str| Name::from_ascii(t).map_err(|e| bad(ty, text, e));
-    let number = |t: &str| t.parse::<u16>().map_err(|_| bad(ty, text, format!("{t} is not a number from 0 to 65535")));
-    if let ["\\#", length, hex @ ..] = fields.as_slice() {
-        let hex: String = hex.concat();
-        let bytes: Option<Vec<u8>> =
-            (0..hex.len()).step_by(2).map(|i| hex.get(i..i + 2).and_then(|h| u8::from_str_radix(h, 16).ok())).collect();
-        let bytes = bytes.filter(|b| length.parse() == Ok(b.len())).ok_or_else(|| bad(ty, text, "the bytes do not fit the length"))?;
-        return Ok(RData::Unknown { code: ty, rdata: NULL::with(bytes) });
-    }
-    Ok(match (ty, fields.as_slice()) {
-        (RecordType::A, [a]) => RData::A(A(a.parse::<Ipv4Addr>().map_err(|_| bad(ty, text, "not an IPv4 address"))?)),
-        (RecordType::AAAA, [a]) => RData::AAAA(AAAA(a.parse::<Ipv6Addr>().map_err(|_| bad(ty, text, "not an IPv6 address"))?)),
-        (RecordType::CNAME, [n]) => RData::CNAME(CNAME(full(n)?)),
-        (RecordType::NS, [n]) => RData::NS(NS(full(n)?)),
-        (RecordType::PTR, [n]) => RData::PTR(PTR(full(n)?)),
-        (RecordType::MX, [p, n]) => RData::MX(MX::new(number(p)?, full(n)?)),
-        (RecordType::SRV, [p, w, port, n]) => RData::SRV(SRV::new(number(p)?, number(w)?, number(port)?, full(n)?)),
-        (RecordType::TXT, _) => {
-            let parts = unquoted(text).ok_or_else(|| bad(ty, text, "the quotes do not close"))?;
-            RData::TXT(TXT::from_bytes(parts.iter().map(Vec::as_slice).collect()))
-        }
-        (RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::NS | RecordType::PTR, _) => {
-            return Err(bad(ty, text, "it is one word"));
-        }
-        _ => RData::try_from_str(ty, text).map_err(|e| bad(ty, text, e))?,
-    })
+    let wire = codec::to_wire(ty, text, None).map_err(|why| bad(ty, text, why))?;
+    Ok(RData::Unknown { code: ty, rdata: NULL::with(wire) })
 }
 
-fn quoted<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut out = String::new();
-    for part in parts {
-        out.push_str(if out.is_empty() { "\"" } else { " \"" });
-        for &b in part {
-            match b {
-                b'"' | b'\\' => {
-                    out.push('\\');
-                    out.push(char::from(b));
-                }
-                0x20..=0x7e => out.push(char::from(b)),
-                _ => out.push_str(&format!("\\{b:03}")),
-            }
-        }
-        out.push('"');
-    }
-    out
+/// A value as a provider or a zone file writes it, in the one form that is compared. What cannot be read stays as it is.
+pub fn canonical(ty: RecordType, text: &str, origin: Option<&Name>) -> String {
+    codec::to_wire(ty, text, origin).map_or_else(|_| text.trim().to_string(), |wire| codec::to_text(ty, &wire))
 }
 
-fn unquoted(text: &str) -> Option<Vec<Vec<u8>>> {
-    let mut parts = Vec::new();
-    let mut bytes = text.bytes().peekable();
-    loop {
-        while bytes.next_if_eq(&b' ').is_some() {}
-        match bytes.next() {
-            None => return Some(parts),
-            Some(b'"') => {}
-            Some(_) => return None,
-        }
-        let mut part = Vec::new();
-        loop {
-            match bytes.next()? {
-                b'"' => break,
-                b'\\' => {
-                    let b = bytes.next()?;
-                    if b.is_ascii_digit() {
-                        let (d, e) = (bytes.next()?, bytes.next()?);
-                        let text = [b, d, e];
-                        part.push(std::str::from_utf8(&text).ok()?.parse().ok()?);
-                    } else {
-                        part.push(b);
-                    }
-                }
-                b => part.push(b),
-            }
-        }
-        parts.push(part);
-    }
+/// The counted strings of a TXT value.
+pub fn strings(presentation: &str) -> Option<Vec<Vec<u8>>> {
+    let pieces = codec::pieces(presentation).ok()?;
+    pieces.into_iter().map(|p| if let Piece::Quoted(b) = p { Some(b) } else { None }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hickory_proto::rr::rdata::TXT;
     use proptest::prelude::*;
 
     fn zone() -> Name {
@@ -279,7 +258,9 @@ mod tests {
         #[test]
         fn text_records_keep_every_byte_and_every_boundary(parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..4)) {
             let data = RData::TXT(TXT::from_bytes(parts.iter().map(Vec::as_slice).collect()));
-            prop_assert_eq!(rdata(RecordType::TXT, &presentation(&data)).unwrap(), data);
+            let text = presentation(&data);
+            prop_assert_eq!(strings(&text).unwrap(), parts);
+            prop_assert_eq!(presentation(&rdata(RecordType::TXT, &text).unwrap()), text);
         }
 
         #[test]

@@ -14,6 +14,10 @@ use super::exchange::{Key, endpoint, exchange, key};
 use super::name;
 use super::provider::{Change, Provider};
 use super::record::{RrSet, presentation, rdata};
+use super::transfer::transfer;
+
+/// The longest update that is sent, with room for the signature.
+const LARGEST: usize = 60_000;
 
 /// A zone on a name server that takes updates.
 pub struct Rfc2136 {
@@ -103,29 +107,46 @@ impl Provider for Rfc2136 {
         true
     }
 
-    async fn read(&self, cx: &Cx, name: &Name, ty: RecordType) -> Result<Option<RrSet>> {
+    async fn list(&self, cx: &Cx) -> Result<Vec<RrSet>> {
+        transfer(cx, &self.server, &self.origin, self.key.as_ref()).await
+    }
+
+    async fn read(&self, cx: &Cx, name: &Name, ty: RecordType) -> Result<Vec<RrSet>> {
         let answer = self.send(cx, question(name, ty, false)).await?;
         let zone = name::show(&self.origin);
         match answer.response_code {
             ResponseCode::NoError | ResponseCode::NXDomain => {}
             code => return Err(refused(&self.server, &zone, code, self.key.as_ref(), "refuses to answer for")),
         }
-        if !answer.authoritative {
+        let referral = ty == RecordType::NS && answer.answers.is_empty() && answer.authorities.iter().any(|r| r.name == *name);
+        if !answer.authoritative && !referral {
             return Err(Error::new(Code::DNS_REFUSED, format!("the name server {} is not authoritative for {zone}", self.server))
                 .hint("set \"server\" of the zone in runbook.toml to its primary name server"));
         }
-        let found: Vec<&Record> = answer.answers.iter().filter(|r| r.record_type() == ty && r.name == *name).collect();
-        let Some(first) = found.first() else { return Ok(None) };
-        Ok(Some(RrSet::new(name.clone(), ty, first.ttl, found.iter().map(|r| presentation(&r.data)).collect())))
+        // The name servers of a part that is delegated stand beside the answer, since others are authoritative for them.
+        let delegated = if ty == RecordType::NS && answer.answers.is_empty() { answer.authorities.as_slice() } else { &[] };
+        let found: Vec<&Record> = answer.answers.iter().chain(delegated).filter(|r| r.record_type() == ty && r.name == *name).collect();
+        let Some(first) = found.first() else { return Ok(vec![]) };
+        Ok(vec![RrSet::new(name.clone(), ty, first.ttl, found.iter().map(|r| presentation(&r.data)).collect())])
     }
 
     async fn apply(&self, cx: &Cx, changes: &[Change]) -> Result<()> {
-        let answer = self.send(cx, update(&self.origin, changes)?).await?;
+        let message = update(&self.origin, changes)?;
+        // A message has at most 64 KiB: more goes in halves, each whole in itself.
+        if changes.len() > 1 && message.to_vec().map_or(true, |bytes| bytes.len() > LARGEST) {
+            let (first, second) = changes.split_at(changes.len() / 2);
+            self.apply(cx, first).await?;
+            return self.apply(cx, second).await;
+        }
+        let answer = self.send(cx, message).await?;
         let zone = name::show(&self.origin);
         match answer.response_code {
             ResponseCode::NoError => Ok(()),
             ResponseCode::NXRRSet | ResponseCode::YXRRSet | ResponseCode::NXDomain | ResponseCode::YXDomain => {
-                let what: Vec<String> = changes.iter().map(|c| format!("{} {}", name::show(&c.name), c.ty)).collect();
+                let mut what: Vec<String> = changes.iter().take(5).map(Change::label).collect();
+                if changes.len() > what.len() {
+                    what.push(format!("or another of {} records", changes.len()));
+                }
                 Err(Error::new(
                     Code::DNS_RECORD,
                     format!("{} was changed by somebody else between reading and writing; nothing was written", what.join(", ")),

@@ -48,10 +48,11 @@ pub async fn authoritative(cx: &Cx, zone: &Zone) -> Result<Vec<Server>> {
     if let Some(p) = &primary {
         all.push(Server::named(p, false).await);
     }
-    if zone.nameservers.is_empty() {
+    let told = if zone.nameservers.is_empty() { zone.provider.nameservers(cx).await? } else { zone.nameservers.clone() };
+    if told.is_empty() {
         all.extend(by_ns(cx, zone, primary.as_deref()).await?);
     }
-    for text in &zone.nameservers {
+    for text in &told {
         all.push(Server::named(text, false).await);
     }
     let mut seen: Vec<Server> = Vec::new();

@@ -67,6 +67,26 @@ impl Primitive for WaitAnswer {
         let within = call.opt_duration("within").unwrap_or(Duration::from_secs(300));
         let every = call.opt_duration("every").unwrap_or(Duration::from_secs(2)).max(Duration::from_millis(50));
 
+        if zone.provider.can().proxy
+            && let Some(set) = zone.read(cx, &name, ty).await?.filter(|s| s.proxied)
+        {
+            if set.values == wanted.values {
+                let note = format!("{} is proxied, and the proxy passes requests on to {}", name::show(&name), set.shown().join(", "));
+                return Ok(Outcome { note: Some(note), ..Outcome::default() });
+            }
+            return Err(zone.named(
+                Error::new(
+                    Code::DNS_WAIT,
+                    format!(
+                        "{} is proxied, and the proxy passes requests on to {}, not {}",
+                        name::show(&name),
+                        set.shown().join(", "),
+                        wanted.shown().join(", ")
+                    ),
+                )
+                .hint("point the name first"),
+            ));
+        }
         let mut servers = authoritative(cx, &zone).await.map_err(|e| zone.named(e))?;
         let resolvers = call.opt("resolvers").map_or_else(|| zone.resolvers.clone(), texts);
         for r in &resolvers {
