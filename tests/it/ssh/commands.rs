@@ -7,6 +7,7 @@ use runbook_core::{Code, Value};
 use runbook_primitives::ssh::{self, Exec};
 
 use super::{Bench, failure, field, options};
+use crate::support::server::Kind;
 use crate::support::sshd::processes;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,6 +250,25 @@ async fn many_commands_at_once_share_connections() {
         for (i, done) in all.await.into_iter().enumerate() {
             assert_eq!(done.unwrap().stdout, format!("{i}\n").into_bytes());
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_were_made_ahead_are_there_when_they_are_needed() {
+    for kind in Kind::ALL {
+        let Some((b, proxy, _dir)) = super::cuts::behind_a_proxy(kind).await else { continue };
+        let cx = b.cx("a");
+        ssh::ready(&cx, "old", 3).await;
+        ssh::ready(&cx, "old", 3).await;
+        assert_eq!(proxy.connections(), 3, "{kind:?}");
+        // Two streams, each with one of its own, and a command beside them.
+        let s = ssh::connect(&cx, "old").await.unwrap();
+        let (one, two) = (s.open(&cx, Exec::new("cat")).await.unwrap(), s.open(&cx, Exec::new("cat")).await.unwrap());
+        assert_eq!(s.exec(&cx, Exec::new("echo hi")).await.unwrap().stdout, b"hi\n");
+        assert_eq!(proxy.connections(), 3, "{kind:?}");
+        ssh::ready(&cx, "old", 2).await;
+        assert_eq!(proxy.connections(), 4, "{kind:?}: what carries a stream is not idle");
+        drop((one, two));
     }
 }
 

@@ -118,7 +118,7 @@ async fn sessions_and_servers_are_killed() {
 }
 
 /// A server behind a proxy.
-async fn behind_a_proxy(kind: Kind) -> Option<(Bench, Proxy, tempfile::TempDir)> {
+pub(super) async fn behind_a_proxy(kind: Kind) -> Option<(Bench, Proxy, tempfile::TempDir)> {
     let mut b = Bench::of(Server::start(kind)?);
     let place = b.host.settings().get("ssh").and_then(|v| v.as_str()?.split_once('@').map(|(_, p)| p.to_string()))?;
     let proxy = Proxy::start(place).await;

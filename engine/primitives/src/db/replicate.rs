@@ -8,6 +8,10 @@ use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value
 use super::copy::table_options;
 use super::driver::{Db, Replicate};
 use super::{DATABASE, method};
+use crate::ssh;
+
+/// As many connections to a host are used at once by a switch: for commands, and for the two sessions by which a fence is proven.
+const AHEAD: usize = 3;
 
 pub(super) fn register(r: &mut Registry) {
     r.add(ReplicateFrom(
@@ -97,6 +101,10 @@ impl Primitive for ReplicateFrom {
             replace: call.opt_bool("replace"),
         };
         let done = db.driver(cx)?.replicate_from(cx, &db, &primary, &options).await?;
+        // The switch to come opens new sessions on both sides while users are cut off.
+        for host in [&primary.host, &db.host] {
+            ssh::ready(cx, host, AHEAD).await;
+        }
         let rows = i64::try_from(done.rows).unwrap_or(i64::MAX);
         let record = Record::new(
             "Replication",

@@ -117,6 +117,15 @@ pub async fn connect(cx: &Cx, host: &str) -> Result<Session> {
     transport::session(cx, host).await
 }
 
+/// Makes connections to a host ahead, so that so many are there for what must not wait for them, such as a switch while users are cut off:
+/// logging in takes as long as many commands. They are used by whoever comes first, as all connections are; one that cannot be made
+/// now, or only by asking a person, is made when it is needed.
+pub async fn ready(cx: &Cx, host: &str, idle: usize) {
+    if let Ok(session) = connect(cx, host).await {
+        let _ = session.slot.ready(cx, idle).await;
+    }
+}
+
 /// Quotes a word for a POSIX shell: always safe, also for empty words, quotes and newlines.
 #[must_use]
 pub fn quote(word: &str) -> String {

@@ -153,8 +153,31 @@ impl Slot {
         Ok(())
     }
 
+    /// Sees that so many connections carry nothing now. What would ask a person is not made ahead.
+    pub(super) async fn ready(&self, cx: &Cx, idle: usize) -> Result<()> {
+        let mut quiet = self.target.clone();
+        let mut hop = Some(&mut quiet);
+        while let Some(t) = hop {
+            t.options.batch_mode = true;
+            hop = t.jump.as_deref_mut();
+        }
+        loop {
+            let mut conns = self.conns.lock().await;
+            conns.retain(|c| !c.is_closed());
+            let free = conns.iter().filter(|c| c.in_use.load(Ordering::Acquire) == 0).count();
+            if free >= idle || conns.len() >= MAX_CONNECTIONS / 2 {
+                return Ok(());
+            }
+            conns.push(self.connect_to(cx, &quiet).await?);
+        }
+    }
+
     async fn connect(&self, cx: &Cx) -> Result<Arc<Conn>> {
-        let conn = connect(cx, &self.target).await?;
+        self.connect_to(cx, &self.target).await
+    }
+
+    async fn connect_to(&self, cx: &Cx, target: &Target) -> Result<Arc<Conn>> {
+        let conn = connect(cx, target).await?;
         if conn.alone {
             self.one_at_a_time();
         }
