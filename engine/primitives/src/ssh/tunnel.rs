@@ -41,7 +41,7 @@ impl Relays {
     }
 }
 
-/// What was found out: hosts and kinds of places that only the relay reaches; hosts without perl.
+/// What was found out: hosts and kinds of places that only the relay reaches; hosts with and without perl.
 #[derive(Default)]
 struct Known(Mutex<BTreeSet<(String, &'static str)>>);
 
@@ -110,14 +110,15 @@ async fn relay(cx: &Cx, session: &Session, host: &str, to: &Place, user: Option<
         Place::Tcp(name, port) => format!("{} tcp {} {port}", quote(become_user), quote(name)),
     };
     let known = cx.shared.get::<Known>();
-    let no_perl = (format!("{}/{host}", cx.env.name), "no perl");
+    let (no_perl, perl) = ((format!("{}/{host}", cx.env.name), "no perl"), (format!("{}/{host}", cx.env.name), "perl"));
     let may_perl = *cx.shared.get::<Relays>().0.read() == Relay::Any && !known.0.lock().contains(&no_perl);
     if may_perl {
-        let script = format!(
-            "command -v perl >/dev/null 2>&1 && perl -MSocket -MErrno -e 1 >/dev/null 2>&1 || {{ echo none; exit 0; }}\nexec perl -e {} {words}",
-            quote(PERL)
-        );
+        // Looked at once a host: in a switch it would be as long as the relay's own start.
+        let look = "command -v perl >/dev/null 2>&1 && perl -MSocket -MErrno -e 1 >/dev/null 2>&1 || { echo none; exit 0; }\n";
+        let look = if known.0.lock().contains(&perl) { "" } else { look };
+        let script = format!("{look}exec perl -e {} {words}", quote(PERL));
         if let Some(stream) = begin(cx, session, as_user(script), to, user).await? {
+            known.0.lock().insert(perl);
             return Ok(stream);
         }
         known.0.lock().insert(no_perl);
