@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::alike;
 use super::carried::digest;
 use super::chunks;
-use super::client::{Conn, Dialled, Texts, col};
+use super::client::{Conn, Texts, col};
 use super::cluster::Cluster;
 use super::data::{admin, database_ident};
 use super::kept;
@@ -19,7 +19,7 @@ use super::slots::drop_slot;
 use super::sql::{ident, lit};
 use super::state::{Lsn, Mark, Node, Promoted, Replica, set};
 use super::status::seconds;
-use super::switch::{hand_over, not_promoted, writable};
+use super::switch::{Way, hand_over, not_promoted, writable};
 use crate::db::driver::{Caught, Db, ReplicationError, Status, Switched};
 use crate::ssh::quote;
 
@@ -209,7 +209,7 @@ pub(super) async fn promote(
     (source, s): (&Db, &Conn),
     (fence_id, until): (&str, Lsn),
     (standing, mark): (&Mark, &Replica),
-    way: Dialled,
+    way: Way,
 ) -> Result<Switched> {
     let refuse = |code: Code, why: String, hint: &str| Err(Error::new(code, why).hint(hint).host(&db.host));
     match Box::pin(caught_up(cx, db, conn, mark, source, until)).await? {

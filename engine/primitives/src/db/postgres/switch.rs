@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::client::{Conn, Dialled, For, connect, dial};
@@ -83,20 +84,17 @@ fn half_open(node: &Node, fence: &Fence) -> bool {
 /// A crash before 5 leaves everything closed; doing it all again is safe. After 5 the mark says that it was done.
 pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Result<Switched> {
     unless_stopped(cx, db, async {
-        let confirmed = async {
-            let ((s, s_node), (conn, node)) = futures::try_join!(admin(cx, source), admin(cx, db))?;
-            let known = node.replica.as_ref().map_or(node.system.as_str(), |m| m.system.as_str());
-            let by_this = opened(&node, fence) && node.promoted.as_ref().is_some_and(|p| p.logical);
-            if known != system(fence) && !by_this {
-                return Err(Error::new(Code::DB_COPY, format!("\"{}\" is no standby of \"{}\"", db.name, source.name))
-                    .hint("make it one with replicate_from first")
-                    .host(&db.host));
-            }
-            let mark = Box::pin(confirm(cx, source, &s, &s_node, fence)).await?;
-            Ok((s, conn, node, mark))
-        };
         // The way for the last look, by a new session, is opened meanwhile: nobody takes writes until it is over.
-        let ((s, conn, node, mark), way) = futures::try_join!(confirmed, dial(cx, db, For::Script))?;
+        let way = Way::open(cx, db);
+        let ((s, s_node), (conn, node)) = futures::try_join!(admin(cx, source), admin(cx, db))?;
+        let known = node.replica.as_ref().map_or(node.system.as_str(), |m| m.system.as_str());
+        let by_this = opened(&node, fence) && node.promoted.as_ref().is_some_and(|p| p.logical);
+        if known != system(fence) && !by_this {
+            return Err(Error::new(Code::DB_COPY, format!("\"{}\" is no standby of \"{}\"", db.name, source.name))
+                .hint("make it one with replicate_from first")
+                .host(&db.host));
+        }
+        let mark = Box::pin(confirm(cx, source, &s, &s_node, fence)).await?;
         if let Some(other) = mark.handed_to.as_ref().filter(|to| **to != db.name) {
             return Err(Error::new(Code::DB_NOT_FENCED, format!("\"{}\" has already handed over to \"{other}\"", source.name))
                 .hint("demote that one first")
@@ -215,12 +213,32 @@ pub(super) async fn end_recovery(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
         .host(&db.host))
 }
 
+/// A way to a server that is opened while other work goes on.
+pub(super) struct Way(JoinSet<Result<Dialled>>);
+
+impl Way {
+    fn open(cx: &Cx, db: &Db) -> Way {
+        let (cx, db) = (cx.clone(), db.clone());
+        let mut work = JoinSet::new();
+        work.spawn(async move { dial(&cx, &db, For::Script).await });
+        Way(work)
+    }
+
+    /// Logs in on it, or on another when it could not be opened or is no good any more.
+    async fn login(mut self, cx: &Cx, db: &Db) -> Result<Conn> {
+        if let Some(Ok(Ok(way))) = self.0.join_next().await {
+            match way.login(cx, db).await {
+                Err(e) if e.code == Code::DB_CONNECT => {}
+                conn => return conn,
+            }
+        }
+        connect(cx, db, For::Script).await
+    }
+}
+
 /// Sees that a new session may write.
-pub(super) async fn writable(cx: &Cx, db: &Db, way: Dialled) -> Result<()> {
-    let conn = match way.login(cx, db).await {
-        Err(e) if e.code == Code::DB_CONNECT => connect(cx, db, For::Script).await?,
-        conn => conn?,
-    };
+pub(super) async fn writable(cx: &Cx, db: &Db, way: Way) -> Result<()> {
+    let conn = way.login(cx, db).await?;
     let mode = conn.text("SELECT current_setting('transaction_read_only')").await?.unwrap_or_default();
     if mode == "on" {
         return Err(Error::new(Code::DB_COPY, format!("\"{}\" is promoted, and new sessions are read-only by default", db.name))
