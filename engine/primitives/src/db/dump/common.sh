@@ -20,9 +20,11 @@ fail() {
   say "$*"
   exit 1
 }
-# Fails with what is in the file $1 and the words.
+# Fails after a program, with what is in the file $1 and the words.
 fail_with() {
+  s=$?
   cat "$1" >&2
+  [ "$s" -le 128 ] || say "a program was killed from outside ($((s - 128)))"
   shift
   fail "$*"
 }
