@@ -64,6 +64,20 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
     .await
 }
 
+/// Ends a statement of this database's sessions that an earlier try has left at work: what it makes would come into being after this
+/// has looked.
+async fn end_left(cx: &Cx, conn: &Conn, begins: &str) -> Result<()> {
+    let sql = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+         AND starts_with(query, {}) AND state = 'active'",
+        lit(begins)
+    );
+    while !conn.texts(&sql).await?.is_empty() {
+        cx.sleep(Duration::from_millis(50)).await?;
+    }
+    Ok(())
+}
+
 /// Finds or makes the database, closed and marked.
 async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Plan, replace: bool) -> Result<(bool, Replica)> {
     let refuse = |code: Code, why: String, hint: &str| Err(Error::new(code, why).hint(hint).host(&db.host));
@@ -92,6 +106,8 @@ async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Pla
         loaded: false,
     };
     let name = settings::database(db)?;
+    let create = format!("CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS true CONNECTION LIMIT 0", ident(name));
+    end_left(cx, &s, &create).await?;
     if s.text(&format!("SELECT oid FROM pg_database WHERE datname = {}", lit(name))).await?.is_some() {
         let (conn, there) = admin(cx, db).await?;
         match there.replica {
@@ -122,8 +138,7 @@ async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Pla
         s.run(&format!("DROP DATABASE {} WITH (FORCE)", ident(name))).await?;
     }
     carried::roles(cx, p, &s).await?;
-    s.run(&format!("CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS true CONNECTION LIMIT 0 {}", ident(name), plan.database))
-        .await?;
+    s.run(&format!("{create} {}", plan.database)).await?;
     s.run(&set(&ident(name), "replica", &mark)?).await?;
     Ok((true, mark))
 }
@@ -161,11 +176,7 @@ async fn subscribe(
     if p.text(&format!("SELECT pubname FROM pg_publication WHERE pubname = {}", lit(name))).await?.is_none() {
         p.run(&format!("CREATE PUBLICATION {quoted} FOR ALL TABLES")).await?;
     }
-    // One that an earlier try has left in the making would come into being after this has looked.
-    let making = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'CREATE SUBSCRIPTION%' AND state = 'active'";
-    while !conn.texts(making).await?.is_empty() {
-        cx.sleep(Duration::from_millis(50)).await?;
-    }
+    end_left(cx, conn, "CREATE SUBSCRIPTION").await?;
     let info = format!("{} dbname={}", conninfo(r, &cluster.data()?, name), conn_value(settings::database(primary)?));
     if let Some(enabled) = conn.text(&format!("SELECT subenabled::text FROM pg_subscription WHERE subname = {}", lit(name))).await? {
         let there = p.text(&format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = {}", lit(name))).await?;
