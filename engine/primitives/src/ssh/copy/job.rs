@@ -13,7 +13,9 @@ use super::diff::{Diff, compare};
 use super::direct::{Attempt, Direction};
 use super::manifest::{Entry, list, shown};
 use super::verify::Paths;
-use super::{Job, Tool, Via, blocks, clean, direct, relay, remove, tools, verify};
+use super::{Job, Tool, Via, blocks, clean, direct, failure, relay, remove, tools, verify};
+use crate::ssh::files::dashed;
+use crate::ssh::{Exec, quote};
 
 /// How often a source that changes is looked at again.
 const ROUNDS: usize = 5;
@@ -32,6 +34,8 @@ struct Done {
     sent: u64,
     deleted: u64,
     way: Option<(Via, Tool)>,
+    /// Files that changed meanwhile and are left so.
+    changing: Vec<String>,
 }
 
 /// How the files of one round went over.
@@ -96,12 +100,14 @@ impl Job<'_> {
         let mut lost = 0;
         let mut round = 0;
         let mut left = u64::MAX;
+        let mut equal = 0;
         while round < ROUNDS {
             let mut diff = compare(self, &forced).await?;
             if round == 0 && diff.left_out > 0 && lost == 0 {
                 self.cx.message(format!("{} sockets, pipes or devices in {} are left out", diff.left_out, self.source));
             }
             forced.extend(self.by_content(&mut diff).await?);
+            equal = diff.equal;
             if diff.is_nothing() {
                 return Ok(self.outcome(&done, diff.equal));
             }
@@ -152,7 +158,15 @@ impl Job<'_> {
                 return Ok(self.outcome(&done, diff.equal));
             }
             forced = verdict.differ;
+            if self.o.accept_changing {
+                break;
+            }
             round += 1;
+        }
+        if self.o.accept_changing {
+            self.unfinished(&forced).await?;
+            done.changing = forced.iter().map(|p| shown(p)).collect();
+            return Ok(self.outcome(&done, equal));
         }
         let named: Vec<String> = forced.iter().take(5).map(|p| shown(p)).collect();
         let named = if named.is_empty() {
@@ -168,6 +182,17 @@ impl Job<'_> {
         .retryable(true)
         .hint("stop what writes there, or leave the files that change out with exclude")
         .detail("paths", forced.iter().map(|p| shown(p)).collect::<Vec<_>>().join("\n")))
+    }
+
+    /// Marks files on the target as not the source's: the next copy takes them again, whatever their size and time happen to be there.
+    async fn unfinished(&self, files: &Paths) -> Result<()> {
+        let stdin: Vec<u8> = files.iter().flat_map(|p| [b"./", &**p, b"\0"].concat()).collect();
+        let script = format!("cd -- {} || exit 96\nxargs -0 -r touch -c -t 197001010000", quote(&dashed(self.target)));
+        let done = self.to.exec(self.cx, Exec { sudo: self.o.sudo, stdin: Some(stdin), ..Exec::new(script) }).await?;
+        if done.status == 0 {
+            return Ok(());
+        }
+        Err(failure::transfer(&self.sides(), failure::Side::To, &String::from_utf8_lossy(&done.stderr), done.status))
     }
 
     /// With `checksum`: moves the files that look equal and are not to those that are to be copied.
@@ -332,6 +357,7 @@ impl Job<'_> {
                 ("equal", int(equal)),
                 ("via", via.into()),
                 ("tool", tool.into()),
+                ("changing", Value::List(done.changing.iter().map(|p| p.as_str().into()).collect())),
             ],
         );
         if !done.changed {
@@ -342,12 +368,16 @@ impl Job<'_> {
             Some((Via::Controller, tool)) => format!(" by {} through the controller", tool.name()),
             None => String::new(),
         };
-        Outcome::changed(result).note(format!(
+        let mut note = format!(
             "{} copied ({}, {} sent{way}), {} deleted, {equal} equal",
             done.files,
             show_bytes(done.bytes),
             show_bytes(done.sent),
             done.deleted
-        ))
+        );
+        if !done.changing.is_empty() {
+            note.push_str(&format!(", {} changed meanwhile", done.changing.len()));
+        }
+        Outcome::changed(result).note(note)
     }
 }

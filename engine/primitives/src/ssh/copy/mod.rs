@@ -24,7 +24,7 @@ mod tools;
 mod verify;
 mod xattrs;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -46,7 +46,12 @@ pub(super) fn register(r: &mut Registry) {
             .field("deleted", Ty::Int, "What was deleted because the source does not have it.")
             .field("equal", Ty::Int, "What was equal already.")
             .field("via", Ty::Str, "`direct` from host to host, or through the `controller`; empty when there was nothing to do.")
-            .field("tool", Ty::Str, "`rsync` or `tar`; empty when there was nothing to do."),
+            .field("tool", Ty::Str, "`rsync` or `tar`; empty when there was nothing to do.")
+            .field(
+                "changing",
+                Ty::List(Box::new(Ty::Str)),
+                "With `accept_changing`: the files that changed meanwhile, and are to be copied again.",
+            ),
     );
     r.add_type(
         TypeSpec::new("FileDiff", "What a copy of files would do.")
@@ -109,6 +114,7 @@ struct Options {
     bandwidth: Option<u64>,
     sizes_only: bool,
     any_room: bool,
+    accept_changing: bool,
     from_address: Option<String>,
     to_address: Option<String>,
 }
@@ -149,6 +155,7 @@ impl Options {
                 Some("size") => true,
                 Some(_) => return bad("verify", "\"checksum\", \"size\""),
             },
+            accept_changing: call.opt_bool("accept_changing"),
             any_room: call.opt("check_space").and_then(Value::as_bool) == Some(false),
             from_address: call.opt_str("from_address").map(str::to_string),
             to_address: call.opt_str("to_address").map(str::to_string),
@@ -202,6 +209,33 @@ fn common(spec: Spec) -> Spec {
         .option("xattrs", Ty::Bool, "Compare extended attributes and ACLs too, so that a change of them alone is seen; needs `getfattr` on both hosts.")
 }
 
+/// Whether to copy, or to tell what a copy would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CopyKind {
+    Copy,
+    Diff,
+}
+
+/// `Host.copy_from` or `Host.diff_from`, for other families that copy folders from host to host: each side is a host's inventory name and
+/// a folder there.
+///
+/// # Errors
+/// Those of the primitives.
+pub(crate) async fn copy_folder(
+    cx: &Cx,
+    kind: CopyKind,
+    from: (&str, &str),
+    to: (&str, &str),
+    options: BTreeMap<String, Value>,
+) -> Result<Outcome> {
+    let host = |name: &str| Record::handle("Host", name, BTreeMap::new());
+    let call = Call { receiver: Some(host(to.0)), args: vec![host(from.0).into(), from.1.into(), to.1.into()], options };
+    match kind {
+        CopyKind::Copy => CopyFrom::default().act(cx, &call).await,
+        CopyKind::Diff => DiffFrom::default().act(cx, &call).await,
+    }
+}
+
 /// `Host.copy_from`.
 struct CopyFrom {
     spec: Spec,
@@ -216,7 +250,7 @@ impl Default for CopyFrom {
             "Makes a folder equal to one on another host: copies what differs and compares SHA-256 sums afterwards. There is nothing to do \
              when both are equal.\n\nFiles are taken as equal when size, permissions, owner and time of change are. Kept are permissions, times, links, \
              further names of one file (hard links), holes, extended attributes and ACLs, and owners when the login on the target is root. Sockets, \
-             pipes and devices are left out, and counted. What the source changes meanwhile is copied again, up to five times.\n\n\
+             pipes and devices are left out, and counted. What the source changes meanwhile is copied again, up to five times, or left for the next copy with `accept_changing`.\n\n\
              Large copies go straight from host to host, by `tar`, with a key made for this copy, which can do nothing else, ends after 15 minutes, \
              and is removed afterwards. Of large files that have changed only what differs is sent: in blocks where both hosts have Python, and by \
              `rsync` where both have that and blocks do not suit (most of a file differs, or many files of a middle size). Where no host can log in to \
@@ -241,6 +275,12 @@ impl Default for CopyFrom {
                 "verify",
                 Ty::Str,
                 "`\"checksum\"`: compare SHA-256 sums of what was copied (the default); `\"size\"`: list both sides again instead.",
+            )
+            .option(
+                "accept_changing",
+                Ty::Bool,
+                "Whether files may change while they are copied, as in a first pass ahead of the window: those are named in `changing`, bear the \
+                 first day of 1970 on the target so that the next copy takes them again, and are no error. False by default.",
             )
             .option("check_space", Ty::Bool, "`false`: begin even when the target seems to have no room.")
             .option(
