@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod disk;
 mod dns;
+mod docker;
 mod docs;
 mod http;
 mod lab;

@@ -2,7 +2,7 @@
 //!
 //! Numbers are for ever: a code that is no longer raised keeps its line and its page.
 //! 00xx engine and journal, 01xx project and inventory, 02xx scripts, 03xx SSH and commands, 04xx files,
-//! 05xx databases, 06xx DNS, 07xx backup, 08xx HTTP, TCP and proxies, 09xx the embedded lab.
+//! 05xx databases, 06xx DNS, 07xx backup, 08xx HTTP, TCP and proxies, 09xx the embedded lab, 10xx Docker.
 
 use std::fmt;
 
@@ -155,6 +155,14 @@ codes! {
     LAB = 900, Failed, "The embedded lab failed";
     LAB_DOWN = 901, Usage, "The embedded lab is not up";
     ORDERS_LOST = 902, Failed, "The demo lost orders";
+
+    DOCKER = 1000, Failed, "A Docker Engine refused or failed";
+    DOCKER_CONNECT = 1001, Unreachable, "A Docker Engine cannot be reached";
+    DOCKER_MISSING = 1002, Failed, "A Docker Engine has no such thing";
+    DOCKER_CONFLICT = 1003, Failed, "Something on a Docker Engine is in the way";
+    DOCKER_HEALTH = 1004, Failed, "A container is not well";
+    DOCKER_COPY = 1005, Failed, "A copy between Docker Engines failed";
+    DOCKER_COMPOSE = 1006, Failed, "Compose failed";
 }
 
 impl Code {

@@ -5,6 +5,7 @@ use runbook_core::primitive::Registry;
 pub mod backup;
 pub mod db;
 pub mod dns;
+pub mod docker;
 pub mod http;
 pub mod proxy;
 #[cfg(test)]
@@ -16,8 +17,10 @@ pub mod ssh;
 pub fn helper_main(args: &[String]) -> i32 {
     let words = args.strip_prefix(&["__helper".to_string()]).unwrap_or(args);
     let (name, rest) = words.split_first().map_or(("", words), |(name, rest)| (name.as_str(), rest));
-    if name == "sqlite" {
-        return db::sqlite::serve();
+    match name {
+        "sqlite" => return db::sqlite::serve(),
+        "image" => return docker::serve(rest),
+        _ => {}
     }
     ssh::helper::serve(name, rest).unwrap_or_else(|| {
         eprintln!("runbook __helper: there is no helper {name:?}");
@@ -33,6 +36,7 @@ pub fn registry() -> Registry {
     db::register(&mut r);
     dns::register(&mut r);
     backup::register(&mut r);
+    docker::register(&mut r);
     http::register(&mut r);
     proxy::register(&mut r);
     r

@@ -8,6 +8,8 @@ pub mod bind;
 #[allow(dead_code)]
 pub mod containers;
 pub mod desk;
+#[allow(dead_code)]
+pub mod docker;
 pub mod dumps;
 pub mod lab;
 #[allow(dead_code)]

@@ -33,6 +33,8 @@ pub enum Section {
     Backups,
     /// Reverse proxies and load balancers.
     Proxies,
+    /// Docker Engines.
+    Engines,
 }
 
 impl Section {
@@ -45,6 +47,7 @@ impl Section {
             Section::Zones => "zones",
             Section::Backups => "backups",
             Section::Proxies => "proxies",
+            Section::Engines => "engines",
         }
     }
 
@@ -57,11 +60,13 @@ impl Section {
             Section::Zones => "zone",
             Section::Backups => "backup",
             Section::Proxies => "proxy",
+            Section::Engines => "docker",
         }
     }
 
     /// Every section.
-    pub const ALL: [Section; 5] = [Section::Hosts, Section::Databases, Section::Zones, Section::Backups, Section::Proxies];
+    pub const ALL: [Section; 6] =
+        [Section::Hosts, Section::Databases, Section::Zones, Section::Backups, Section::Proxies, Section::Engines];
 }
 
 /// One named thing of an environment.

@@ -402,6 +402,30 @@ pub const KINDS: &[Kind] = &[
             field("reload", Command, Optional, "The command that makes the proxy read its files again, if it needs one."),
         ],
     },
+    Kind {
+        section: Section::Engines,
+        kind: "docker",
+        doc: "A Docker Engine: of a host, over its SSH connection, or one that this machine reaches by itself.",
+        fields: &[
+            field("host", Host, Optional, "The host whose engine it is."),
+            field("socket", Text, Optional, "The engine's unix socket on that host; `/var/run/docker.sock` when not given."),
+            field("sudo", Flag, Optional, "`true`: the socket is opened, and files of volumes are read and written, as root, by `sudo`."),
+            field(
+                "url",
+                Text,
+                Optional,
+                "Instead of a host: `unix:///PATH` of this machine, or `tcp://NAME:PORT`, which wants TLS unless it is this machine.",
+            ),
+            field(
+                "tls_ca",
+                Text,
+                Optional,
+                "For `tcp:`: the authority that signed the engine's certificate (PEM), relative to the project.",
+            ),
+            field("tls_cert", Text, Optional, "For `tcp:`: the certificate that this program shows (PEM)."),
+            field("tls_key", Text, Optional, "For `tcp:`: the key of that certificate (PEM)."),
+        ],
+    },
 ];
 
 /// The kinds of a section.

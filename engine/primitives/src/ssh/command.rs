@@ -1,5 +1,7 @@
 //! `run`, `try_run`, `read` and `converge`: commands on a host.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Reconciled, Registry, StreamKind};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
@@ -37,6 +39,19 @@ pub(super) fn register(r: &mut Registry) {
     for kind in [Kind::Run, Kind::TryRun, Kind::Read, Kind::Converge] {
         r.add(Command::new(kind));
     }
+}
+
+/// `Host.run`, for other families that have a host do something exactly once.
+pub(crate) fn run_once() -> Arc<dyn Primitive> {
+    Arc::new(Command::new(Kind::Run))
+}
+
+/// What a finished command means for a script: its output as a value, or its failure. `shown` is the command, for messages.
+///
+/// # Errors
+/// `RB0310` when its status is not 0.
+pub(crate) fn outcome_of(cx: &Cx, host: &str, shown: &str, done: &Done) -> Result<Outcome> {
+    Command::new(Kind::Run).finish(cx, host, shown, done)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -32,6 +32,9 @@ use runbook_core::Result;
 use runbook_core::primitive::{Cx, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub(crate) use command::{outcome_of, run_once};
+pub(crate) use copy::{CopyKind, copy_folder};
+pub(crate) use exec::Collector;
 pub use exec::spill::Kept;
 pub use stream::{NotOpened, Place, Stream};
 pub use supervisor::{Left, left_by, reconcile_supervised, supervised};

@@ -11,7 +11,7 @@ pub(in crate::ssh) const KEEP: usize = 4 << 20;
 pub(in crate::ssh) const RECORD: usize = 256 << 10;
 
 /// Strikes secrets from one stream, passes it on live and keeps its beginning, or all of it in a file.
-pub(in crate::ssh) struct Collector {
+pub(crate) struct Collector {
     cx: Cx,
     kind: StreamKind,
     live: bool,
@@ -25,12 +25,12 @@ pub(in crate::ssh) struct Collector {
 
 impl Collector {
     /// With `whole`, what is beyond the beginning is not lost.
-    pub(in crate::ssh) fn new(cx: &Cx, kind: StreamKind, live: bool, whole: bool) -> Self {
+    pub(crate) fn new(cx: &Cx, kind: StreamKind, live: bool, whole: bool) -> Self {
         let limit = if whole { RECORD } else { KEEP };
         Collector { cx: cx.clone(), kind, live, stream: cx.redactor.stream(), kept: Vec::new(), limit, cut: 0, whole, spill: None }
     }
 
-    pub(in crate::ssh) fn push(&mut self, piece: &[u8]) {
+    pub(crate) fn push(&mut self, piece: &[u8]) {
         if !piece.is_empty() {
             let clean = self.stream.push(piece);
             self.keep(&clean);
@@ -57,7 +57,7 @@ impl Collector {
     }
 
     /// What is kept in memory, and the file that holds all.
-    pub(in crate::ssh) fn finish(mut self) -> (Vec<u8>, Option<Kept>) {
+    pub(crate) fn finish(mut self) -> (Vec<u8>, Option<Kept>) {
         let rest = self.stream.finish();
         self.keep(&rest);
         let kept = self.spill.map(Spill::finish);

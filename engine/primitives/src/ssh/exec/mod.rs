@@ -19,7 +19,8 @@ use runbook_core::primitive::{Cx, StreamKind};
 use runbook_core::{Code, Error, Result};
 use russh::Sig;
 
-pub(super) use collector::{Collector, KEEP};
+pub(crate) use collector::Collector;
+pub(super) use collector::KEEP;
 pub(super) use drive::{End, Ending, Said, drive, feed, next};
 pub(super) use gate::{Gate, partial, rfind};
 pub(super) use wire::{check, exports, marker};

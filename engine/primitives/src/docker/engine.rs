@@ -1,0 +1,172 @@
+//! A Docker Engine of the inventory, and what it answers.
+
+use std::collections::BTreeMap;
+
+use bollard::errors::Error as Fault;
+use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
+use parking_lot::Mutex;
+use runbook_core::inventory::{Environment, Resource, Section};
+use runbook_core::primitive::Cx;
+use runbook_core::spec::Call;
+use runbook_core::{Code, Error, Result};
+
+use super::transport::{At, client};
+use crate::ssh::Place;
+
+const SOCKET: &str = "/var/run/docker.sock";
+
+/// An engine, connected to.
+pub(super) struct Engine {
+    /// Its name in the inventory.
+    pub name: String,
+    /// The host whose engine it is, when it is reached over one.
+    pub host: Option<String>,
+    /// Whether its host's root is needed to reach it.
+    pub sudo: bool,
+    /// Its socket on that host.
+    pub socket: String,
+    /// Its API.
+    pub api: Docker,
+    cx: Cx,
+}
+
+/// The version of the API that each engine speaks with this program.
+#[derive(Default)]
+struct Versions(Mutex<BTreeMap<String, ClientVersion>>);
+
+/// Where the inventory says that an engine is.
+fn at(cx: &Cx, r: &Resource) -> Result<At> {
+    let wrong = |why: &str| {
+        Err(Error::new(Code::INVENTORY_MISSING, format!("the Docker Engine \"{}\" {why}", r.name))
+            .hint("give it host = \"…\" for the engine of a host, or url = \"unix:///…\" or \"tcp://name:2376\" for one that this machine reaches"))
+    };
+    match (r.str("host"), r.str("url")) {
+        (Some(_), Some(_)) => wrong("has both a host and a url"),
+        (Some(host), None) => {
+            let place = Place::Unix(r.str("socket").unwrap_or(SOCKET).to_string());
+            Ok(At::Host(host.to_string(), place, r.flag("sudo").then(|| "root".to_string())))
+        }
+        (None, Some(url)) => super::url::parse(cx, r, url),
+        (None, None) => wrong("has neither a host nor a url"),
+    }
+}
+
+impl Engine {
+    /// The engine of that name.
+    ///
+    /// # Errors
+    /// `RB0106` when the inventory has none, `RB0114` for what its section lacks, `RB1001` when it does not answer; those of SSH.
+    pub async fn of(cx: &Cx, name: &str) -> Result<Engine> {
+        let r = cx.env.resource(Section::Engines, name)?;
+        if r.kind != "docker" {
+            return Err(Error::new(Code::INVENTORY_TYPE, format!("the engine \"{name}\" has the unknown kind \"{}\"", r.kind))
+                .hint("there is: docker"));
+        }
+        let at = at(cx, r)?;
+        let mut engine = Engine {
+            name: name.to_string(),
+            host: r.str("host").map(str::to_string),
+            sudo: r.flag("sudo"),
+            socket: r.str("socket").unwrap_or(SOCKET).to_string(),
+            api: client(cx, &at, API_DEFAULT_VERSION).map_err(|e| Error::internal(e.to_string()))?,
+            cx: cx.clone(),
+        };
+        let known = cx.shared.get::<Versions>();
+        let key = format!("{}/{name}", cx.env.name);
+        let version = known.0.lock().get(&key).copied();
+        let version = match version {
+            Some(v) => v,
+            None => {
+                let api = engine.ask("asking for its version", engine.api.clone().negotiate_version()).await?;
+                let v = api.client_version();
+                known.0.lock().insert(key, v);
+                v
+            }
+        };
+        engine.api = client(cx, &at, &version).map_err(|e| Error::internal(e.to_string()))?;
+        Ok(engine)
+    }
+
+    /// The engine that a method was called on, directly or on something of its.
+    ///
+    /// # Errors
+    /// As [`Engine::of`].
+    pub async fn on(cx: &Cx, call: &Call) -> Result<Engine> {
+        let name = call.receiver.as_ref().map_or("", |r| match r.str("engine") {
+            "" => r.name.as_deref().unwrap_or(""),
+            engine => engine,
+        });
+        Engine::of(cx, name).await
+    }
+
+    /// Waits for an answer, or for the operator to stop. `what` is being done, for the message of a failure.
+    ///
+    /// # Errors
+    /// As [`Engine::fault`].
+    pub async fn ask<T>(&self, what: &str, answer: impl Future<Output = std::result::Result<T, Fault>>) -> Result<T> {
+        tokio::select! {
+            a = answer => a.map_err(|e| self.fault(what, e)),
+            () = self.cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while {what}")).host(self.at())),
+        }
+    }
+
+    /// As [`Engine::ask`]; `None` when there is no such thing.
+    ///
+    /// # Errors
+    /// As [`Engine::fault`].
+    pub async fn find<T>(&self, what: &str, answer: impl Future<Output = std::result::Result<T, Fault>>) -> Result<Option<T>> {
+        match self.ask(what, answer).await {
+            Ok(found) => Ok(Some(found)),
+            Err(e) if e.code == Code::DOCKER_MISSING => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What an error names: the host, or the engine where there is none.
+    pub fn at(&self) -> &str {
+        self.host.as_deref().unwrap_or(&self.name)
+    }
+
+    /// What went wrong, as an error of ours: `RB1002` when there is no such thing, `RB1003` when something is in the way, `RB1000` for
+    /// what else the engine refuses, `RB0305` or `RB1001` when the connection was lost, those of SSH when there was none.
+    pub fn fault(&self, what: &str, fault: Fault) -> Error {
+        let error = |code, why: &str| Error::new(code, format!("{what}: {}", one_line(why))).host(self.at());
+        match fault {
+            Fault::DockerResponseServerError { status_code: 404, message } => error(Code::DOCKER_MISSING, &message),
+            Fault::DockerResponseServerError { status_code: 409, message } => error(Code::DOCKER_CONFLICT, &message),
+            Fault::DockerResponseServerError { status_code, message } => {
+                error(Code::DOCKER, &message).detail("status", status_code).retryable(status_code == 503)
+            }
+            Fault::DockerStreamError { error: why } | Fault::DockerContainerWaitError { error: why, .. } => error(Code::DOCKER, &why),
+            Fault::IOError { err } => match err.downcast::<Error>() {
+                Ok(ours) => ours,
+                Err(err) => self.lost(what, &err),
+            },
+            Fault::HyperResponseError { err } => self.lost(what, &err),
+            Fault::RequestTimeoutError => error(Code::DOCKER_CONNECT, "the engine does not answer").retryable(true),
+            other => error(Code::DOCKER, &other.to_string()),
+        }
+    }
+
+    fn lost(&self, what: &str, e: &dyn std::error::Error) -> Error {
+        let mut why = e.to_string();
+        let mut cause = e.source();
+        while let Some(c) = cause {
+            // An error of the stream below the protocol says more than "connection error".
+            why = format!("{why}: {c}");
+            cause = c.source();
+        }
+        let code = if self.host.is_some() { Code::SSH_LOST } else { Code::DOCKER_CONNECT };
+        Error::new(code, format!("the connection to the Docker Engine was lost while {what}: {why}")).host(self.at()).retryable(true)
+    }
+}
+
+/// An engine's message without its line ends.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The host of an engine, as the inventory says; empty where it is reached without one.
+pub(super) fn host_of(env: &Environment, engine: &str) -> Result<String> {
+    Ok(env.resource(Section::Engines, engine)?.str("host").unwrap_or_default().to_string())
+}

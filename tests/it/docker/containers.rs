@@ -1,0 +1,143 @@
+//! What there is, and containers: started, stopped, waited for, looked into, commanded.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_tells_what_it_is_and_has() {
+    let Some(p) = Pair::start() else { return };
+    p.a.base();
+    p.a.docker(&["run", "-d", "--name", "web", "--label", "part=front", "-v", "data:/data", "base:1"]);
+    let info = p.does("old", "docker", "info", vec![]).await;
+    assert_eq!(info.str("version"), p.a.docker(&["version", "-f", "{{.Server.Version}}"]));
+    assert_eq!((info.get("running"), info.get("images"), info.get("swarm")), (&Value::Int(1), &Value::Int(1), &Value::Bool(false)));
+    let names = |v: Value, field: &str| -> Vec<String> {
+        v.as_list().unwrap().iter().map(|r| r.as_record().unwrap().get(field).to_string()).collect()
+    };
+    let list = async |what, args| p.call("old", "docker", what, args).await.unwrap().value;
+    assert_eq!(names(list("containers", vec![]).await, "name"), ["\"web\""]);
+    let other = options(&[("label", "part=back".into())]);
+    assert_eq!(names(list("containers", vec![other]).await, "name"), Vec::<String>::new());
+    assert_eq!(names(list("images", vec![]).await, "tags"), [r#"["base:1"]"#]);
+    assert_eq!(names(list("volumes", vec![]).await, "name"), ["\"data\""]);
+    assert_eq!(names(list("networks", vec![]).await, "name"), ["\"bridge\"", "\"host\"", "\"none\""]);
+
+    let c = p.does("old", "container web", "inspect", vec![]).await;
+    assert_eq!((c.str("name"), c.str("image"), c.str("state")), ("web", "base:1", "running"));
+    assert_eq!(c.get("volumes"), &super::list(&["data"]));
+    assert!(matches!(c.get("started"), Value::Time(_)));
+    let e = p.fails("old", "container shop", "inspect", vec![]).await;
+    assert_eq!((e.code, e.host.as_deref()), (Code::DOCKER_MISSING, Some("old")), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_are_started_stopped_and_removed_only_when_there_is_something_to_do() {
+    let Some(p) = Pair::start() else { return };
+    p.a.base();
+    p.a.docker(&["create", "--name", "web", "--init", "base:1"]);
+    for (method, args, changes) in [
+        ("start", vec![], [true, false]),
+        ("stop", vec![options(&[("timeout", "1s".into())])], [true, false]),
+        ("start", vec![], [true, false]),
+        ("restart", vec![], [true, true]),
+    ] {
+        for wanted in changes {
+            assert_eq!(p.changes("old", "container web", method, args.clone()).await, wanted, "{method}");
+        }
+    }
+    let e = p.fails("old", "container web", "remove", vec![]).await;
+    assert!(e.code == Code::DOCKER_CONFLICT && e.hint.as_deref().unwrap().contains("force"), "{e}");
+    let force = || vec![options(&[("force", true.into())])];
+    assert!(p.changes("old", "container web", "remove", force()).await);
+    assert!(!p.changes("old", "container web", "remove", force()).await);
+    assert_eq!(p.a.docker(&["ps", "-aq"]), "");
+
+    for (network, made) in [(vec![options(&[("subnet", "172.30.9.0/24".into())])], [true, false])] {
+        for wanted in made {
+            assert_eq!(p.changes("old", "network shop", "create", network.clone()).await, wanted);
+        }
+    }
+    let e = p.fails("old", "network shop", "create", vec![options(&[("subnet", "172.30.10.0/24".into())])]).await;
+    assert!(e.code == Code::DOCKER_CONFLICT && e.message.contains("172.30.9.0/24"), "{e}");
+    assert!(p.changes("old", "network shop", "remove", vec![]).await);
+    assert!(!p.changes("old", "network shop", "remove", vec![]).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_waited_for_and_one_that_is_not_well_is_said_with_its_last_words() {
+    let Some(p) = Pair::start() else { return };
+    p.a.base();
+    let wait = |within: &str| vec![options(&[("within", within.into())])];
+    p.a.docker(&["run", "-d", "--init", "--name", "plain", "base:1"]);
+    assert_eq!(p.does("old", "container plain", "wait_healthy", wait("20s")).await.str("state"), "running");
+    let run = |name: &str, health: &str, command: &str| {
+        let retries = if matches!(name, "late" | "slow") { "--health-retries=100" } else { "--health-retries=3" };
+        let health = format!("--health-cmd={health}");
+        p.a.docker(&["run", "-d", "--init", "--name", name, "--health-interval=200ms", retries, &health, "base:1", "sh", "-c", command]);
+    };
+    run("late", "cat /tmp/ready", "sleep 1; touch /tmp/ready; sleep 1000");
+    assert_eq!(p.does("old", "container late", "wait_healthy", wait("20s")).await.str("health"), "healthy");
+    run("ill", "echo no database; false", "echo begun; sleep 1000");
+    let e = p.fails("old", "container ill", "wait_healthy", wait("20s")).await;
+    assert!(e.code == Code::DOCKER_HEALTH && e.message.contains("unhealthy: no database"), "{e}");
+    assert_eq!(e.details["output"].trim(), "begun");
+    run("dead", "true", "echo cannot read the configuration; exit 3");
+    let e = p.fails("old", "container dead", "wait_healthy", wait("20s")).await;
+    assert!(e.message.contains("does not run: it ended with status 3"), "{e}");
+    assert!(e.details["output"].contains("cannot read the configuration"));
+    p.a.docker(&["run", "-d", "--name", "loop", "--restart=always", "base:1", "false"]);
+    let e = p.fails("old", "container loop", "wait_healthy", wait("30s")).await;
+    assert!(e.message.contains("ends again and again") || e.message.contains("does not run"), "{e}");
+    run("slow", "false", "sleep 1000");
+    let e = p.fails("old", "container slow", "wait_healthy", wait("300ms")).await;
+    assert!(e.message.contains("is not healthy after 300ms: starting"), "{e}");
+    let logs = p.call("old", "container dead", "logs", vec![]).await.unwrap().value;
+    assert_eq!(logs.as_str(), Some("cannot read the configuration\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_in_a_container_runs_once_and_its_secrets_do_not_show() {
+    let Some(p) = Pair::start() else { return };
+    p.a.base();
+    p.a.docker(&["run", "-d", "--init", "--name", "web", "base:1"]);
+    let env = Value::Map(BTreeMap::from([("WORD".to_string(), Value::from("it's two words"))]));
+    let args =
+        vec!["echo \"$WORD\" >>/tmp/said; cat; id -u".into(), options(&[("env", env), ("stdin", "in\n".into()), ("user", "7".into())])];
+    p.a.docker(&["exec", "web", "sh", "-c", "touch /tmp/said; busybox chmod 666 /tmp/said"]);
+    let out = p.does("old", "container web", "exec", args.clone()).await;
+    assert_eq!(out.str("stdout"), "in\n7\n");
+    // Asked again for the same action: it is known to be done.
+    let (exec, call) = p.bind("old", "container web", "exec", args);
+    let Reconciled::Done(found) = exec.reconcile(&p.cx("r1-a"), &call).await.unwrap() else { panic!("it is known") };
+    assert_eq!(found.value.as_record().unwrap().str("stdout"), "in\n7\n");
+    assert_eq!(p.a.docker(&["exec", "web", "cat", "/tmp/said"]), "it's two words");
+    let (exec, call) = p.bind("old", "container web", "exec", vec![list(&["false"])]);
+    let e = exec.act(&p.cx("r1-b"), &call).await.unwrap_err();
+    assert_eq!(e.code, Code::COMMAND_FAILED, "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_not_there_or_may_not_be_asked_is_named() {
+    let Some(mut p) = Pair::start() else { return };
+    let at = |p: &mut Pair, key: &str, value: &str| {
+        let r = p.env.resources.get_mut(&Section::Engines).unwrap().get_mut("old").unwrap();
+        if key == "url" {
+            r.settings.clear();
+        }
+        r.settings.insert(key.into(), value.into());
+    };
+    at(&mut p, "socket", "/nonexistent/docker.sock");
+    let e = p.fails("old", "docker", "info", vec![]).await;
+    assert!(e.code == Code::SSH_SOCKET && e.message.contains("/nonexistent/docker.sock is not there"), "{e}");
+    at(&mut p, "url", "unix:///nonexistent.sock");
+    let e = p.fails("old", "docker", "info", vec![]).await;
+    assert!(e.code == Code::DOCKER_CONNECT && e.message.contains("/nonexistent.sock cannot be reached"), "{e}");
+    let own = format!("unix://{}", p.a.socket().display());
+    at(&mut p, "url", &own);
+    assert_ne!(p.does("old", "docker", "info", vec![]).await.str("version"), "");
+    for (url, why) in [("tcp://192.0.2.1:2375", "without TLS"), ("ssh://old", "no kind"), ("unix://x", "absolute"), ("tcp://x", "no port")]
+    {
+        at(&mut p, "url", url);
+        let e = p.fails("old", "docker", "info", vec![]).await;
+        assert!(e.message.contains(why), "{url}: {e}");
+    }
+}
