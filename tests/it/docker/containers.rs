@@ -1,6 +1,7 @@
 //! What there is, and containers: started, stopped, waited for, looked into, commanded.
 
 use super::*;
+use crate::support::tls::{Ca, Certificate};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_tells_what_it_is_and_has() {
@@ -140,4 +141,33 @@ async fn an_engine_that_is_not_there_or_may_not_be_asked_is_named() {
         let e = p.fails("old", "docker", "info", vec![]).await;
         assert!(e.message.contains(why), "{url}: {e}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_at_a_port_is_asked_with_certificates_and_by_nobody_without() {
+    let (Some(mut p), Some(ca), Some(other)) = (Pair::start(), Ca::new("docker"), Ca::new("another")) else { return };
+    let srv = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+    let Some(engine) = Engine::start_with_tls(srv.path(), port, &ca) else { return };
+    let (cert, key) = ca.certificate(&Certificate::default());
+    for (name, text) in [("ca.pem", ca.pem()), ("other.pem", other.pem()), ("cert.pem", cert), ("key.pem", key)] {
+        p.world.files.lock().insert(name.into(), text.into_bytes());
+    }
+    let mut with = |settings: &[(&str, &str)]| {
+        let r = p.env.resources.get_mut(&Section::Engines).unwrap().get_mut("old").unwrap();
+        r.settings = settings.iter().map(|(k, v)| ((*k).to_string(), Value::from(*v))).collect();
+        cx(&p.world, p.env.clone(), "r1-a")
+    };
+    let url = format!("tcp://127.0.0.1:{port}");
+    let all = [("url", url.as_str()), ("tls_ca", "ca.pem"), ("tls_cert", "cert.pem"), ("tls_key", "key.pem")];
+    let info = runbook_primitives::registry().primitives[&(Some("Docker"), "info")].clone();
+    let call = info.spec().bind(Some(Record::handle("Docker", "old", BTreeMap::new())), vec![]).unwrap();
+    let said = info.act(&with(&all), &call).await.unwrap().value.as_record().unwrap().clone();
+    assert_eq!(said.str("version"), engine.docker(&["version", "-f", "{{.Server.Version}}"]));
+    let e = info.act(&with(&[all[0], ("tls_ca", "other.pem"), all[2], all[3]]), &call).await.unwrap_err();
+    assert!(e.code == Code::DOCKER_CONNECT && e.message.contains("certificate"), "{e}");
+    let e = info.act(&with(&all[..2]), &call).await.unwrap_err();
+    assert!(e.code == Code::DOCKER_CONNECT && e.message.to_lowercase().contains("certificate"), "{e}");
+    let e = info.act(&with(&[all[0], all[1], ("tls_cert", "key.pem"), all[3]]), &call).await.unwrap_err();
+    assert!(e.code == Code::INVENTORY_TYPE && e.message.contains("tls_cert") && e.message.contains("no certificate"), "{e}");
 }

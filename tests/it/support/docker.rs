@@ -22,8 +22,23 @@ impl Engine {
         Engine::start_with(srv, "")
     }
 
-    /// Starts one with further words for its command line.
-    pub fn start_with(srv: &Path, words: &str) -> Option<Engine> {
+    /// Starts one that listens at a port of this machine as well, for clients with a certificate of this authority. It has no network for containers.
+    pub fn start_with_tls(srv: &Path, port: u16, ca: &super::tls::Ca) -> Option<Engine> {
+        let (cert, key) = ca.certificate(&super::tls::Certificate::default());
+        let pem = |name: &str, text: &str| {
+            let path = srv.join(name);
+            std::fs::write(&path, text).expect("a file");
+            path.display().to_string()
+        };
+        let (cert, key, ca) = (pem("server.pem", &cert), pem("server.key", &key), ca.file().display().to_string());
+        Engine::start_with(
+            srv,
+            &format!("-H tcp://127.0.0.1:{port} --bridge=none --tlsverify --tlscacert={ca} --tlscert={cert} --tlskey={key}"),
+        )
+    }
+
+    /// Starts one with further words for its command line; in this machine's own network when it listens at a port.
+    fn start_with(srv: &Path, words: &str) -> Option<Engine> {
         if !super::have("dockerd") || !super::have("unshare") {
             return None;
         }
@@ -31,7 +46,9 @@ impl Engine {
         let cgroup = dir.path().file_name().expect("a name").to_string_lossy().into_owned();
         let log = std::fs::File::create(dir.path().join("log")).expect("a log");
         let child = Command::new("unshare")
-            .args(["--fork", "--pid", "--mount", "--net", "--ipc", "--mount-proc", "--kill-child", "sh", "-c", CAPSULE, "sh"])
+            .args(["--fork", "--pid", "--mount", "--ipc", "--mount-proc", "--kill-child"])
+            .args((!words.contains("tcp://")).then_some("--net"))
+            .args(["sh", "-c", CAPSULE, "sh"])
             .arg(dir.path())
             .args([&cgroup, words])
             .arg(srv)

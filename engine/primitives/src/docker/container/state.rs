@@ -221,6 +221,9 @@ pub(in crate::docker) async fn wait_well(
     let first = look(engine, name).await?;
     let (end, restarts) = (Instant::now() + within, first.restart_count);
     let shown = first.name.as_deref().unwrap_or(name).trim_start_matches('/').to_string();
+    // The engine's clock stamps the starts.
+    let now = engine.ask("asking for the engine's time", engine.api.info()).await?.system_time;
+    let ahead = now.and_then(|t| t.parse::<jiff::Timestamp>().ok()).map_or_else(Default::default, |t| t.duration_since(cx.clock.now()));
     let ill = async |why: String| {
         let last = logs::last_lines(engine, name, 20).await.unwrap_or_default();
         let e = Error::new(Code::DOCKER_HEALTH, format!("the container {shown} on \"{}\" {why}", engine.name)).host(engine.at());
@@ -232,8 +235,7 @@ pub(in crate::docker) async fn wait_well(
         if c.restart_count > restarts {
             return ill("ends again and again".into()).await;
         }
-        // By the engine's clock, which stamped the start, as far as it can be told: both are taken to agree within the wait.
-        match fares(&c, cx.clock.now()) {
+        match fares(&c, cx.clock.now() + ahead) {
             Fares::Well => return Ok(c),
             Fares::Ended if may_end => return Ok(c),
             Fares::Ended => return ill("does not run: it ended with status 0".into()).await,
