@@ -1,8 +1,10 @@
 //! End-to-end tests of the area `dns`: here against BIND, the other providers in the folder.
 
+mod answers;
 mod cloudflare;
 mod desk;
 mod moves;
+mod on_host;
 mod route53;
 
 use std::collections::BTreeMap;
@@ -336,7 +338,7 @@ async fn everybody_who_is_asked_must_answer_the_new_value() {
         "{e}"
     );
     let out = lab.act("wait_answer", wait("20s", &[&primary.address()])).await.unwrap();
-    assert_eq!(out.note.as_deref(), Some("3 name servers and resolvers answer it"));
+    assert_eq!(out.note.as_deref(), Some("3 name servers and resolvers answer it over UDP and TCP; DNSSEC: unsigned"));
 
     // Lowering a TTL ends only when the lagging server follows: the old TTL runs from then on.
     let began = Instant::now();

@@ -15,6 +15,7 @@ pub struct Bind {
     /// Its port on 127.0.0.1, UDP and TCP.
     pub port: u16,
     child: Option<Child>,
+    resolver: bool,
 }
 
 fn free_port() -> u16 {
@@ -47,21 +48,26 @@ impl Bind {
     }
 
     fn start(zones: impl FnOnce(&Bind) -> String) -> Option<Bind> {
+        Bind::start_as(false, zones)
+    }
+
+    fn start_as(resolver: bool, zones: impl FnOnce(&Bind) -> String) -> Option<Bind> {
         if !super::have("named") || !super::have("dig") {
             return None;
         }
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut b = Bind { dir, port: free_port(), child: None };
+        let mut b = Bind { dir, port: free_port(), child: None, resolver };
         let zones = zones(&b);
         let mut conf = String::new();
         let _ = write!(
             conf,
             "options {{ directory \"{dir}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file none; \
-             session-keyfile none; recursion no; dnssec-validation no; notify no; check-names primary ignore; allow-transfer {{ any; }}; \
+             session-keyfile none; recursion {recursion}; dnssec-validation {recursion}; notify no; check-names primary ignore; allow-transfer {{ any; }}; \
              tcp-clients 50; }};\ncontrols {{ }};\n\
              key \"runbook\" {{ algorithm hmac-sha256; secret \"{SECRET}\"; }};\n{zones}",
             dir = b.dir.path().display(),
-            port = b.port
+            port = b.port,
+            recursion = if resolver { "yes" } else { "no" }
         );
         std::fs::write(b.path("named.conf"), conf).expect("named.conf");
         b.up();
@@ -82,7 +88,12 @@ impl Bind {
             .expect("named starts");
         self.child = Some(child);
         let began = Instant::now();
-        while !self.dig(&["example.test", "SOA"]).contains("admin.example.test") {
+        // A resolver is up when it answers at all: what it answers is for the test.
+        let answers = |b: &Bind| {
+            let out = b.dig(&["example.test", "SOA"]);
+            out.contains("admin.example.test") || (b.resolver && !out.contains(";;"))
+        };
+        while !answers(self) {
             assert!(began.elapsed() < Duration::from_secs(20), "named does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -129,8 +140,51 @@ impl Bind {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn path(&self, file: &str) -> PathBuf {
+    /// A file of its folder.
+    pub fn path(&self, file: &str) -> PathBuf {
         self.dir.path().join(file)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a server that is up").id()
+    }
+
+    /// A primary of the zone `example.test`, signed with a key of its own; the record of the key's public half.
+    pub fn signed(records: &str) -> Option<(Bind, String)> {
+        if !super::have("dnssec-signzone") {
+            return None;
+        }
+        let mut key = String::new();
+        let b = Bind::start(|b| {
+            let head = "$TTL 3600\n@ SOA ns1 admin 1 2 1 3600 5\n@ NS ns1\nns1 A 127.0.0.99\n";
+            std::fs::write(b.path("example.db"), format!("{head}{records}\n")).expect("a zone");
+            let run = |program: &str, args: &[&str]| {
+                let out = Command::new(program).args(args).current_dir(b.dir.path()).output().expect("the tool starts");
+                assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+                String::from_utf8_lossy(&out.stdout).trim().to_string()
+            };
+            let name = run("dnssec-keygen", &["-a", "ECDSAP256SHA256", "-f", "KSK", "-n", "ZONE", "example.test"]);
+            run("dnssec-signzone", &["-S", "-z", "-o", "example.test", "example.db"]);
+            let text = std::fs::read_to_string(b.path(&format!("{name}.key"))).expect("the key");
+            key = text.lines().find(|l| l.contains("DNSKEY")).expect("a record").split("DNSKEY ").nth(1).expect("data").to_string();
+            "zone \"example.test\" { type primary; file \"example.db.signed\"; };\n".to_string()
+        })?;
+        Some((b, key))
+    }
+
+    /// A resolver that asks `of` for `example.test` and checks its signatures by `key`, the data of a DNSKEY record.
+    pub fn resolver(of: &Bind, key: &str) -> Option<Bind> {
+        let mut fields = key.splitn(4, ' ');
+        let mut next = || fields.next().expect("a field").to_string();
+        let (flags, protocol, algorithm, public) = (next(), next(), next(), next());
+        let port = of.port;
+        Bind::start_as(true, |_| {
+            format!(
+                "zone \"example.test\" {{ type forward; forward only; forwarders {{ 127.0.0.1 port {port}; }}; }};\n\
+                 trust-anchors {{ example.test. static-key {flags} {protocol} {algorithm} \"{public}\"; }};\n"
+            )
+        })
     }
 }
 

@@ -11,6 +11,7 @@ pub mod desk;
 #[allow(dead_code)]
 pub mod docker;
 pub mod dumps;
+pub mod knot;
 pub mod lab;
 #[allow(dead_code)]
 pub mod mariadb;

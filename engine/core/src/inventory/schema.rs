@@ -352,6 +352,37 @@ pub const KINDS: &[Kind] = &[
         ],
     },
     Kind {
+        section: Section::Zones,
+        kind: "zone-file",
+        doc: "A DNS zone in a file on a host: changed in place with its serial number raised, checked, put in place at once, reloaded.",
+        fields: &[
+            field("host", Host, Always, "The host that has the file: the primary name server."),
+            field("path", Text, Always, "The zone file, absolute or relative to the login folder."),
+            field(
+                "check",
+                Command,
+                Optional,
+                "The command that checks the new file, `$FILE`, before it is put in place; `named-checkzone ZONE \"$FILE\"` unless given, for Knot `kzonecheck -o ZONE \"$FILE\"`.",
+            ),
+            field(
+                "reload",
+                Command,
+                Optional,
+                "The command that makes the name server read the file again; `rndc reload ZONE` unless given, for Knot `knotc zone-reload ZONE`.",
+            ),
+            field("sudo", Flag, Optional, "`true`: the file is read and written, and the commands are run, as root, by `sudo`."),
+            field(
+                "server",
+                Text,
+                Optional,
+                "The name server, `address` or `address:port`: a change ends when it answers with the new serial number.",
+            ),
+            ZONE,
+            RESOLVERS,
+            NAMESERVERS,
+        ],
+    },
+    Kind {
         section: Section::Backups,
         kind: "archive",
         doc: "A folder on a host that takes plain compressed tar archives, each with a SHA-256 manifest.",

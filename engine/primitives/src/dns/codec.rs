@@ -234,7 +234,11 @@ pub fn to_wire(ty: RecordType, text: &str, origin: Option<&Name>) -> Result<Vec<
                 let n = word.parse::<u16>().ok().or_else(|| mnemonic(ty, word));
                 out.extend(n.ok_or_else(|| format!("{word:?} is not a number from 0 to 65535"))?.to_be_bytes());
             }
-            U32 => out.extend(word.parse::<u32>().map_err(|_| format!("{word:?} is not a number from 0 to 4294967295"))?.to_be_bytes()),
+            // The times of an SOA may have units (`3h`) in zone files.
+            U32 => {
+                let n = super::zone_file::ttl(word).ok_or_else(|| format!("{word:?} is not a number from 0 to 4294967295"))?;
+                out.extend(n.to_be_bytes());
+            }
             Ip4 => out.extend(word.parse::<Ipv4Addr>().map_err(|_| "not an IPv4 address")?.octets()),
             Ip6 => out.extend(word.parse::<Ipv6Addr>().map_err(|_| "not an IPv6 address")?.octets()),
             Host => name_wire(&name::from_file(word, origin)?.to_lowercase(), &mut out),

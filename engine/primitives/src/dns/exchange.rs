@@ -69,6 +69,18 @@ pub async fn exchange(cx: &Cx, server: SocketAddr, message: Message, key: Option
     }
 }
 
+/// As [`exchange`], by TCP alone and unsigned.
+///
+/// # Errors
+/// `RB0600` when there is no answer, `RB0021` when cancelled.
+pub async fn exchange_tcp(cx: &Cx, server: SocketAddr, message: Message) -> Result<Message> {
+    let attempt = Attempt::new(cx, server, &message, None)?;
+    tokio::select! {
+        r = attempt.tcp() => r,
+        () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while asking the name server {server}"))),
+    }
+}
+
 async fn exchange_inner(cx: &Cx, server: SocketAddr, mut message: Message, key: Option<&Key>) -> Result<Message> {
     if message.op_code == OpCode::Query {
         message.edns.get_or_insert_with(Edns::new).set_max_payload(UDP_SIZE).set_version(0);

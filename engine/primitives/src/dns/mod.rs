@@ -6,9 +6,9 @@
 //! - `codec.rs`, `svcb.rs`: record data between wire and text; `zone_file.rs`: whole zones as text
 //! - `ttl.rs`: the TTL rule as pure logic; `plan.rs`: what differs between two zones, and what is too dangerous to do
 //! - `exchange.rs`: one question on the wire, with TSIG; `transfer.rs`: a whole zone; `servers.rs`: asking servers and resolvers
-//! - `provider.rs`: the trait, the zone; `cloudflare.rs`, `powerdns.rs`, `rfc2136.rs`, `route53.rs` (with `aws.rs`): the providers;
+//! - `provider.rs`: the trait, the zone; `cloudflare.rs`, `on_host.rs`, `powerdns.rs`, `rfc2136.rs`, `route53.rs` (with `aws.rs`, `health.rs`): the providers;
 //!   `api.rs`: what those with an HTTP API share
-//! - `read.rs`, `lower_ttl.rs`, `point.rs`, `wait_answer.rs`, `whole.rs`, `routed.rs`: the primitives
+//! - `read.rs`, `lower_ttl.rs`, `point.rs`, `wait_answer.rs`, `answers.rs`, `whole.rs`, `routed.rs`: the primitives
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::units::show_duration;
 use runbook_core::{Code, Error, Record, Result, Value};
 
+mod answers;
 mod api;
 mod aws;
 mod cloudflare;
@@ -27,6 +28,7 @@ mod exchange;
 mod health;
 mod lower_ttl;
 mod name;
+mod on_host;
 mod plan;
 mod point;
 mod powerdns;
@@ -59,6 +61,7 @@ pub fn register(r: &mut Registry) {
             .field("routing", Ty::Any, "With a routing policy: the policy, as text."),
     );
     whole::types(r);
+    answers::types(r);
     r.add_pure(
         Spec::function("zone", Effect::Pure, "Gives the DNS zone of that name in the inventory.")
             .arg("name", Ty::Str, "Its name in `[environments.….zones]` of runbook.toml, which is the zone's name.")
@@ -75,6 +78,7 @@ pub fn register(r: &mut Registry) {
     r.add(lower_ttl::WaitTtl::default());
     r.add(point::Point::default());
     r.add(wait_answer::WaitAnswer::default());
+    r.add(answers::Answers::default());
     r.add(whole::Records::default());
     r.add(whole::ExportText::default());
     r.add(whole::ImportText::default());

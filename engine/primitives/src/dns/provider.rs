@@ -10,6 +10,7 @@ use runbook_core::{Code, Error, Result};
 use super::cloudflare::Cloudflare;
 use super::codec::type_name;
 use super::name;
+use super::on_host::OnHost;
 use super::plan::Allow;
 use super::powerdns::PowerDns;
 use super::record::RrSet;
@@ -288,8 +289,9 @@ fn provider(cx: &Cx, resource: &Resource, origin: &Name) -> Result<Box<dyn Provi
         "rfc2136" => Ok(Box::new(Rfc2136::new(cx, resource, origin.clone())?)),
         "cloudflare" => Ok(Box::new(Cloudflare::new(cx, resource, origin.clone())?)),
         "powerdns" => Ok(Box::new(PowerDns::new(cx, resource, origin.clone())?)),
+        "zone-file" => Ok(Box::new(OnHost::new(resource, origin.clone())?)),
         "route53" => Ok(Box::new(Route53::new(cx, resource, origin.clone())?)),
         other => Err(Error::new(Code::INVENTORY_TYPE, format!("the zone \"{}\" has the unknown kind \"{other}\"", resource.name))
-            .hint("there are: cloudflare, powerdns, rfc2136, route53")),
+            .hint("there are: cloudflare, powerdns, rfc2136, route53, zone-file")),
     }
 }

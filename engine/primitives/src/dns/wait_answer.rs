@@ -9,6 +9,7 @@ use runbook_core::primitive::{Cx, Outcome, Primitive};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result};
 
+use super::answers::by_tcp;
 use super::lower_ttl::in_seconds;
 use super::name;
 use super::provider::Zone;
@@ -26,7 +27,7 @@ impl Default for WaitAnswer {
                 "Zone",
                 "wait_answer",
                 Effect::Read,
-                "Waits until every authoritative name server and every named resolver answers exactly this value.\n\nThe name servers \
+                "Waits until every authoritative name server and every named resolver answers exactly this value, over UDP and TCP.\n\nThe state of DNSSEC is told with it. The name servers \
                  are `nameservers` of the zone in runbook.toml, else those of its NS records, and the primary. When time is up, the \
                  error names those that do not answer it, and what they answer instead.",
             )
@@ -100,20 +101,26 @@ impl Primitive for WaitAnswer {
                 said.iter().filter(|(_, s)| !matches!(s, Said::Set(Some(set)) if set.values == wanted.values)).collect();
             let (done, all) = ((servers.len() - behind.len()) as u64, servers.len() as u64);
             cx.progress(format!("servers that answer {}", wanted.shown().join(", ")), done, Some(all), "servers");
-            if behind.is_empty() {
+            // Once everybody answers it over UDP, it must be so over TCP too, which large answers and some networks need.
+            let (tcp, dnssec) = if behind.is_empty() { by_tcp(cx, &servers, &wanted).await? } else { (vec![], String::new()) };
+            if behind.is_empty() && tcp.is_empty() {
                 let what = if resolvers.is_empty() { "name servers" } else { "name servers and resolvers" };
-                return Ok(Outcome { note: Some(format!("{all} {what} answer it")), ..Outcome::default() });
+                return Ok(Outcome {
+                    note: Some(format!("{all} {what} answer it over UDP and TCP; DNSSEC: {dnssec}")),
+                    ..Outcome::default()
+                });
             }
             let left = within.saturating_sub(begun.elapsed());
             if left.is_zero() {
-                let list: Vec<String> = behind.iter().map(|(s, said)| format!("{} answers {}", s.shown, said.show())).collect();
+                let mut list: Vec<String> = behind.iter().map(|(s, said)| format!("{} answers {}", s.shown, said.show())).collect();
+                list.extend(tcp);
                 return Err(zone.named(
                     Error::new(
                         Code::DNS_WAIT,
                         format!(
                             "after {} {} of {all} servers do not answer {} for {} {ty}: {}",
                             in_seconds(within),
-                            behind.len(),
+                            list.len(),
                             wanted.shown().join(", "),
                             name::show(&name),
                             list.join("; ")

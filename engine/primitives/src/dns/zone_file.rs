@@ -7,6 +7,7 @@ use runbook_core::{Code, Error, Result};
 
 use super::codec::{to_text, to_wire, type_name, type_of};
 use super::name;
+use super::provider::Change;
 use super::record::RrSet;
 
 /// Writes record sets as a zone file: the SOA first, then by name from the zone's own downwards, then by type.
@@ -23,12 +24,22 @@ pub fn write(origin: &Name, sets: &[RrSet]) -> String {
     out
 }
 
-/// One entry: its words with their places in lines already joined.
+/// One entry, with its place in the text.
 struct Entry {
     line: usize,
     /// Whether it began with white space: it is of the same name as the one before.
     indented: bool,
     words: Vec<String>,
+    /// Where each word ends, in bytes.
+    ends: Vec<usize>,
+    /// From the first byte of its first line to behind the last one's line end.
+    span: std::ops::Range<usize>,
+}
+
+impl Entry {
+    fn at(line: usize, start: usize, indented: bool) -> Entry {
+        Entry { line, indented, words: vec![], ends: vec![], span: start..start }
+    }
 }
 
 fn bad(line: usize, why: impl std::fmt::Display) -> Error {
@@ -39,20 +50,26 @@ fn bad(line: usize, why: impl std::fmt::Display) -> Error {
 fn entries(text: &str) -> Result<Vec<Entry>> {
     let mut out = Vec::new();
     let (mut line, mut depth) = (1, 0usize);
-    let mut entry = Entry { line, indented: false, words: vec![] };
+    let mut entry = Entry::at(line, 0, false);
     let mut word = String::new();
     let mut fresh = true;
-    let mut chars = text.chars().peekable();
-    let end_word = |word: &mut String, entry: &mut Entry| {
-        if !word.is_empty() {
-            entry.words.push(std::mem::take(word));
-        }
-    };
-    while let Some(c) = chars.next() {
+    let mut rest = text.char_indices().peekable();
+    let mut here;
+    macro_rules! end_word {
+        () => {
+            if !word.is_empty() {
+                entry.words.push(std::mem::take(&mut word));
+                entry.ends.push(here);
+            }
+        };
+    }
+    while let Some((at, c)) = rest.next() {
+        here = at;
         if fresh {
-            entry = Entry { line, indented: c == ' ' || c == '\t', words: vec![] };
+            entry = Entry::at(line, at, c == ' ' || c == '\t');
             fresh = false;
         }
+        let mut chars = std::iter::from_fn(|| rest.next().map(|(_, c)| c));
         match c {
             '"' => {
                 // `alpn="h2,h3"` is one word; a text of its own begins with the quotes.
@@ -70,8 +87,9 @@ fn entries(text: &str) -> Result<Vec<Entry>> {
                     }
                 }
                 word.push('"');
+                here = rest.peek().map_or(text.len(), |(i, _)| *i);
                 if !glued {
-                    end_word(&mut word, &mut entry);
+                    end_word!();
                 }
             }
             '\\' => {
@@ -79,43 +97,46 @@ fn entries(text: &str) -> Result<Vec<Entry>> {
                 word.extend(chars.next());
             }
             ';' => {
-                end_word(&mut word, &mut entry);
-                while chars.next_if(|c| *c != '\n').is_some() {}
+                end_word!();
+                while rest.next_if(|(_, c)| *c != '\n').is_some() {}
             }
             '(' => {
-                end_word(&mut word, &mut entry);
+                end_word!();
                 depth += 1;
             }
             ')' => {
-                end_word(&mut word, &mut entry);
+                end_word!();
                 depth = depth.checked_sub(1).ok_or_else(|| bad(line, "a parenthesis is closed that was not opened"))?;
             }
             '\n' => {
-                end_word(&mut word, &mut entry);
+                end_word!();
                 line += 1;
                 if depth == 0 {
                     fresh = true;
+                    entry.span.end = at + 1;
                     if !entry.words.is_empty() {
-                        out.push(std::mem::replace(&mut entry, Entry { line, indented: false, words: vec![] }));
+                        out.push(std::mem::replace(&mut entry, Entry::at(line, at + 1, false)));
                     }
                 }
             }
-            c if c.is_whitespace() => end_word(&mut word, &mut entry),
+            c if c.is_whitespace() => end_word!(),
             c => word.push(c),
         }
     }
-    end_word(&mut word, &mut entry);
+    here = text.len();
+    end_word!();
     if depth > 0 {
         return Err(bad(entry.line, "a parenthesis is not closed"));
     }
     if !entry.words.is_empty() {
+        entry.span.end = text.len();
         out.push(entry);
     }
     Ok(out)
 }
 
 /// A TTL: seconds, or with units as BIND writes them (`1h30m`, `2W`).
-fn ttl(text: &str) -> Option<u32> {
+pub fn ttl(text: &str) -> Option<u32> {
     if let Ok(n) = text.parse::<u32>() {
         return Some(n);
     }
@@ -148,13 +169,23 @@ fn ttl(text: &str) -> Option<u32> {
 /// # Errors
 /// `RB0604` with the line: not a record, a name outside of the zone, TTLs that differ within a set, `$INCLUDE` and `$GENERATE`.
 pub fn read(zone: &Name, text: &str) -> Result<Vec<RrSet>> {
+    let entries = entries(text)?;
+    Ok(walk(zone, &entries)?.0)
+}
+
+/// The record sets, and of which each entry is (name, type); `None` for directives.
+type Walked = (Vec<RrSet>, Vec<Option<(Name, RecordType)>>);
+
+fn walk(zone: &Name, entries: &[Entry]) -> Result<Walked> {
+    let mut of = Vec::with_capacity(entries.len());
     let mut origin = zone.clone();
     let mut default_ttl: Option<u32> = None;
     let mut last_ttl: Option<u32> = None;
     let mut owner: Option<Name> = None;
     let mut found: Vec<RrSet> = Vec::new();
     let mut index = std::collections::HashMap::new();
-    for e in entries(text)? {
+    for e in entries {
+        of.push(None);
         let first = e.words.first().map_or("", String::as_str);
         let second = e.words.get(1).map_or("", String::as_str);
         match first.to_ascii_uppercase().as_str() {
@@ -207,6 +238,9 @@ pub fn read(zone: &Name, text: &str) -> Result<Vec<RrSet>> {
         let ttl = given.or(default_ttl).or(last_ttl).or(soa_minimum);
         let ttl = ttl.ok_or_else(|| bad(e.line, "there is no TTL").hint("begin the file with $TTL 3600"))?;
         last_ttl = Some(ttl);
+        if let Some(last) = of.last_mut() {
+            *last = Some((owner.clone(), ty));
+        }
         let at = *index.entry((owner.clone(), ty)).or_insert_with(|| {
             found.push(RrSet::new(owner, ty, ttl, vec![]));
             found.len() - 1
@@ -217,7 +251,109 @@ pub fn read(zone: &Name, text: &str) -> Result<Vec<RrSet>> {
         }
         set.values.push(value);
     }
-    Ok(found.into_iter().map(|s| RrSet::new(s.name, s.ty, s.ttl, s.values)).collect())
+    Ok((found.into_iter().map(|s| RrSet::new(s.name, s.ty, s.ttl, s.values)).collect(), of))
+}
+
+/// The next serial number: one more or, where it is written as a date (`2026112101`), at least that of today.
+pub fn next_serial(serial: u32, today: &str) -> u32 {
+    let next = match serial.wrapping_add(1) {
+        0 => 1,
+        n => n,
+    };
+    let dated = (1_990_010_100..2_200_000_000).contains(&serial)
+        && (1..=12).contains(&(serial / 10_000 % 100))
+        && (1..=31).contains(&(serial / 100 % 100));
+    match today.parse::<u32>() {
+        Ok(day) if dated => next.max(day * 100),
+        _ => next,
+    }
+}
+
+/// Changes record sets in the text of a zone file and raises its serial number. Everything else stays as people wrote it, comments too;
+/// where that cannot be done with certainty, the whole file is written anew. Gives the text and the new serial number.
+///
+/// # Errors
+/// As [`read`]; `RB0604` when there is no SOA.
+pub fn edit(zone: &Name, text: &str, changes: &[Change], today: &str) -> Result<(String, u32)> {
+    let entries = entries(text)?;
+    let (mut want, of) = walk(zone, &entries)?;
+    let soa = want.iter_mut().find(|s| s.ty == RecordType::SOA && s.name == *zone);
+    let soa = soa.ok_or_else(|| Error::new(Code::DNS_RECORD, format!("the zone file of {} has no SOA", name::show(zone))))?;
+    let mut fields: Vec<String> = soa.values.first().map_or(vec![], |v| v.split(' ').map(str::to_string).collect());
+    let old: u32 = fields.get(2).and_then(|f| f.parse().ok()).unwrap_or(0);
+    let serial = next_serial(old, today);
+    if let Some(f) = fields.get_mut(2) {
+        *f = serial.to_string();
+    }
+    soa.values = vec![fields.join(" ")];
+    for c in changes {
+        want.retain(|s| s.name != c.name || s.ty != c.ty);
+        want.extend(c.after.clone());
+    }
+    let sorted = |mut sets: Vec<RrSet>| {
+        sets.sort_by(|a, b| (&a.name, u16::from(a.ty)).cmp(&(&b.name, u16::from(b.ty))));
+        sets
+    };
+    let want = sorted(want);
+    let edited = in_place(text, &entries, &of, changes, old, serial);
+    let right = |t: &String| read(zone, t).is_ok_and(|sets| sorted(sets) == want);
+    Ok((edited.filter(right).unwrap_or_else(|| write(zone, &want)), serial))
+}
+
+fn in_place(text: &str, entries: &[Entry], of: &[Option<(Name, RecordType)>], changes: &[Change], old: u32, serial: u32) -> Option<String> {
+    let lines = |set: &RrSet| -> String {
+        set.values.iter().map(|v| format!("{}\t{}\tIN\t{}\t{v}\n", name::absolute(&set.name), set.ttl, type_name(set.ty))).collect()
+    };
+    let mut out = String::new();
+    let mut at = 0;
+    let mut written = vec![false; changes.len()];
+    // The owner that entries without a name of their own would lose.
+    let mut lost: Option<&Name> = None;
+    for (e, of) in entries.iter().zip(of) {
+        out.push_str(text.get(at..e.span.start)?);
+        at = e.span.end;
+        let whole = text.get(e.span.clone())?;
+        let Some((owner, ty)) = of else {
+            out.push_str(whole);
+            continue;
+        };
+        let change = changes.iter().position(|c| c.name == *owner && c.ty == *ty);
+        if let Some(i) = change {
+            if !std::mem::replace(written.get_mut(i)?, true) {
+                out.extend(changes.get(i).and_then(|c| c.after.as_ref()).map(&lines));
+            }
+            lost = Some(owner);
+            continue;
+        }
+        if *ty == RecordType::SOA {
+            // The server, the mailbox, then the serial number.
+            let i = e.words.iter().position(|w| w.eq_ignore_ascii_case("SOA"))? + 3;
+            let end = *e.ends.get(i)?;
+            let start = end.checked_sub(old.to_string().len())?;
+            if text.get(start..end)? != old.to_string() {
+                return None;
+            }
+            out.push_str(text.get(e.span.start..start)?);
+            out.push_str(&serial.to_string());
+            out.push_str(text.get(end..e.span.end)?);
+        } else {
+            if e.indented && lost.is_some() {
+                out.push_str(&name::absolute(owner));
+            }
+            out.push_str(whole);
+        }
+        lost = None;
+    }
+    out.push_str(text.get(at..)?);
+    if !out.ends_with('\n') {
+        out.push('\n');
+    }
+    for (c, done) in changes.iter().zip(written) {
+        if !done {
+            out.extend(c.after.as_ref().map(&lines));
+        }
+    }
+    Some(out)
 }
 
 #[cfg(test)]
@@ -232,7 +368,7 @@ mod tests {
     const FILE: &str = r#"
 $TTL 1h
 @   IN  SOA ns1 admin.example.test. ( 2024010101 ; serial
-            3h   ; not a number: see below
+            3h
 "#;
 
     #[test]
@@ -298,6 +434,38 @@ x       A   192.0.2.9
         ] {
             assert_eq!(read(&zone(), text).unwrap_err().message, why);
         }
+    }
+
+    #[test]
+    fn a_file_is_changed_where_it_must_and_stays_as_people_wrote_it() {
+        let text = "; our zone\n$TTL 1h\n@ IN SOA ns1 admin (\n   2024010101 ; serial\n   3h 1h 1w 2024010101 )\n  NS ns1\nns1 A 192.0.2.53 ; the server\n\
+                    shop A 192.0.2.1\n     A 192.0.2.9\n     AAAA 2001:db8::1 ; stays\nold CNAME shop";
+        let set = |n: &str, ty, v: &str| RrSet::new(name::owner(&zone(), n).unwrap(), ty, 60, vec![v.into()]);
+        let have = read(&zone(), text).unwrap();
+        let before = |n: &str, ty| have.iter().find(|s| s.name == name::owner(&zone(), n).unwrap() && s.ty == ty).cloned();
+        let changes = [
+            Change::to(before("shop", RecordType::A), set("shop", RecordType::A, "192.0.2.2")),
+            Change::delete(before("old", RecordType::CNAME).unwrap()),
+            Change::to(None, set("new", RecordType::A, "192.0.2.3")),
+        ];
+        let (made, serial) = edit(&zone(), text, &changes, "20261121").unwrap();
+        assert_eq!(serial, 2_026_112_100);
+        assert_eq!(
+            made,
+            "; our zone\n$TTL 1h\n@ IN SOA ns1 admin (\n   2026112100 ; serial\n   3h 1h 1w 2024010101 )\n  NS ns1\nns1 A 192.0.2.53 ; the server\n\
+             shop.example.test.\t60\tIN\tA\t192.0.2.2\nshop.example.test.     AAAA 2001:db8::1 ; stays\nnew.example.test.\t60\tIN\tA\t192.0.2.3\n"
+        );
+        // Without $TTL a new line would change the TTL of what follows it: the whole file is written anew.
+        let bare = "@ 300 SOA ns1 admin 7 2 3 4 5\n@ NS ns1\nns1 A 192.0.2.53\na A 192.0.2.1\nb A 192.0.2.2\n";
+        let have = read(&zone(), bare).unwrap();
+        let change = Change::to(have.iter().find(|s| s.label() == "a.example.test A").cloned(), set("a", RecordType::A, "192.0.2.7"));
+        let (made, serial) = edit(&zone(), bare, &[change], "20261121").unwrap();
+        assert!(serial == 8 && made.starts_with("$ORIGIN example.test.\nexample.test.\t300\tIN\tSOA\t"), "{made}");
+        assert!(made.contains("b.example.test.\t300\tIN\tA\t192.0.2.2\n"), "{made}");
+        assert_eq!(
+            (next_serial(u32::MAX, "20261121"), next_serial(2_026_112_107, "20261121"), next_serial(1_700_000_000, "x")),
+            (1, 2_026_112_108, 1_700_000_001)
+        );
     }
 
     #[test]
