@@ -17,7 +17,6 @@ use runbook_core::units::show_bytes;
 use runbook_core::{Code, Error, Record, Result, Value};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::layers::Layout;
 use super::{find, layers_of, look, tag};
 use crate::docker::engine::Engine;
 use crate::docker::things::name;
@@ -122,7 +121,7 @@ async fn layers_there(engine: &Engine, layers: &[String]) -> Result<usize> {
 /// An image on its way.
 struct Sending {
     stream: BoxStream<'static, std::io::Result<Bytes>>,
-    /// How much will come, about.
+    /// How much will come, about, when that is known.
     total: Option<u64>,
     /// How the sender ended: status and what it said.
     ended: Option<BoxFuture<'static, Result<(i32, String)>>>,
@@ -130,7 +129,7 @@ struct Sending {
 
 async fn send(cx: &Cx, from: &Engine, name: &str, image: &ImageInspect, there: usize) -> Result<Sending> {
     if there > 0
-        && let Some(some) = send_without(cx, from, name, there).await?
+        && let Some(some) = send_without(cx, from, name, image, there).await?
     {
         return Ok(some);
     }
@@ -139,7 +138,7 @@ async fn send(cx: &Cx, from: &Engine, name: &str, image: &ImageInspect, there: u
 }
 
 /// Sends an image without the lowest `there` layers, by the helper on its host; `None` where it cannot run.
-async fn send_without(cx: &Cx, from: &Engine, name: &str, there: usize) -> Result<Option<Sending>> {
+async fn send_without(cx: &Cx, from: &Engine, name: &str, image: &ImageInspect, there: usize) -> Result<Option<Sending>> {
     let Some(host) = from.host.as_deref() else { return Ok(None) };
     let session = connect(cx, host).await?;
     let at = match helper::put(cx, &session, host, from.sudo.then_some("root")).await {
@@ -150,18 +149,10 @@ async fn send_without(cx: &Cx, from: &Engine, name: &str, there: usize) -> Resul
         }
         Err(e) => return Err(e),
     };
-    let exec = |words: String| Exec { sudo: from.sudo, ..Exec::new(format!("exec {} __helper image {words}", quote(&at))) };
-    let of = format!("{} {}", quote(&from.socket), quote(name));
-    let done = session.exec_again(cx, exec(format!("layout {of}"))).await?;
-    if done.status != 0 {
-        return Err(unsent(from, name, done.status, &String::from_utf8_lossy(&done.stderr)));
-    }
-    let layout: Layout = serde_json::from_slice(&done.stdout)
-        .map_err(|e| Error::new(Code::DOCKER_COPY, format!("what the helper says of {name} is not understood: {e}")).host(host))?;
-    let without = layout.without(there);
-    let words: String = without.iter().map(|f| format!(" {}", quote(f))).collect();
-    let channel = session.open(cx, exec(format!("send {of}{words}"))).await?;
-    Ok(Some(Sending { stream: pieces(channel.stdout).boxed(), total: Some(layout.bytes(&without)), ended: Some(channel.done) }))
+    let hashes: String = layers_of(image).iter().map(|h| format!(" {}", quote(h))).collect();
+    let script = format!("exec {} __helper image send {} {} {there}{hashes}", quote(&at), quote(&from.socket), quote(name));
+    let channel = session.open(cx, Exec { sudo: from.sudo, ..Exec::new(script) }).await?;
+    Ok(Some(Sending { stream: pieces(channel.stdout).boxed(), total: None, ended: Some(channel.done) }))
 }
 
 fn unsent(from: &Engine, name: &str, status: i32, said: &str) -> Error {

@@ -1,131 +1,119 @@
 //! The helper beside an engine that sends an image without the layers that the other side has: `runbook __helper image …`.
 //!
-//! `docker save` writes all layers. Its archive has `manifest.json` last, which says in which file which layer lies; so it is read twice:
-//! once for that, then again without what is not wanted. What is left out never leaves the host. `docker load` looks for a layer's file
-//! only when it does not have the layer (`tarexport/load.go` of Docker Engine).
+//! `docker save` writes all layers, and says only at the end, in `manifest.json`, which file is which layer. Read twice, that would cost more than
+//! it saves. But the files bear names from which it can be told as they come:
+//!
+//! - From Docker 25 on, a layer's file is `blobs/sha256/` and its hash, as the image's configuration has it.
+//! - Before, it is `ID/layer.tar`, where ID is the hash of a few words about the layer with its chain of hashes (`CreateID` in
+//!   `image/v1/imagev1.go` of Docker Engine); the words stand in `ID/json` before it. When the same hash comes out here, it is that layer.
+//!
+//! A file of which nothing can be told is sent. `docker load` looks for a layer's file only when it does not have the layer
+//! (`image/tarexport/load.go`).
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
 
-use serde::{Deserialize, Serialize};
+use runbook_core::digest::sha256_hex;
+use serde_json::Value as Json;
 
-/// Where the layers of an image lie in its archive.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Layout {
-    /// The files of the layers, the lowest first.
-    pub layers: Vec<String>,
-    /// Files that are links to others.
-    pub links: BTreeMap<String, String>,
-    /// The sizes of the others.
-    pub sizes: BTreeMap<String, u64>,
+/// The layers of an image, by the hashes of their content, the lowest first, and how many of them the other side has.
+#[derive(Debug)]
+pub struct Layers {
+    diff_ids: Vec<String>,
+    /// The hash of each layer with all below it.
+    chain: Vec<String>,
+    have: usize,
 }
 
-#[derive(Deserialize)]
-struct Manifest {
-    #[serde(rename = "Layers")]
-    layers: Vec<String>,
-}
-
-impl Layout {
-    /// The files that need not be sent when the lowest `have` layers are there: none that another layer's file is a link to.
+impl Layers {
+    /// Of these hashes the other side has the first `have`.
     #[must_use]
-    pub fn without(&self, have: usize) -> Vec<String> {
-        let (there, wanted) = self.layers.split_at(have.min(self.layers.len()));
-        let real = |file: &String| self.links.get(file).cloned().unwrap_or_else(|| file.clone());
-        let wanted: Vec<String> = wanted.iter().flat_map(|f| [f.clone(), real(f)]).collect();
-        there.iter().filter(|f| !wanted.contains(f)).cloned().collect()
+    pub fn new(diff_ids: Vec<String>, have: usize) -> Layers {
+        let mut chain: Vec<String> = Vec::new();
+        for d in &diff_ids {
+            chain.push(match chain.last() {
+                None => d.clone(),
+                Some(below) => format!("sha256:{}", sha256_hex(format!("{below} {d}").as_bytes())),
+            });
+        }
+        Layers { diff_ids, chain, have }
     }
 
-    /// How many bytes of layers are sent then.
-    #[must_use]
-    pub fn bytes(&self, without: &[String]) -> u64 {
-        self.sizes.iter().filter(|(f, _)| !without.contains(f)).map(|(_, n)| n).sum()
+    /// Whether a layer need not be sent: it is there, and no layer that is not has the same content, and so perhaps no file of its own.
+    fn may_stay(&self, layer: usize) -> bool {
+        let (there, wanted) = self.diff_ids.split_at(self.have.min(self.diff_ids.len()));
+        there.get(layer).is_some_and(|d| !wanted.contains(d))
+    }
+
+    /// The layer whose words these are, as engines before Docker 25 write them: it must come out with the name that its folder has.
+    fn named(&self, folder: &str, words: &str) -> Option<usize> {
+        let words: Json = serde_json::from_str(words).ok()?;
+        let (config, created) = (words.get("container_config")?.to_string(), words.get("created")?.to_string());
+        let mut parent = String::new();
+        for (k, chain) in self.chain.iter().enumerate() {
+            let id = sha256_hex(format!(r#"{{"container_config":{config},"created":{created},"layer_id":"{chain}"{parent}}}"#).as_bytes());
+            if id == folder {
+                return Some(k);
+            }
+            parent = format!(r#","parent":"sha256:{id}""#);
+        }
+        None
+    }
+
+    /// Copies an archive of the image without the layers that need not be sent.
+    ///
+    /// # Errors
+    /// Those of reading and writing.
+    pub fn copy(&self, archive: impl Read, to: impl Write) -> io::Result<()> {
+        let mut to = tar::Builder::new(to);
+        let mut known: BTreeMap<String, usize> = BTreeMap::new();
+        let mut archive = tar::Archive::new(archive);
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let plain = entry.header().entry_type().is_file();
+            let layer = match path.split_once('/') {
+                Some((folder, "layer.tar")) => known.get(folder).copied(),
+                Some(("blobs", blob)) => {
+                    let hash = blob.strip_prefix("sha256/").map(|h| format!("sha256:{h}"));
+                    hash.and_then(|h| self.diff_ids.iter().position(|d| *d == h))
+                }
+                _ => None,
+            };
+            if plain && layer.is_some_and(|k| self.may_stay(k)) {
+                continue;
+            }
+            let mut header = entry.header().clone();
+            // A size beyond 8 GiB stands in an entry of its own before this one.
+            header.set_size(entry.size());
+            let name = entry.path()?.into_owned();
+            if let Some(link) = entry.link_name()?.map(std::borrow::Cow::into_owned) {
+                to.append_link(&mut header, name, link)?;
+            } else if let (Some((folder, "json")), true) = (path.split_once('/'), entry.size() < 1 << 20) {
+                let mut words = String::new();
+                entry.read_to_string(&mut words)?;
+                if let Some(k) = self.named(folder, &words) {
+                    known.insert(folder.to_string(), k);
+                }
+                to.append_data(&mut header, name, words.as_bytes())?;
+            } else {
+                to.append_data(&mut header, name, &mut entry)?;
+            }
+        }
+        to.into_inner()?.flush()
     }
 }
 
-/// A link's target, as a path from the top of the archive.
-fn target(of: &str, link: &str) -> String {
-    let mut parts: Vec<&str> = of.split('/').collect();
-    parts.pop();
-    for part in link.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            p => parts.push(p),
-        }
-    }
-    parts.join("/")
-}
-
-/// Reads an archive for its layout.
-///
-/// # Errors
-/// When it is no archive of one image.
-pub fn read(archive: impl Read) -> io::Result<Layout> {
-    let mut layout = Layout::default();
-    let mut manifest = None;
-    let mut archive = tar::Archive::new(archive);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let kind = entry.header().entry_type();
-        if path == "manifest.json" {
-            let mut text = String::new();
-            entry.by_ref().take(16 << 20).read_to_string(&mut text)?;
-            manifest = Some(text);
-        } else if let (true, Some(link)) = (kind.is_symlink() || kind.is_hard_link(), entry.link_name_bytes()) {
-            let link = String::from_utf8_lossy(&link).into_owned();
-            layout.links.insert(path.clone(), if kind.is_symlink() { target(&path, &link) } else { link });
-        } else if kind.is_file() {
-            layout.sizes.insert(path, entry.size());
-        }
-    }
-    let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let manifest = manifest.ok_or_else(|| bad("the archive has no manifest.json".into()))?;
-    let all: Vec<Manifest> = serde_json::from_str(&manifest).map_err(|e| bad(format!("manifest.json is not understood: {e}")))?;
-    let [one] = <[Manifest; 1]>::try_from(all).map_err(|all| bad(format!("it holds {} images", all.len())))?;
-    layout.layers = one.layers;
-    Ok(layout)
-}
-
-/// Copies an archive without some of its files.
-///
-/// # Errors
-/// Those of reading and writing.
-pub fn copy(archive: impl Read, to: impl Write, without: &[String]) -> io::Result<()> {
-    let mut to = tar::Builder::new(to);
-    let mut archive = tar::Archive::new(archive);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let path = entry.path_bytes().into_owned();
-        if without.iter().any(|w| w.as_bytes() == path.as_slice()) {
-            continue;
-        }
-        let mut header = entry.header().clone();
-        // A size beyond 8 GiB stands in an entry of its own before this one.
-        header.set_size(entry.size());
-        header.set_cksum();
-        let name = entry.path()?.into_owned();
-        match entry.link_name()?.map(std::borrow::Cow::into_owned) {
-            Some(link) => to.append_link(&mut header, name, link)?,
-            None => to.append_data(&mut header, name, &mut entry)?,
-        }
-    }
-    to.into_inner()?.flush()
-}
-
-/// Serves `runbook __helper image layout SOCKET NAME` and `… send SOCKET NAME FILE…`. Gives the exit status.
+/// Serves `runbook __helper image send SOCKET NAME HAVE HASH…`. Gives the exit status.
 pub(crate) fn serve(args: &[String]) -> i32 {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["layout", socket, name] => saved(socket, name, |archive| {
-            let layout = read(archive)?;
-            println!("{}", serde_json::to_string(&layout)?);
-            Ok(())
-        }),
-        ["send", socket, name, ..] => saved(socket, name, |archive| copy(archive, io::stdout().lock(), args.get(3..).unwrap_or_default())),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "layout or send, a socket and a name are wanted")),
+        ["send", socket, name, have, hashes @ ..] => match have.parse() {
+            Ok(have) => send(socket, name, &Layers::new(hashes.iter().map(ToString::to_string).collect(), have)),
+            Err(e) => Err(io::Error::new(io::ErrorKind::InvalidInput, e)),
+        },
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "send, a socket, a name and a number are wanted")),
     };
     match done {
         Ok(()) => 0,
@@ -136,8 +124,8 @@ pub(crate) fn serve(args: &[String]) -> i32 {
     }
 }
 
-/// Has `docker save` write an image, and reads what it writes.
-fn saved(socket: &str, name: &str, work: impl FnOnce(io::BufReader<std::process::ChildStdout>) -> io::Result<()>) -> io::Result<()> {
+/// Has `docker save` write an image, and sends what is wanted of it.
+fn send(socket: &str, name: &str, layers: &Layers) -> io::Result<()> {
     let mut child = Command::new("docker")
         .args(["-H", &format!("unix://{socket}"), "save", name])
         .stdin(Stdio::null())
@@ -145,80 +133,117 @@ fn saved(socket: &str, name: &str, work: impl FnOnce(io::BufReader<std::process:
         .spawn()
         .map_err(|e| io::Error::new(e.kind(), format!("docker cannot be run: {e}")))?;
     let out = child.stdout.take().ok_or_else(|| io::Error::other("docker has no output"))?;
-    let worked = work(io::BufReader::with_capacity(1 << 20, out));
+    let to = io::BufWriter::with_capacity(256 << 10, io::stdout().lock());
+    let copied = layers.copy(io::BufReader::with_capacity(1 << 20, out), to);
     let status = child.wait()?;
     // What docker said stands on standard error already, and is the cause of what could not be read.
-    if status.success() { worked } else { Err(io::Error::other(format!("docker save ended with {status}"))) }
+    if status.success() { copied } else { Err(io::Error::other(format!("docker save ended with {status}"))) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn archive() -> Vec<u8> {
+    const WORDS: &str = r#"{"id":"x","created":"1970-01-01T01:00:00+01:00","container_config":{"Hostname":"","Env":null}}"#;
+
+    fn hash(text: &str) -> String {
+        format!("sha256:{}", sha256_hex(text.as_bytes()))
+    }
+
+    /// The folders that an engine before Docker 25 makes for these layers.
+    fn folders(l: &Layers) -> Vec<String> {
+        let mut all: Vec<String> = vec![];
+        for chain in &l.chain {
+            let parent = all.last().map_or(String::new(), |p| format!(r#","parent":"sha256:{p}""#));
+            let text = format!(
+                r#"{{"container_config":{{"Hostname":"","Env":null}},"created":"1970-01-01T01:00:00+01:00","layer_id":"{chain}"{parent}}}"#
+            );
+            all.push(sha256_hex(text.as_bytes()));
+        }
+        all
+    }
+
+    fn archive(entries: &[(String, &str)]) -> Vec<u8> {
         let mut b = tar::Builder::new(Vec::new());
-        let mut add = |path: &str, data: &[u8], link: Option<&str>| {
+        for (path, data) in entries {
             let mut h = tar::Header::new_gnu();
             h.set_mode(0o644);
-            if let Some(link) = link {
-                h.set_entry_type(tar::EntryType::Symlink);
-                h.set_size(0);
-                b.append_link(&mut h, path, link).unwrap();
-            } else {
-                h.set_size(data.len() as u64);
-                b.append_data(&mut h, path, data).unwrap();
+            match data.strip_prefix("-> ") {
+                Some(link) => {
+                    h.set_entry_type(tar::EntryType::Symlink);
+                    h.set_size(0);
+                    b.append_link(&mut h, path, link).unwrap();
+                }
+                None => {
+                    h.set_size(data.len() as u64);
+                    b.append_data(&mut h, path, data.as_bytes()).unwrap();
+                }
             }
-        };
-        add("c/layer.tar", b"third", None);
-        add("a/layer.tar", b"first!", None);
-        add("d/layer.tar", b"", Some("../a/layer.tar"));
-        add("b/layer.tar", b"second..", None);
-        let manifest = r#"[{"Config":"x.json","RepoTags":["s:1"],"Layers":["a/layer.tar","b/layer.tar","c/layer.tar","d/layer.tar"]}]"#;
-        add("manifest.json", manifest.as_bytes(), None);
+        }
         b.into_inner().unwrap()
     }
 
-    #[test]
-    fn what_is_there_is_left_out_but_for_what_another_layer_is() {
-        let all = archive();
-        let layout = read(all.as_slice()).unwrap();
-        assert_eq!(layout.links.get("d/layer.tar").map(String::as_str), Some("a/layer.tar"));
-        assert_eq!(layout.without(0), Vec::<String>::new());
-        // The fourth is a link to the first.
-        assert_eq!(layout.without(2), ["b/layer.tar"]);
-        assert_eq!(layout.without(4), ["a/layer.tar", "b/layer.tar", "c/layer.tar", "d/layer.tar"]);
+    fn left(l: &Layers, archive: &[u8]) -> Vec<(String, String)> {
         let mut rest = Vec::new();
-        copy(all.as_slice(), &mut rest, &layout.without(2)).unwrap();
+        l.copy(archive, &mut rest).unwrap();
         let mut archive = tar::Archive::new(rest.as_slice());
-        let left: Vec<(String, String)> = archive
-            .entries()
-            .unwrap()
-            .map(|e| {
-                let mut e = e.unwrap();
-                let mut text = String::new();
-                e.read_to_string(&mut text).unwrap();
-                (e.path().unwrap().display().to_string(), text)
-            })
-            .collect();
-        let names: Vec<&str> = left.iter().map(|(n, _)| n.as_str()).collect();
-        assert_eq!(names, ["c/layer.tar", "a/layer.tar", "d/layer.tar", "manifest.json"]);
-        assert_eq!((left[0].1.as_str(), left[1].1.as_str()), ("third", "first!"));
-        assert_eq!(layout.bytes(&layout.without(2)), 5 + 6);
+        let read = |e: io::Result<tar::Entry<'_, &[u8]>>| {
+            let mut e = e.unwrap();
+            let mut text = String::new();
+            e.read_to_string(&mut text).unwrap();
+            (e.path().unwrap().display().to_string(), text)
+        };
+        archive.entries().unwrap().map(read).collect()
     }
 
     #[test]
-    fn what_is_no_image_is_an_error() {
-        assert!(read(&b""[..]).unwrap_err().to_string().contains("manifest.json"));
-        let mut b = tar::Builder::new(Vec::new());
-        let mut h = tar::Header::new_gnu();
-        h.set_size(2);
-        b.append_data(&mut h, "manifest.json", &b"[]"[..]).unwrap();
-        assert!(read(b.into_inner().unwrap().as_slice()).unwrap_err().to_string().contains("0 images"));
+    fn layers_that_are_there_are_left_out_of_what_older_engines_write() {
+        let of = |have| Layers::new(["a", "b", "c", "a"].map(hash).to_vec(), have);
+        let f = folders(&of(0));
+        let mut entries: Vec<(String, &str)> = vec![];
+        // In the order of their names, which is none.
+        for (i, content) in [(2, "third"), (0, "first"), (3, "-> first"), (1, "second")] {
+            entries.extend([
+                (format!("{}/VERSION", f[i]), "1.0"),
+                (format!("{}/json", f[i]), WORDS),
+                (format!("{}/layer.tar", f[i]), content),
+            ]);
+        }
+        entries.push(("manifest.json".into(), "[]"));
+        let all = archive(&entries);
+        let layers = |have| -> Vec<String> {
+            let all = left(&of(have), &all);
+            assert_eq!(all.last().unwrap(), &("manifest.json".to_string(), "[]".to_string()));
+            all.into_iter().filter(|(p, _)| p.ends_with("layer.tar")).map(|(_, text)| text).collect()
+        };
+        assert_eq!(layers(0), ["third", "first", "", "second"]);
+        // The fourth has the content of the first, and is a link to it.
+        assert_eq!(layers(1), ["third", "first", "", "second"]);
+        assert_eq!(layers(2), ["third", "first", ""]);
+        assert_eq!(layers(3), ["first", ""]);
+        // Words that do not come out with the folder's name prove nothing.
+        let other = archive(&[
+            ("0/json".into(), WORDS),
+            ("0/layer.tar".into(), "kept"),
+            ("1/json".into(), "not json"),
+            ("1/layer.tar".into(), "too"),
+        ]);
+        assert_eq!(left(&of(4), &other).len(), 4);
     }
 
     #[test]
-    fn links_are_read_from_where_they_lie() {
-        assert_eq!(target("b/layer.tar", "../a/layer.tar"), "a/layer.tar");
-        assert_eq!(target("blobs/sha256/x", "./y"), "blobs/sha256/y");
+    fn layers_that_are_there_are_left_out_of_what_newer_engines_write() {
+        let l = Layers::new(["a", "b", "c"].map(hash).to_vec(), 2);
+        let blob = |text: &str| format!("blobs/{}", hash(text).replace(':', "/"));
+        let all = archive(&[(blob("a"), "a"), (blob("c"), "c"), (blob("config"), "{}"), (blob("b"), "b"), ("manifest.json".into(), "[]")]);
+        let names: Vec<String> = left(&l, &all).into_iter().map(|(n, _)| n).collect();
+        assert_eq!(names, [blob("c"), blob("config"), "manifest.json".to_string()]);
+    }
+
+    #[test]
+    fn a_layer_stands_upon_those_below_it() {
+        let l = Layers::new(["a", "b"].map(hash).to_vec(), 0);
+        assert_eq!(l.chain[0], hash("a"));
+        assert_eq!(l.chain[1], hash(&format!("{} {}", hash("a"), hash("b"))));
     }
 }
