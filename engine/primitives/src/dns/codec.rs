@@ -354,7 +354,11 @@ fn table_text(fields: &[Field], wire: &[u8]) -> Option<String> {
                     words.push(quoted(string(&mut left)?));
                 }
             }
-            Word => words.push(String::from_utf8(string(&mut left)?.to_ascii_lowercase()).ok()?),
+            Word => {
+                let word = string(&mut left)?.to_ascii_lowercase();
+                let plain = !word.is_empty() && word.iter().all(u8::is_ascii_alphanumeric);
+                words.push(String::from_utf8(word).ok().filter(|_| plain)?);
+            }
             Rest => words.push(quoted(std::mem::take(&mut left))),
             Hex => words.push(hex(std::mem::take(&mut left))),
             Base64 => words.push(STANDARD.encode(std::mem::take(&mut left))),

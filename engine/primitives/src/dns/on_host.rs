@@ -39,8 +39,8 @@ pub struct OnHost {
     server: Option<String>,
 }
 
-fn command(r: &Resource, key: &str, default: String) -> String {
-    match r.settings.get(key) {
+fn command(given: Option<&Value>, default: String) -> String {
+    match given {
         Some(Value::List(words)) => words.iter().filter_map(Value::as_str).map(quote).collect::<Vec<_>>().join(" "),
         Some(Value::Str(text)) => text.clone(),
         _ => default,
@@ -57,8 +57,8 @@ impl OnHost {
         Ok(OnHost {
             host: r.need("host")?.to_string(),
             path: r.need("path")?.to_string(),
-            check: command(r, "check", format!("named-checkzone {shown} \"$FILE\"")),
-            reload: command(r, "reload", format!("rndc reload {shown}")),
+            check: command(r.settings.get("check"), format!("named-checkzone {shown} \"$FILE\"")),
+            reload: command(r.settings.get("reload"), format!("rndc reload {shown}")),
             sudo: r.flag("sudo"),
             server: r.str("server").map(str::to_string),
             origin,
