@@ -7,7 +7,7 @@ use std::path::Path;
 use runbook_core::inventory::schema::KINDS;
 
 /// What stands before the name of a setting where it is read.
-const READS: [&str; 12] = [
+const READS: [&str; 13] = [
     ".str(\"",
     ".need(\"",
     ".list(\"",
@@ -20,10 +20,11 @@ const READS: [&str; 12] = [
     "port(\"",
     "control(\"",
     "span(r, \"",
+    " read(\"",
 ];
 
 /// Of these, what reads other things as well.
-const LOOSE: [&str; 4] = ["text(\"", "paths(\"", "port(\"", "control(\""];
+const LOOSE: [&str; 5] = ["text(\"", "paths(\"", "port(\"", "control(\"", " read(\""];
 
 /// Every source file of a folder, without its tests.
 fn sources(folder: &Path, found: &mut BTreeMap<String, String>) {
