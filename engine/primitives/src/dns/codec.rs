@@ -456,6 +456,11 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_that_is_no_word_keeps_its_bytes() {
+        assert_eq!(to_text(RecordType::CAA, &[0, 0]), "\\# 2 0000");
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (ty, text, why) in [
             ("A", "2001:db8::1", "not an IPv4 address"),
