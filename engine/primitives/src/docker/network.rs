@@ -106,9 +106,7 @@ impl Primitive for Remove {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (engine, name) = (Engine::on(cx, call).await?, name(call));
         let what = format!("removing the network {name} on \"{}\"", engine.name);
-        Ok(match engine.find(&what, engine.api.remove_network(name)).await? {
-            Some(()) => Outcome::changed(()),
-            None => Outcome::unchanged((), "there is none"),
-        })
+        let removed = engine.find(&what, engine.api.remove_network(name)).await?.is_some();
+        Ok(Outcome::done(removed, "there is none"))
     }
 }

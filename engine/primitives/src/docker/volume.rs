@@ -144,11 +144,8 @@ impl Primitive for Create {
         let given = call.opt("options").and_then(Value::as_map).into_iter().flatten();
         let options: HashMap<String, String> = given.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
         let driver = call.opt_str("driver").unwrap_or("local");
-        Ok(if create(&engine, name, driver, options, labels(cx, call)).await?.1 {
-            Outcome::changed(())
-        } else {
-            Outcome::unchanged((), "it is there")
-        })
+        let (_, made) = create(&engine, name, driver, options, labels(cx, call)).await?;
+        Ok(Outcome::done(made, "it is there"))
     }
 }
 
@@ -193,10 +190,8 @@ impl Primitive for Remove {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (engine, name) = (Engine::on(cx, call).await?, name(call));
         let what = format!("removing the volume {name} on \"{}\"", engine.name);
-        Ok(match engine.find(&what, engine.api.remove_volume(name, None::<RemoveVolumeOptions>)).await? {
-            Some(()) => Outcome::changed(()),
-            None => Outcome::unchanged((), "there is none"),
-        })
+        let removed = engine.find(&what, engine.api.remove_volume(name, None::<RemoveVolumeOptions>)).await?.is_some();
+        Ok(Outcome::done(removed, "there is none"))
     }
 }
 

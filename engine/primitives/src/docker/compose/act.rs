@@ -195,7 +195,7 @@ impl Primitive for Act {
             return Ok(Outcome::changed(()));
         }
         let after = seen(&p).await?;
-        Ok(if after == before { Outcome::unchanged((), "all of it is so already") } else { Outcome::changed(()) })
+        Ok(Outcome::done(after != before, "all of it is so already"))
     }
 }
 

@@ -149,12 +149,11 @@ impl Primitive for Remove {
         let options = RemoveContainerOptions { force: call.opt_bool("force"), v: call.opt_bool("anonymous_volumes"), ..Default::default() };
         let what = format!("removing {name} on \"{}\"", engine.name);
         let removed = engine.find(&what, engine.api.remove_container(name, Some(options))).await;
-        match removed {
-            Ok(Some(())) => Ok(Outcome::changed(())),
-            Ok(None) => Ok(Outcome::unchanged((), "there is none")),
-            Err(e) if e.code == Code::DOCKER_CONFLICT => Err(e.hint("stop it first, or give #{ force: true } to kill it")),
-            Err(e) => Err(e),
-        }
+        let removed = removed.map_err(|e| match e.code {
+            Code::DOCKER_CONFLICT => e.hint("stop it first, or give #{ force: true } to kill it"),
+            _ => e,
+        })?;
+        Ok(Outcome::done(removed.is_some(), "there is none"))
     }
 }
 

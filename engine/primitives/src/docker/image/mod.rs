@@ -215,10 +215,8 @@ impl Primitive for Remove {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (engine, name) = (Engine::on(cx, call).await?, name(call));
         let what = format!("removing the image {name} on \"{}\"", engine.name);
-        Ok(match engine.find(&what, engine.api.remove_image(name, None::<RemoveImageOptions>, None)).await? {
-            Some(_) => Outcome::changed(()),
-            None => Outcome::unchanged((), "there is none"),
-        })
+        let removed = engine.find(&what, engine.api.remove_image(name, None::<RemoveImageOptions>, None)).await?.is_some();
+        Ok(Outcome::done(removed, "there is none"))
     }
 }
 
