@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use runbook_core::inventory::{Resource, Section};
 use runbook_core::{Code, Value};
 
 use super::desk::{Desk, texts};
@@ -214,7 +215,7 @@ async fn an_exported_zone_is_read_by_the_name_servers_own_tool_and_comes_back_as
     assert_eq!(e.message, "line 3 of the zone file: \"192.0.2\" is not the value of a record of type A: not an IPv4 address");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn powerdns_takes_changes_and_says_what_is_wrong() {
     let Some(mut pdns) = Pdns::start(&["example.test"]) else { return };
     let desk = Desk::new().powerdns("example.test", pdns.api);
@@ -255,7 +256,24 @@ async fn powerdns_takes_changes_and_says_what_is_wrong() {
     let none = Desk::new().zone("other.test", "powerdns", &[("api", &format!("http://127.0.0.1:{}/", pdns.api)), ("api_key", "pdns")]);
     let e = none.fails("other.test", "read", vec!["shop".into()]).await;
     assert!(e.code == Code::DNS_API && e.hint.unwrap().contains("pdnsutil create-zone other.test"));
+    // The API of a host, over its SSH connection: the port of this machine is another's there.
+    let Some(ssh) = crate::support::sshd::Sshd::start("") else { return };
+    let api = format!("http://127.0.0.1:{}", pdns.api);
+    let mut far = Desk::new().zone(zone, "powerdns", &[("api", &api), ("api_key", "pdns"), ("host", "ns1")]);
+    let host = Resource { name: "ns1".into(), kind: "ssh".into(), settings: ssh.settings() };
+    far.env.resources.entry(Section::Hosts).or_default().insert("ns1".into(), host);
+    let args = || vec!["far".into(), "A".into(), "192.0.2.9".into()];
+    assert_eq!(far.act(zone, "set", args()).await.changed, Some(true));
+    assert_eq!(far.act(zone, "set", args()).await.changed, Some(false));
+    assert!(pdns.transfer(zone).iter().any(|r| r.starts_with("far.example.test.") && r.ends_with("A 192.0.2.9")));
+    assert!(ssh.log().contains("Accepted publickey"), "it went over SSH: {}", ssh.log());
+    let plain = Desk::new().zone(zone, "powerdns", &[("api", "http://ns1.example.com:8081"), ("api_key", "pdns")]);
+    let e = plain.fails(zone, "read", vec!["shop".into()]).await;
+    assert!(e.code == Code::INVENTORY_TYPE && e.message.contains("unencrypted"), "{e}");
+
     pdns.down();
+    let e = far.fails(zone, "read", vec!["shop".into()]).await;
+    assert!(e.code == Code::SSH_SOCKET && e.message.contains("refuses the connection"), "{e}");
     let e = desk.fails(zone, "read", vec!["shop".into()]).await;
     assert_eq!((e.code, e.retryable), (Code::DNS_QUERY, true));
 }

@@ -321,7 +321,13 @@ pub const KINDS: &[Kind] = &[
         kind: "powerdns",
         doc: "A DNS zone of a PowerDNS authoritative server, changed by its HTTP API.",
         fields: &[
-            field("api", Text, Always, "The address of the server's API, such as `https://ns1.example.com:8081`."),
+            field(
+                "api",
+                Text,
+                Always,
+                "The address of the server's API, such as `https://ns1.example.com:8081`; without TLS only on loopback, of `host` when that is given.",
+            ),
+            field("host", Host, Optional, "The host over whose SSH connection the API is reached; directly when not given."),
             field("api_key", Secret, Always, "The secret that holds the API's key."),
             field("server_id", Text, Optional, "The server's name in the API; `localhost` unless given."),
             ZONE,

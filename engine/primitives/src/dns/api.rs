@@ -1,12 +1,14 @@
 //! What providers with an HTTP API share: sending a request, waiting when the provider says so, and never a secret in an error.
 
 use std::error::Error as _;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::header::RETRY_AFTER;
-use reqwest::{Client, Request, StatusCode};
+use reqwest::{Client, Request, StatusCode, Url};
 use runbook_core::error::Kind;
+use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::secret::Secret;
 use runbook_core::units::show_duration;
@@ -33,26 +35,56 @@ pub struct Answer {
 #[derive(Default)]
 struct Kept(OnceLock<Client>);
 
-/// A client that can be used.
+/// The address of a zone's API. A key goes with every request, so it is one with TLS, or one on loopback, which leaves no machine.
+///
+/// # Errors
+/// `RB0104` when it is another.
+pub fn address(zone: &Resource, api: &str) -> Result<Url> {
+    let bad = |why: &str, hint: &str| {
+        let e = Error::new(Code::INVENTORY_TYPE, format!("api = \"{api}\" of the zone \"{}\": {why}", zone.name));
+        e.kind(Kind::Check).hint(hint)
+    };
+    let usual = "write it like https://ns1.example.com:8081";
+    let url = Url::parse(api).map_err(|e| bad(&e.to_string(), usual))?;
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback());
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if loopback => Ok(url),
+        "http" => Err(bad(
+            "the key would go over the network unencrypted",
+            "use https; a server without it is reached over SSH: host = \"…\" and api = \"http://127.0.0.1:8081\", as that host sees it (kind \"powerdns\")",
+        )),
+        _ => Err(bad("it is not an address of HTTP", usual)),
+    }
+}
+
+/// A client that can be used; all its connections go to `socket` when one is given.
 ///
 /// # Errors
 /// `RB0606` when TLS cannot be set up.
-pub fn client(cx: &Cx, base: &str) -> Result<Client> {
+pub fn client(cx: &Cx, base: &Url, socket: Option<&Path>) -> Result<Client> {
     static PROVIDER: OnceLock<()> = OnceLock::new();
     // Already installed by another part of the process: as good.
     PROVIDER.get_or_init(|| drop(rustls::crypto::ring::default_provider().install_default()));
     let kept = cx.shared.get::<Kept>();
-    if let Some(client) = kept.0.get() {
+    let may_keep = base.scheme() == "https" && socket.is_none();
+    if let Some(client) = kept.0.get().filter(|_| may_keep) {
         return Ok(client.clone());
     }
-    let builder = || Client::builder().user_agent(concat!("runbook/", env!("CARGO_PKG_VERSION"))).timeout(TIMEOUT);
-    // A machine without root certificates can still speak to an API on its own loopback.
-    let made = if base.starts_with("http://") { builder().no_proxy().tls_certs_only([]).build() } else { builder().build() };
-    let made = made.map_err(|e| {
+    let mut builder = Client::builder().user_agent(concat!("runbook/", env!("CARGO_PKG_VERSION"))).timeout(TIMEOUT);
+    if base.scheme() == "http" {
+        // A machine without root certificates can still speak to an API on loopback.
+        builder = builder.no_proxy().tls_certs_only([]);
+    }
+    if let Some(socket) = socket {
+        builder = builder.no_proxy().unix_socket(socket);
+    }
+    let made = builder.build().map_err(|e| {
         Error::new(Code::DNS_API, format!("TLS cannot be set up for {base}: {}", innermost(&e)))
             .hint("install the package ca-certificates on this machine")
     })?;
-    if base.starts_with("https://") {
+    if may_keep {
         let _ = kept.0.set(made.clone());
     }
     Ok(made)
@@ -184,6 +216,23 @@ mod tests {
     use runbook_testkit::{World, cx};
 
     use super::*;
+
+    #[test]
+    fn no_key_goes_over_a_network_unencrypted() {
+        let zone = Resource { name: "example.test".into(), ..Resource::default() };
+        for good in ["https://ns1.example.com:8081", "http://127.0.0.1:8081/", "http://[::1]:8081", "http://localhost"] {
+            assert!(address(&zone, good).is_ok(), "{good}");
+        }
+        for (bad, why) in [
+            ("http://ns1.example.com:8081", "unencrypted"),
+            ("http://127.0.0.1.example.com", "unencrypted"),
+            ("ftp://ns1.example.com", "not an address of HTTP"),
+            ("ns1", "relative URL"),
+        ] {
+            let e = address(&zone, bad).unwrap_err();
+            assert!(e.code == Code::INVENTORY_TYPE && e.message.contains(why), "{bad}: {e}");
+        }
+    }
 
     #[test]
     fn a_credential_comes_from_the_inventory_then_from_the_usual_variables() {

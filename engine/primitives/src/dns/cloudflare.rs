@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use hickory_proto::rr::{Name, RecordType};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Client, Method, Url};
-use runbook_core::error::Kind;
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::secret::Secret;
@@ -17,7 +16,7 @@ use runbook_core::{Code, Error, Result};
 use serde_json::{Map, Value as Json, json};
 use tokio::sync::OnceCell;
 
-use super::api::{beginning, client, credential, environment, send};
+use super::api::{address, beginning, client, credential, environment, send};
 use super::codec::{Piece, pieces, quoted, type_name, type_of};
 use super::name;
 use super::provider::{Can, Change, Provider};
@@ -89,19 +88,13 @@ impl Cloudflare {
     /// Reads the settings `api_token` and `api`.
     ///
     /// # Errors
-    /// `RB0109` when there is no token, `RB0104` when `api` is no address.
+    /// `RB0109` when there is no token, `RB0104` when `api` is none that can be used.
     pub fn new(cx: &Cx, resource: &Resource, origin: Name) -> Result<Self> {
         let api = resource.str("api").unwrap_or(API);
-        let bad = |why: String| {
-            Error::new(Code::INVENTORY_TYPE, format!("api = \"{api}\" of the zone \"{}\": {why}", resource.name)).kind(Kind::Check)
-        };
-        let base = Url::parse(api).map_err(|e| bad(e.to_string()))?;
-        if base.cannot_be_a_base() {
-            return Err(bad("it is not an address of HTTP".into()));
-        }
+        let base = address(resource, api)?;
         let (token, token_from) = credential(cx, resource.str("api_token"), &VARIABLES, &environment)
             .map_err(|e| e.hint("give the zone api_token = \"…\", the name of a secret, or set CLOUDFLARE_API_TOKEN"))?;
-        Ok(Cloudflare { origin, client: client(cx, api)?, base, token, token_from, zone: OnceCell::new() })
+        Ok(Cloudflare { origin, client: client(cx, &base, None)?, base, token, token_from, zone: OnceCell::new() })
     }
 
     fn url(&self, path: &[&str]) -> Url {

@@ -7,18 +7,20 @@ use async_trait::async_trait;
 use hickory_proto::rr::{Name, RecordType};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Method, Url};
-use runbook_core::error::Kind;
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::secret::Secret;
 use runbook_core::{Code, Error, Result};
 use serde_json::{Value as Json, json};
+use tokio::sync::OnceCell;
 
-use super::api::{Answer, beginning, client, send};
+use super::api::{Answer, address, beginning, client, send};
 use super::codec::{type_name, type_of};
 use super::name;
 use super::provider::{Change, Provider};
 use super::record::{RrSet, canonical};
+use crate::ssh::Place;
+use crate::ssh::tunnel::{self, Forward};
 
 /// A zone on a PowerDNS server.
 pub struct PowerDns {
@@ -26,36 +28,45 @@ pub struct PowerDns {
     zone: Url,
     key: Secret,
     key_name: String,
-    client: Client,
+    host: Option<String>,
+    /// Made on first use; with the way through the host, which lasts as long.
+    client: OnceCell<(Client, Option<Forward>)>,
 }
 
 impl PowerDns {
-    /// Reads the settings `api`, `api_key`, `server_id`.
+    /// Reads the settings `api`, `api_key`, `server_id`, `host`.
     ///
     /// # Errors
-    /// `RB0114` when one is missing, `RB0109` when the secret cannot be had, `RB0104` when `api` is no address.
+    /// `RB0114` when one is missing, `RB0109` when the secret cannot be had, `RB0104` when `api` is none that can be used.
     pub fn new(cx: &Cx, resource: &Resource, origin: Name) -> Result<Self> {
         let api = resource.need("api")?;
         let key_name = resource.need("api_key")?.to_string();
-        let bad = |why: &str| {
-            Error::new(Code::INVENTORY_TYPE, format!("api = \"{api}\" of the zone \"{}\": {why}", resource.name))
-                .kind(Kind::Check)
-                .hint("write it like https://ns1.example.com:8081")
-        };
-        let mut zone = Url::parse(api).map_err(|e| bad(&e.to_string()))?;
+        let mut zone = address(resource, api)?;
         let server = resource.str("server_id").unwrap_or("localhost");
         // The API's name of a zone: as in DNS, with `=2F` for a slash.
         let id = name::absolute(&origin).replace('/', "=2F");
-        zone.path_segments_mut()
-            .map_err(|()| bad("it is not an address of HTTP"))?
-            .pop_if_empty()
-            .extend(["api", "v1", "servers", server, "zones", &id]);
-        let (client, key) = (client(cx, api)?, cx.secret(&key_name)?);
-        Ok(PowerDns { origin, zone, key, key_name, client })
+        if let Ok(mut segments) = zone.path_segments_mut() {
+            segments.pop_if_empty().extend(["api", "v1", "servers", server, "zones", &id]);
+        }
+        let (key, host) = (cx.secret(&key_name)?, resource.str("host").map(str::to_string));
+        Ok(PowerDns { origin, zone, key, key_name, host, client: OnceCell::new() })
+    }
+
+    /// The client; where the API is that of a host, over its SSH connection.
+    async fn client(&self, cx: &Cx) -> Result<&Client> {
+        let made = async || {
+            let Some(host) = &self.host else { return Ok((client(cx, &self.zone, None)?, None)) };
+            let name = self.zone.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+            let place = Place::Tcp(name.to_string(), self.zone.port_or_known_default().unwrap_or(8081));
+            let way = tunnel::forward(cx, host, &place, None).await?;
+            Ok((client(cx, &self.zone, Some(&way.path()))?, Some(way)))
+        };
+        self.client.get_or_try_init(made).await.map(|(client, _)| client)
     }
 
     async fn ask(&self, cx: &Cx, method: Method, url: Url, body: Option<Json>, what: &str) -> Result<Answer> {
-        let mut request = self.client.request(method, url).header("X-API-Key", self.key.reveal());
+        let client = self.client(cx).await?;
+        let mut request = client.request(method, url).header("X-API-Key", self.key.reveal());
         if let Some(b) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(b.to_string());
         }
@@ -65,7 +76,7 @@ impl PowerDns {
                 format!("the secret \"{}\" cannot be a key of the API: it has characters that headers cannot hold", self.key_name),
             )
         })?;
-        let answer = send(cx, &self.client, "PowerDNS", what, request).await?;
+        let answer = send(cx, client, "PowerDNS", what, request).await?;
         if answer.status.is_success() {
             return Ok(answer);
         }

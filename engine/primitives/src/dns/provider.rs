@@ -218,14 +218,17 @@ impl Zone {
         }
         let whole = if changes.len() > READ_ONE_BY_ONE { Some(self.provider.list(cx).await) } else { None };
         for c in &changes {
+            let one;
             let now = match &whole {
-                Some(all) => all.clone(),
-                None => self.provider.read(cx, &c.name, c.ty).await,
+                Some(all) => all,
+                None => {
+                    one = self.provider.read(cx, &c.name, c.ty).await;
+                    &one
+                }
             };
             match (&applied, now) {
-                (_, Ok(now)) if c.holds(&now) => {}
-                (Err(e), _) => return Err(self.named(e.clone())),
-                (_, Err(e)) => return Err(self.named(e)),
+                (_, Ok(now)) if c.holds(now) => {}
+                (Err(e), _) | (_, Err(e)) => return Err(self.named(e.clone())),
                 (Ok(()), Ok(now)) => {
                     let is: Vec<String> = now.iter().filter(|s| s.name == c.name && s.ty == c.ty).map(RrSet::content).collect();
                     let is = if is.is_empty() { "nothing".to_string() } else { is.join("; ") };

@@ -11,13 +11,12 @@ use async_trait::async_trait;
 use hickory_proto::rr::{Name, RecordType};
 use reqwest::{Client, Method, Url};
 use roxmltree::{Document, Node};
-use runbook_core::error::Kind;
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use tokio::sync::OnceCell;
 
-use super::api::{Answer, beginning, client, environment, send};
+use super::api::{Answer, address, beginning, client, environment, send};
 use super::aws::{Credentials, encode, sign};
 use super::codec::{type_name, type_of};
 use super::name;
@@ -52,19 +51,16 @@ impl Route53 {
     /// Reads the settings `zone_id`, `api`, `region` and those of the key.
     ///
     /// # Errors
-    /// `RB0109` when there is no key, `RB0104` when `api` is no address.
+    /// `RB0109` when there is no key, `RB0104` when `api` is none that can be used.
     pub fn new(cx: &Cx, resource: &Resource, origin: Name) -> Result<Self> {
         let api = resource.str("api").unwrap_or(API);
-        let base = Url::parse(api).ok().filter(|u| !u.cannot_be_a_base()).ok_or_else(|| {
-            Error::new(Code::INVENTORY_TYPE, format!("api = \"{api}\" of the zone \"{}\" is not an address of HTTP", resource.name))
-                .kind(Kind::Check)
-        })?;
+        let base = address(resource, api)?;
         Ok(Route53 {
             origin,
+            client: client(cx, &base, None)?,
             base,
             region: resource.str("region").unwrap_or("us-east-1").to_string(),
             credentials: Credentials::find(cx, resource, &environment)?,
-            client: client(cx, api)?,
             given_id: resource.str("zone_id").map(|i| i.trim_start_matches("/hostedzone/").to_string()),
             id: OnceCell::new(),
         })
