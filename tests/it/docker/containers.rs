@@ -81,6 +81,9 @@ async fn a_container_is_waited_for_and_one_that_is_not_well_is_said_with_its_las
     let e = p.fails("old", "container ill", "wait_healthy", wait("20s")).await;
     assert!(e.code == Code::DOCKER_HEALTH && e.message.contains("unhealthy: no database"), "{e}");
     assert_eq!(e.details["output"].trim(), "begun");
+    p.a.docker(&["create", "--name", "new", "base:1"]);
+    let e = p.fails("old", "container new", "wait_healthy", wait("20s")).await;
+    assert!(e.message.ends_with("was never started"), "{e}");
     run("dead", "true", "echo cannot read the configuration; exit 3");
     let e = p.fails("old", "container dead", "wait_healthy", wait("20s")).await;
     assert!(e.message.contains("does not run: it ended with status 3"), "{e}");

@@ -66,12 +66,21 @@ async fn send(cx: Cx, at: Arc<At>, request: BollardRequest) -> std::result::Resu
     let stream = open(&cx, &at).await.map_err(|e| Fault::IOError { err: io::Error::other(e) })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the response, or when that is dropped.
-    tokio::spawn(connection.with_upgrades());
+    let connection = tokio::spawn(connection.with_upgrades());
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_string();
     parts.uri = path.parse::<Uri>().map_err(|e| Fault::IOError { err: io::Error::new(io::ErrorKind::InvalidInput, e) })?;
     parts.headers.insert(HOST, HeaderValue::from_static("docker"));
-    Ok(sender.send_request(BollardRequest::from_parts(parts, body)).await?)
+    let sent = sender.send_request(BollardRequest::from_parts(parts, body)).await;
+    drop(sender);
+    match sent {
+        Ok(response) => Ok(response),
+        // The connection knows why it ended; the request may only know that it did.
+        Err(e) => match connection.await {
+            Ok(Err(cause)) => Err(cause.into()),
+            _ => Err(e.into()),
+        },
+    }
 }
 
 /// A client of the engine, which speaks this version of the API.

@@ -171,8 +171,12 @@ enum Fares {
 fn fares(c: &ContainerInspectResponse, now: jiff::Timestamp) -> Fares {
     let state = c.state.clone().unwrap_or_default();
     if !running(c) && !state.restarting.unwrap_or_default() {
-        if state.exit_code == Some(0) && state.error.as_ref().is_none_or(String::is_empty) && state.started_at.is_some() {
-            return Fares::Ended;
+        let status = state.status.map(|s| s.to_string()).unwrap_or_default();
+        let unsaid = state.error.as_ref().is_none_or(String::is_empty);
+        match (status.as_str(), state.exit_code) {
+            ("exited", Some(0)) if unsaid => return Fares::Ended,
+            ("created", _) if unsaid => return Fares::Bad("was never started".into()),
+            _ => {}
         }
         let why = state.error.filter(|e| !e.is_empty()).map_or(String::new(), |e| format!(" ({e})"));
         return Fares::Bad(format!("does not run: it ended with status {}{why}", state.exit_code.unwrap_or_default()));
