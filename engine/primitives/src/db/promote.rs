@@ -54,9 +54,15 @@ impl Primitive for Promote {
         db.driver(cx)?.promote(cx, &db, &source, &fence).await.map(outcome)
     }
     async fn reconcile(&self, cx: &Cx, call: &Call) -> Result<Reconciled> {
-        let db = Db::receiver(cx, call)?;
+        let fence = Fence::from_record(call.arg(0))?;
+        let (db, source) = Db::receiver(cx, call)?.pair(Db::find(cx, &fence.database)?)?;
+        let driver = db.driver(cx)?;
         // Writable and marked in one transaction. What comes before it (the note on the fenced side) may be repeated.
-        Ok(if db.driver(cx)?.promoted(cx, &db).await? {
+        Ok(if driver.promoted(cx, &db).await? {
+            // What comes after it is no condition of the switch, and is made up for: promoted again under the same fence, it does that alone.
+            if let Err(e) = driver.promote(cx, &db, &source, &fence).await {
+                cx.message(format!("what \"{}\" needed of \"{}\" may still be there: {}", db.name, source.name, e.message));
+            }
             Reconciled::Done(outcome(Switched { changed: true, note: format!("\"{}\" takes the writes", db.name) }))
         } else {
             Reconciled::NotStarted

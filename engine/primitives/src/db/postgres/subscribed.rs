@@ -15,11 +15,10 @@ use super::cluster::Cluster;
 use super::data::{admin, database_ident};
 use super::kept;
 use super::logical::{SUBSCRIBED, dropped};
-use super::slots::drop_slot;
 use super::sql::{ident, lit};
 use super::state::{Lsn, Mark, Node, Promoted, Replica, set};
 use super::status::seconds;
-use super::switch::{Way, hand_over, not_promoted, writable};
+use super::switch::{Way, hand_over, not_promoted, release, writable};
 use crate::db::driver::{Caught, Db, ReplicationError, Status, Switched};
 use crate::ssh::quote;
 
@@ -259,8 +258,7 @@ pub(super) async fn promote(
         );
     }
     kept::forget(cx, db)?;
-    let slot = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, s, &mark.slot));
-    let (open, _) = futures::join!(writable(cx, db, way), slot);
+    let (open, ()) = futures::join!(writable(cx, db, way), release(cx, source, s, db));
     open?;
     Ok(Switched { changed: true, note: format!("\"{}\" takes the writes; {} sequences were set", db.name, values.len()) })
 }

@@ -101,6 +101,8 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
                 .host(&source.host));
         }
         if opened(&node, fence) {
+            // A controller that died right after that has left it.
+            release(cx, source, &s, db).await;
             return Ok(Switched { changed: false, note: "it was promoted under this fence already".into() });
         }
         if let Some(replica) = &node.replica {
@@ -147,14 +149,26 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
         ))
         .await?;
         kept::forget(cx, db)?;
-        // What the standby needed of the other side is of no use now; that it is gone is no condition of the switch.
-        let slot = slot(db);
-        let dropped = tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, &s, &slot));
-        let (open, _) = futures::join!(writable(cx, db, way), dropped);
+        let (open, ()) = futures::join!(writable(cx, db, way), release(cx, source, &s, db));
         open?;
         Ok(Switched { changed: true, note: format!("\"{}\" takes the writes", db.name) })
     })
     .await
+}
+
+/// Drops the slot by which `db` followed: it is of no use once that has taken over, and would keep the log for ever. That it is gone is no
+/// condition of the switch.
+pub(super) async fn release(cx: &Cx, source: &Db, s: &Conn, db: &Db) {
+    let slot = slot(db);
+    let why = match tokio::time::timeout(Duration::from_secs(2), drop_slot(cx, s, &slot)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(e)) => e.message,
+        Err(_) => "it is in use".into(),
+    };
+    cx.message(format!(
+        "the slot {slot} stays on \"{}\", which keeps its log as long: {why}; SELECT pg_drop_replication_slot('{slot}') there",
+        source.name
+    ));
 }
 
 /// Notes on the source to whom it hands over, or that it does not.
