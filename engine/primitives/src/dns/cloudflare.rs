@@ -430,16 +430,7 @@ impl Provider for Cloudflare {
             _ => self.held(cx, None).await?,
         };
         let now = sets(&held);
-        for c in changes {
-            if now.iter().find(|s| s.name == c.name && s.ty == c.ty) != c.before.as_ref() {
-                return Err(Error::new(
-                    Code::DNS_RECORD,
-                    format!("{} was changed by somebody else between reading and writing; nothing was written", c.label()),
-                )
-                .hint("look at the record, then try again")
-                .retryable(true));
-            }
-        }
+        Change::all_as_read(changes, &now)?;
         let id = &self.zone(cx).await?.0;
         let what = match changes {
             [one] => format!("change {}", one.label()),

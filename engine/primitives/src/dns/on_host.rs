@@ -165,17 +165,7 @@ impl Provider for OnHost {
     async fn apply(&self, cx: &Cx, changes: &[Change]) -> Result<()> {
         let text = self.text(cx).await?;
         let now = zone_file::read(&self.origin, &text)?;
-        for c in changes {
-            if now.iter().find(|s| s.name == c.name && s.ty == c.ty) != c.before.as_ref() {
-                return Err(Error::new(
-                    Code::DNS_RECORD,
-                    format!("{} was changed by somebody else between reading and writing; nothing was written", c.label()),
-                )
-                .host(&self.host)
-                .hint("look at the file, then try again")
-                .retryable(true));
-            }
-        }
+        Change::all_as_read(changes, &now).map_err(|e| e.host(&self.host).hint("look at the file, then try again"))?;
         let today = cx.clock.now().strftime("%Y%m%d").to_string();
         let (new, serial) = zone_file::edit(&self.origin, &text, changes, &today)?;
         let sum = runbook_core::digest::hex(&Sha256::digest(text.as_bytes()));

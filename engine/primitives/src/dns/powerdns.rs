@@ -180,17 +180,7 @@ impl Provider for PowerDns {
     async fn apply(&self, cx: &Cx, changes: &[Change]) -> Result<()> {
         let now = self.rrsets(cx, None).await?;
         let sets: Vec<RrSet> = now.iter().map(set).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-        for c in changes {
-            let is = sets.iter().find(|s| s.name == c.name && s.ty == c.ty);
-            if is != c.before.as_ref() {
-                return Err(Error::new(
-                    Code::DNS_RECORD,
-                    format!("{} was changed by somebody else between reading and writing; nothing was written", c.label()),
-                )
-                .hint("look at the record, then try again")
-                .retryable(true));
-            }
-        }
+        Change::all_as_read(changes, &sets)?;
         let what = match changes {
             [one] => format!("change {}", one.label()),
             all => format!("change {} record sets of {}", all.len(), name::show(&self.origin)),

@@ -48,6 +48,22 @@ impl Change {
         format!("{} {}{id}", name::show(&self.name), type_name(self.ty))
     }
 
+    /// Refuses when a set that is to be changed is not as it was read, given the sets as they are right before the writing: for providers
+    /// that take no conditions.
+    ///
+    /// # Errors
+    /// `RB0604`, retryable.
+    pub fn all_as_read(changes: &[Change], now: &[RrSet]) -> Result<()> {
+        let moved = |c: &&Change| {
+            let place = c.before.as_ref().or(c.after.as_ref());
+            now.iter().find(|s| place.is_some_and(|p| p.same_place(s))) != c.before.as_ref()
+        };
+        changes.iter().find(moved).map_or(Ok(()), |c| {
+            let why = format!("{} was changed by somebody else between reading and writing; nothing was written", c.label());
+            Err(Error::new(Code::DNS_RECORD, why).hint("look at the record, then try again").retryable(true))
+        })
+    }
+
     /// Whether a list of sets has what the change wants.
     fn holds(&self, now: &[RrSet]) -> bool {
         match (&self.after, &self.before) {

@@ -431,17 +431,7 @@ impl Provider for Route53 {
             [one] => self.read(cx, &one.name, one.ty).await?,
             _ => self.list(cx).await?,
         };
-        for c in changes {
-            let place = c.before.as_ref().or(c.after.as_ref());
-            if now.iter().find(|s| place.is_some_and(|p| p.same_place(s))) != c.before.as_ref() {
-                return Err(Error::new(
-                    Code::DNS_RECORD,
-                    format!("{} was changed by somebody else between reading and writing; nothing was written", c.label()),
-                )
-                .hint("look at the record, then try again")
-                .retryable(true));
-            }
-        }
+        Change::all_as_read(changes, &now)?;
         let what = match changes {
             [one] => format!("change {}", one.label()),
             all => format!("change {} record sets of {}", all.len(), name::show(&self.origin)),
