@@ -99,6 +99,14 @@ impl Engine {
         Engine::of(cx, name).await
     }
 
+    /// The engine that a method was given as its first argument.
+    ///
+    /// # Errors
+    /// As [`Engine::of`].
+    pub async fn given(cx: &Cx, call: &Call) -> Result<Engine> {
+        Engine::of(cx, call.arg(0).as_record().and_then(|r| r.name.as_deref()).unwrap_or("")).await
+    }
+
     /// Waits for an answer, or for the operator to stop. `what` is being done, for the message of a failure.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use runbook_core::inventory::{Environment, Section};
-use runbook_core::primitive::Registry;
+use runbook_core::primitive::{Cx, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
 
@@ -125,6 +125,17 @@ fn thing(env: &Environment, call: &Call, ty: &'static str) -> Result<Value> {
 /// The name of the thing that a method was called on.
 pub(super) fn name(call: &Call) -> &str {
     call.receiver.as_ref().map_or("", |r| r.str("name"))
+}
+
+/// A text or a secret as it is, for the engine. A secret is struck from everything from now on.
+pub(super) fn reveal(cx: &Cx, v: &Value) -> String {
+    match v {
+        Value::Secret(s) => {
+            cx.redactor.add(s.reveal());
+            s.reveal().to_string()
+        }
+        other => other.as_str().unwrap_or("").to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -244,7 +244,7 @@ fn folder<'a>(engine: &Engine, v: &'a Volume) -> Result<&'a str> {
     Ok(&v.mountpoint)
 }
 
-/// Makes a volume equal to one on another engine, or tells what that would do. The second value says whether the volume was made.
+/// Makes a volume equal to one on another engine, or tells what that would do. Making it is a change too.
 pub(super) async fn copy(
     cx: &Cx,
     kind: CopyKind,
@@ -253,7 +253,7 @@ pub(super) async fn copy(
     to: &Engine,
     target: &str,
     mut options: BTreeMap<String, Value>,
-) -> Result<(Outcome, bool)> {
+) -> Result<Outcome> {
     let (old_host, new_host) = (host(from)?, host(to)?);
     let v = look(from, source).await?;
     let there = folder(from, &v)?;
@@ -266,7 +266,11 @@ pub(super) async fn copy(
             options.insert(key.into(), true.into());
         }
     }
-    Ok((copy_folder(cx, kind, (old_host, there), (new_host, folder(to, &own)?), options).await?, made))
+    let mut outcome = copy_folder(cx, kind, (old_host, there), (new_host, folder(to, &own)?), options).await?;
+    if made {
+        outcome.changed = Some(true);
+    }
+    Ok(outcome)
 }
 
 #[async_trait]
@@ -276,14 +280,9 @@ impl Primitive for Copy {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let from = call.arg(0).as_record().and_then(|r| r.name.as_deref()).unwrap_or("");
-        let (from, to) = futures::try_join!(Engine::of(cx, from), Engine::on(cx, call))?;
+        let (from, to) = futures::try_join!(Engine::given(cx, call), Engine::on(cx, call))?;
         let source = call.opt_str("name").unwrap_or(name(call));
         let options = call.options.iter().filter(|(k, _)| *k != "name").map(|(k, v)| (k.clone(), v.clone())).collect();
-        let (mut outcome, made) = copy(cx, self.kind, &from, source, &to, name(call), options).await?;
-        if made {
-            outcome.changed = Some(true);
-        }
-        Ok(outcome)
+        copy(cx, self.kind, &from, source, &to, name(call), options).await
     }
 }

@@ -1,20 +1,19 @@
 //! `Compose.up`, `start`, `stop`, `down`, `pull`, `ps`: by the host's own Compose.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result, Value};
 
-use super::{Project, containers};
-use crate::docker::container::wait_well;
+use super::{Project, containers, is_live};
+use crate::docker::container::{HEALTHY_WITHIN, wait_well};
 use crate::docker::info;
+use crate::docker::things::reveal;
 use crate::ssh::{Exec, connect, quote};
 
 const ERRORS: &[Code] = &[Code::DOCKER_COMPOSE, Code::DOCKER_HEALTH, Code::DOCKER_CONNECT, Code::HOST_TOOL_MISSING, Code::SSH_CONNECT];
-const HEALTHY_WITHIN: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
@@ -132,16 +131,7 @@ async fn run(cx: &Cx, p: &Project<'_>, call: &Call, words: &[String]) -> Result<
         name = quote(p.name)
     );
     let mut env = vec![("DOCKER_HOST".to_string(), format!("unix://{}", p.engine.socket))];
-    for (k, v) in call.opt("env").and_then(Value::as_map).into_iter().flatten() {
-        let text = match v {
-            Value::Secret(s) => {
-                cx.redactor.add(s.reveal());
-                s.reveal().to_string()
-            }
-            other => other.as_str().unwrap_or("").to_string(),
-        };
-        env.push((k.clone(), text));
-    }
+    env.extend(call.opt("env").and_then(Value::as_map).into_iter().flatten().map(|(k, v)| (k.clone(), reveal(cx, v))));
     let exec = Exec { env, sudo: p.engine.sudo, live: true, ..Exec::new(script) };
     let done = connect(cx, &p.host).await?.exec_again(cx, exec).await?;
     let what = words.first().map_or("", String::as_str);
@@ -174,7 +164,7 @@ impl Primitive for Act {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let p = Project::on(cx, call).await?;
         let before = seen(&p).await?;
-        let running = |s: &BTreeMap<String, String>| s.values().any(|s| s == "running" || s == "restarting" || s == "paused");
+        let running = |s: &BTreeMap<String, String>| s.values().any(|s| is_live(s));
         match self.0 {
             Verb::Stop if !running(&before) => return Ok(Outcome::unchanged((), "none of its containers runs")),
             Verb::Down if before.is_empty() => return Ok(Outcome::unchanged((), "it has no containers")),

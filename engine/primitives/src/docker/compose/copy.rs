@@ -11,7 +11,7 @@ use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::units::show_bytes;
 use runbook_core::{Code, Error, Record, Result, Value};
 
-use super::{PROJECT, Project, containers};
+use super::{PROJECT, Project, containers, is_live};
 use crate::docker::container::look;
 use crate::docker::engine::Engine;
 use crate::docker::{image, volume};
@@ -170,10 +170,12 @@ impl Primitive for CopyFrom {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let from = call.arg(0).as_record().and_then(|r| r.name.as_deref()).unwrap_or("");
-        let (p, from) = futures::try_join!(Project::on(cx, call), Engine::of(cx, from))?;
+        let (p, from) = futures::try_join!(Project::on(cx, call), Engine::given(cx, call))?;
         let old_host = volume::host(&from)?.to_string();
-        let parts = parts(&p, &from).await?;
+        let theirs = containers(&from, p.name).await?;
+        // While it runs there this is a pass ahead; once it is stopped, both must be equal in the end.
+        let ahead = running(&theirs) > 0;
+        let parts = parts(&p, &from, theirs).await?;
         let folders = parts.folders(p.folder, &texts(call, "folders"), &texts(call, "leave")).map_err(|e| e.host(from.at()))?;
         let runs = running(&containers(&p.engine, p.name).await?);
         if runs > 0 {
@@ -186,8 +188,6 @@ impl Primitive for CopyFrom {
             cx.message(format!("volumes without a name are not copied: {}", all.join(", ")));
         }
 
-        // While it runs there this is a pass ahead; once it is stopped, both must be equal in the end.
-        let ahead = running(&containers(&from, p.name).await?) > 0;
         let options = |keys: &[&str]| -> BTreeMap<String, Value> {
             let given = keys.iter().filter_map(|k| Some((k.to_string(), call.opt(k)?.clone())));
             given.chain([("accept_changing".to_string(), ahead.into())]).collect()
@@ -206,9 +206,7 @@ impl Primitive for CopyFrom {
                 sum.changed |= volume::define(&from, &p.engine, name).await?;
                 continue;
             }
-            let (o, made) = volume::copy(cx, CopyKind::Copy, &from, name, &p.engine, name, options).await?;
-            sum.add(&o);
-            sum.changed |= made;
+            sum.add(&volume::copy(cx, CopyKind::Copy, &from, name, &p.engine, name, options).await?);
         }
         for folder in &folders {
             let mut options = options(&["checksum", "max_delete", "bandwidth", "exclude"]);
@@ -239,12 +237,11 @@ impl Primitive for CopyFrom {
 }
 
 fn running(all: &[ContainerSummary]) -> usize {
-    all.iter().filter(|c| c.state.as_ref().is_some_and(|s| matches!(s.to_string().as_str(), "running" | "restarting" | "paused"))).count()
+    all.iter().filter(|c| c.state.as_ref().is_some_and(|s| is_live(s.as_ref()))).count()
 }
 
 /// What belongs to the project on the other engine.
-async fn parts(p: &Project<'_>, from: &Engine) -> Result<Parts> {
-    let all = containers(from, p.name).await?;
+async fn parts(p: &Project<'_>, from: &Engine, all: Vec<ContainerSummary>) -> Result<Parts> {
     if all.is_empty() {
         return Err(Error::new(Code::DOCKER_MISSING, format!("\"{}\" has no containers of a Compose project {}", from.name, p.name))
             .host(from.at())

@@ -119,6 +119,11 @@ async fn containers(engine: &Engine, project: &str) -> Result<Vec<ContainerSumma
     engine.ask(&format!("listing the containers of the Compose project {project}"), engine.api.list_containers(Some(options))).await
 }
 
+/// Whether a container in this state has processes.
+fn is_live(state: &str) -> bool {
+    matches!(state, "running" | "restarting" | "paused")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ mod logs;
 mod run;
 mod state;
 
-pub(super) use state::wait_well;
+pub(super) use state::{HEALTHY_WITHIN, wait_well};
 
 use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, HealthStatusEnum};

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::running;
 use crate::docker::ACTION;
 use crate::docker::engine::Engine;
-use crate::docker::things::named;
+use crate::docker::things::{named, reveal};
 use crate::ssh::{Collector, Done, outcome_of};
 
 /// The label that names the run of the runbook.
@@ -68,13 +68,6 @@ fn fact(cx: &Cx, engine: &str) -> String {
 
 /// What the container is made of.
 fn body(cx: &Cx, call: &Call) -> ContainerCreateBody {
-    let reveal = |v: &Value| match v {
-        Value::Secret(s) => {
-            cx.redactor.add(s.reveal());
-            s.reveal().to_string()
-        }
-        other => other.as_str().unwrap_or("").to_string(),
-    };
     let words = |v: &Value| match v {
         Value::List(all) => Some(all.iter().filter_map(|w| w.as_str().map(str::to_string)).collect()),
         Value::Str(text) => Some(vec!["sh".to_string(), "-c".into(), text.clone()]),
@@ -85,7 +78,7 @@ fn body(cx: &Cx, call: &Call) -> ContainerCreateBody {
     ContainerCreateBody {
         image: Some(call.str(0).to_string()),
         cmd: words(call.arg(1)),
-        env: call.opt("env").and_then(Value::as_map).map(|m| m.iter().map(|(k, v)| format!("{k}={}", reveal(v))).collect()),
+        env: call.opt("env").and_then(Value::as_map).map(|m| m.iter().map(|(k, v)| format!("{k}={}", reveal(cx, v))).collect()),
         user: own("user"),
         working_dir: own("cwd"),
         labels: Some(HashMap::from([(ACTION.to_string(), cx.action_id.to_string()), (RUN.to_string(), cx.run.to_string())])),

@@ -17,7 +17,7 @@ use crate::docker::things::name;
 
 const ERRORS: &[Code] = &[Code::DOCKER, Code::DOCKER_MISSING, Code::DOCKER_HEALTH, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
 /// How long a container may take to become healthy when nothing is said.
-const HEALTHY_WITHIN: Duration = Duration::from_secs(120);
+pub(in crate::docker) const HEALTHY_WITHIN: Duration = Duration::from_secs(120);
 /// How long a container without a health check must have run to be taken as well.
 const STEADY: Duration = Duration::from_secs(2);
 

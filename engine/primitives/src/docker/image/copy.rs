@@ -55,8 +55,7 @@ impl Primitive for CopyFrom {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let from = call.arg(0).as_record().and_then(|r| r.name.as_deref()).unwrap_or("");
-        let (from, to) = futures::try_join!(Engine::of(cx, from), Engine::on(cx, call))?;
+        let (from, to) = futures::try_join!(Engine::given(cx, call), Engine::on(cx, call))?;
         copy(cx, &from, &to, name(call)).await
     }
 }
