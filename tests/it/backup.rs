@@ -15,6 +15,8 @@ use crate::support::lab::plan;
 use crate::support::sshd::{Sshd, environment, world};
 use crate::support::{list, options};
 
+mod borg;
+mod remote;
 mod restic;
 
 /// A source host, the host of the repository, and what runs there.

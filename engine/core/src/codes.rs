@@ -146,6 +146,7 @@ codes! {
     BACKUP_RESTORE = 703, Failed, "A restore test failed";
     BACKUP_REPOSITORY = 704, Failed, "A backup repository cannot be used";
     BACKUP_STALE = 705, Failed, "There is no fresh snapshot";
+    BACKUP_DETACHED = 706, Failed, "The disk of a backup repository is not attached";
 
     HTTP = 800, Failed, "An HTTP check failed";
     TCP = 801, Failed, "A TCP check failed";

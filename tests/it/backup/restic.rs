@@ -2,45 +2,53 @@
 
 use super::*;
 
-const PASSWORD: &str = "a password with 'quotes'";
+pub(super) const PASSWORD: &str = "a password with 'quotes'";
 
 /// A host with a shop and a repository in a folder beside it; another host.
-struct Site {
-    old: Sshd,
-    new: Sshd,
-    repository: String,
-    extra: Vec<(&'static str, String)>,
-    world: Arc<World>,
+pub(super) struct Site {
+    pub(super) old: Sshd,
+    pub(super) new: Sshd,
+    pub(super) repository: String,
+    pub(super) extra: Vec<(&'static str, String)>,
+    /// The settings of a second repository, `other`.
+    pub(super) other: Option<BTreeMap<String, Value>>,
+    pub(super) world: Arc<World>,
+}
+
+/// The settings of a repository that the old host keeps.
+pub(super) fn settings_of(repository: &str, password: &str) -> BTreeMap<String, Value> {
+    BTreeMap::from([("host".to_string(), "old".into()), ("repository".into(), repository.into()), ("password".into(), password.into())])
 }
 
 impl Store for Site {
     fn cx(&self, action: &str) -> Cx {
         let mut env = environment(&[("old", self.old.settings()), ("new", self.new.settings())]);
-        let mut settings = BTreeMap::from([
-            ("host".to_string(), Value::from("old")),
-            ("repository".into(), self.repository.as_str().into()),
-            ("password".into(), "restic".into()),
-        ]);
+        let mut settings = settings_of(&self.repository, "restic");
         settings.extend(self.extra.iter().map(|(k, v)| (k.to_string(), v.as_str().into())));
         let r = Resource { name: "store".into(), kind: "restic".into(), settings };
-        env.resources.entry(Section::Backups).or_default().insert("store".into(), r);
+        let backups = env.resources.entry(Section::Backups).or_default();
+        backups.insert("store".into(), r);
+        if let Some(settings) = self.other.clone() {
+            let kind = settings.get("kind").and_then(Value::as_str).unwrap_or("restic").to_string();
+            backups.insert("other".into(), Resource { name: "other".into(), kind, settings });
+        }
         cx(&self.world, env, action)
     }
 }
 
 impl Site {
-    fn start() -> Option<Site> {
+    pub(super) fn start() -> Option<Site> {
         if !crate::support::have("restic") {
             return None;
         }
         let lab = Lab::start()?;
         lab.shop();
         lab.world.secrets.lock().insert("restic".into(), PASSWORD.into());
-        Some(Site { old: lab.old, new: lab.vault, repository: "my repository".into(), extra: vec![], world: lab.world })
+        Some(Site { old: lab.old, new: lab.vault, repository: "my repository".into(), extra: vec![], other: None, world: lab.world })
     }
 
     /// One whose repository is made.
-    async fn made() -> Option<Site> {
+    pub(super) async fn made() -> Option<Site> {
         let s = Site::start()?;
         assert_eq!(s.call("r0-a", "init", vec![]).await.unwrap().changed, Some(true));
         assert_eq!(s.call("r0-b", "init", vec![]).await.unwrap().changed, Some(false));
@@ -48,18 +56,18 @@ impl Site {
     }
 
     /// The stock tool, as anybody would use it on the host.
-    fn restic(&self, words: &str) -> String {
+    pub(super) fn restic(&self, words: &str) -> String {
         let password = self.world.secrets.lock()["restic"].clone();
         let script = format!("export RESTIC_REPOSITORY='{}' RESTIC_PASSWORD=\"{password}\" HOME=\"$PWD\"\nrestic {words}", self.repository);
         sh(&self.old.home(), &script)
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         serde_json::from_str::<serde_json::Value>(&self.restic("snapshots --json")).unwrap().as_array().map_or(0, Vec::len)
     }
 }
 
-fn id(v: &Value) -> &str {
+pub(super) fn id(v: &Value) -> &str {
     v.as_record().unwrap().str("id")
 }
 

@@ -25,6 +25,8 @@ pub mod project;
 pub mod proxy;
 #[allow(dead_code)]
 pub mod python;
+#[allow(dead_code)]
+pub mod remote;
 pub mod screen;
 #[allow(dead_code)]
 pub mod server;

@@ -395,6 +395,13 @@ pub const KINDS: &[Kind] = &[
         fields: &[
             field("host", Host, Always, "The host that keeps the archives."),
             field("path", Text, Always, "The folder, absolute or relative to the login folder."),
+            field(
+                "mount",
+                Text,
+                Optional,
+                "Where the disk of the repository is mounted, when that is there only at times: nothing is done without it.",
+            ),
+            field("mount_host", Host, Optional, "The host that it is mounted on; `host` when not given."),
         ],
     },
     Kind {
@@ -423,8 +430,62 @@ pub const KINDS: &[Kind] = &[
             ),
             field("access_key", Text, Optional, "For `s3:`: the id of the key."),
             field("secret_key", Secret, Optional, "For `s3:`: the secret with the key."),
+            field("session_token", Secret, Optional, "For `s3:`: the secret with the token of a session."),
             field("region", Text, Optional, "For `s3:`: the region, where the server wants one."),
+            field("rest_user", Text, Optional, "For `rest:`: the name to log in with."),
+            field("rest_password", Secret, Optional, "For `rest:`: the secret with its password."),
+            field(
+                "ca_file",
+                Text,
+                Optional,
+                "For `rest:` and `s3:`: a file on the hosts with the certificates that are trusted instead of the system's.",
+            ),
             field("sudo", Flag, Optional, "Whether restic runs with sudo, also to list and to restore as a test; false by default."),
+            field(
+                "mount",
+                Text,
+                Optional,
+                "Where the disk of the repository is mounted, when that is there only at times: nothing is done without it.",
+            ),
+            field("mount_host", Host, Optional, "The host that it is mounted on; `host` when not given."),
+        ],
+    },
+    Kind {
+        section: Section::Backups,
+        kind: "borg",
+        doc: "A repository of borg. The hosts need `borg`; what it makes is read by any other borg, and the other way round.",
+        fields: &[
+            field(
+                "host",
+                Host,
+                Always,
+                "The host whose borg lists, checks, restores and prunes; a folder takes snapshots of this host alone.",
+            ),
+            field("repository", Text, Always, "The repository as `BORG_REPO` has it: a folder, or `ssh://USER@HOST:PORT/PATH`."),
+            field("password", Secret, Optional, "The secret that opens it."),
+            field("passcommand", Text, Optional, "Instead: a command on the host that prints it, as `BORG_PASSCOMMAND`."),
+            field(
+                "encryption",
+                Text,
+                Optional,
+                "How `init` makes it: `repokey` (when not given), `repokey-blake2`, `keyfile`, `keyfile-blake2`, `authenticated`, `authenticated-blake2`, or `none`, \
+                 which also says that a repository without encryption is meant.",
+            ),
+            field(
+                "rsh",
+                Text,
+                Optional,
+                "The command that reaches the server, as `BORG_RSH`; `ssh` with the login's own configuration when not given. Host keys must be known.",
+            ),
+            field("remote_path", Text, Optional, "The borg on the server, as `BORG_REMOTE_PATH`."),
+            field("sudo", Flag, Optional, "Whether borg runs with sudo, also to list and to restore as a test; false by default."),
+            field(
+                "mount",
+                Text,
+                Optional,
+                "Where the disk of the repository is mounted, when that is there only at times: nothing is done without it.",
+            ),
+            field("mount_host", Host, Optional, "The host that it is mounted on; `host` when not given."),
         ],
     },
     Kind {

@@ -3,7 +3,8 @@
 //! - `repository.rs`: the trait behind all kinds of repositories; `primitives.rs`: the methods of `Backup`, the same for all
 //! - `upkeep.rs`: those that look after a repository; `retention.rs`: which snapshots are kept
 //! - `on_host.rs`, `pipe.rs`: what the drivers share
-//! - `restic/`: repositories of restic
+//! - `tool/`: repositories that a program of the hosts keeps; `restic/` and `borg/`: those programs
+//! - `offline.rs`: disks that are attached only at times; `rotation.rs`: copies from one repository into another
 //! - `archive/`: plain compressed tar archives, each with a SHA-256 manifest; `tar.rs` and `manifest.rs` read and write those
 
 use std::collections::BTreeMap;
@@ -14,14 +15,18 @@ use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Record, Result, Value};
 
 mod archive;
+mod borg;
 mod manifest;
+mod offline;
 mod on_host;
 mod pipe;
 mod primitives;
 pub mod repository;
 mod restic;
 mod retention;
+mod rotation;
 mod tar;
+mod tool;
 mod upkeep;
 
 /// Adds the primitives of this family.
@@ -33,7 +38,11 @@ pub fn register(r: &mut Registry) {
             .field("time", Ty::Time, "When it was begun.")
             .field("host", Ty::Str, "The inventory name of the host that it was taken from.")
             .field("paths", Ty::List(Box::new(Ty::Str)), "What was taken.")
-            .field("files", number(Ty::Int), "How many files it holds; `()` in a list of a restic that does not tell (before 0.17).")
+            .field(
+                "files",
+                number(Ty::Int),
+                "How many files it holds; `()` in a list of a tool that does not tell: borg, restic before 0.17.",
+            )
             .field("bytes", number(Ty::Bytes), "The size of these files; `()` where that is not told.")
             .field("tags", Ty::List(Box::new(Ty::Str)), "What it was marked with.")
             .field("archive", Ty::Str, "Where it lies: the file on the host of the repository, or the repository."),
@@ -57,6 +66,7 @@ pub fn register(r: &mut Registry) {
     r.add(primitives::RestoreTest::default());
     r.add(primitives::Restore::default());
     upkeep::register(r);
+    rotation::register(r);
 }
 
 fn number(ty: Ty) -> Ty {

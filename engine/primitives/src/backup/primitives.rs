@@ -56,7 +56,7 @@ impl Default for Take {
                 "snapshot",
                 Effect::Once,
                 "Takes a snapshot of folders and files of a host.\n\nInto an archive the data streams from that host through the controller; nothing \
-                 is installed on either, and its checksums are proven. With restic, the host's own restic runs under the supervisor, so that a \
+                 is installed on either, and its checksums are proven. With restic and borg, the host's own runs under the supervisor, so that a \
                  lost connection and a dead controller do not disturb it. The snapshot appears only when it is complete, so that a crash \
                  leaves no half of one. It carries the action's id, by which a resumed run finds it again. A path that is not there is an \
                  error, and a file that changes while it is read has the whole taken again, three times at most.",
@@ -64,7 +64,7 @@ impl Default for Take {
             .arg("host", host_ty(), "The host to take it from.")
             .arg("paths", texts_ty(), "Folders and files: all relative to the login folder, or all absolute.")
             .option("tags", texts_ty(), "Words to find it by later.")
-            .option("exclude", texts_ty(), "What to leave out, as patterns of `tar --exclude` or `restic --exclude`.")
+            .option("exclude", texts_ty(), "What to leave out, as patterns of `--exclude` of tar, restic or borg.")
             .option("sudo", Ty::Bool, "Whether to read with sudo; false by default.")
             .option("accept_changing", Ty::Bool, "Whether to keep a snapshot in which files changed while they were read; false by default.")
             .returns(Ty::Record("Snapshot"))
@@ -153,7 +153,7 @@ impl Default for Verify {
                 "Backup",
                 "verify",
                 Effect::Read,
-                "Computes every checksum of a snapshot again, on the host of the repository, without writing anything. With restic every \
+                "Computes every checksum of a snapshot again, on the host of the repository, without writing anything. With restic and borg every \
                  piece of every file is read from the repository, nothing from a cache.",
             )
             .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
@@ -188,7 +188,7 @@ impl Default for RestoreTest {
                 "restore_test",
                 Effect::Converge,
                 "Restores a snapshot into an empty temporary folder, checks every file against its checksum, and removes the folder.\n\n\
-                 It uses what a person would use in need: `tar` and `sha256sum`, or `restic restore --verify`. The folder needs the room of the restored files.",
+                 It uses what a person would use in need: `tar` and `sha256sum`, `restic restore --verify`, `borg extract`. The folder needs the room of the restored files.",
             )
             .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
             .option("on", host_ty(), "The host to restore on; the one of the repository by default.")
@@ -228,7 +228,7 @@ impl Default for Restore {
                 "restore",
                 Effect::Converge,
                 "Restores a snapshot into a folder of a host and checks every file.\n\nFiles that are in the way are overwritten, others \
-                 in the folder stay. There is nothing to do when all of it is there already, unchanged (with restic: but for the times of files).",
+                 in the folder stay. There is nothing to do when all of it is there already, unchanged (with restic and borg: but for the times of files).",
             )
             .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
             .arg("host", host_ty(), "The host to restore on.")

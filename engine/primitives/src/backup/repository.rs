@@ -1,4 +1,4 @@
-//! What a backup repository must be able to do, and what a snapshot is. Drivers stand in folders of their own; `archive/` is the first.
+//! What a backup repository must be able to do, and what a snapshot is. Drivers stand in folders of their own.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -9,10 +9,13 @@ use runbook_core::{Code, Error, Record, Result, Value};
 use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
+use super::borg::Borg;
+use super::offline::{Disk, OnDisk};
 use super::restic::Restic;
+use super::tool::Kept;
 
 /// One snapshot in a repository, as kept beside it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Its name in the repository.
     pub id: String,
@@ -99,6 +102,36 @@ pub struct Plan {
     pub accept_changing: bool,
 }
 
+impl Plan {
+    /// Whether its paths can be taken, and put back to where they were.
+    ///
+    /// # Errors
+    /// `RB0700` naming the path.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: String, hint: &str| Err(Error::new(Code::BACKUP_SNAPSHOT, what).host(&self.host).hint(hint.to_string()));
+        let absolute = self.paths.iter().filter(|p| p.starts_with('/')).count();
+        if absolute != 0 && absolute != self.paths.len() {
+            return wrong(
+                format!("{} mixes absolute paths with relative ones", self.paths.join(", ")),
+                "take two snapshots, so that each can be restored to where it was",
+            );
+        }
+        match self.paths.iter().find(|p| p.is_empty() || p.contains('\0') || p.split('/').any(|c| c == "..")) {
+            Some(p) => wrong(format!("{p:?} is not a path for a snapshot"), "name it without \"..\""),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What `copy_to` found and did.
+#[derive(Debug, Clone, Default)]
+pub struct Copied {
+    /// The copies that were made, as they are in the other repository.
+    pub made: Vec<Snapshot>,
+    /// How many of the snapshots were there already.
+    pub there: usize,
+}
+
 /// What a restore test found right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
@@ -108,11 +141,11 @@ pub struct Restored {
     pub bytes: u64,
 }
 
-/// What became of the snapshot of an action.
+/// What became of what an action makes: its snapshot, its copies.
 #[derive(Debug, Clone)]
-pub enum Made {
+pub enum Made<T = Box<Snapshot>> {
     /// It is there.
-    Yes(Box<Snapshot>),
+    Yes(T),
     /// It is not there, and nothing works at it.
     No,
     /// It failed, as the host told.
@@ -143,6 +176,12 @@ pub trait Repository: Send + Sync {
     async fn remove(&self, cx: &Cx, snapshots: &[Snapshot]) -> Result<()>;
     /// Checks the repository as a whole; of its data as many percent, chosen at random. `RB0702` for what is wrong.
     async fn check(&self, cx: &Cx, percent: u8) -> Result<()>;
+    /// Removes locks whose holders are proven to be dead; with `force`, all. `RB0704` naming who holds one that stays.
+    async fn unlock(&self, cx: &Cx, force: bool) -> Result<()>;
+    /// Copies snapshots into another repository of the same kind, but for those that are there.
+    async fn copy_to(&self, cx: &Cx, snapshots: &[Snapshot], to: &Resource) -> Result<Copied>;
+    /// What became of the copying that the action `cx.action_id` began.
+    async fn copied(&self, cx: &Cx, snapshots: &[Snapshot], to: &Resource) -> Result<Made<Copied>>;
 }
 
 /// The repository that a method was called on.
@@ -150,13 +189,28 @@ pub trait Repository: Send + Sync {
 /// # Errors
 /// `RB0106` when the inventory has none of that name, `RB0104` for a kind that does not exist.
 pub fn of(cx: &Cx, call: &Call) -> Result<Box<dyn Repository>> {
-    let resource: &Resource = cx.env.resource(Section::Backups, call.target())?;
-    match resource.kind.as_str() {
-        "archive" => Ok(Box::new(Archive::new(resource)?)),
-        "restic" => Ok(Box::new(Restic::new(resource)?)),
+    open(cx.env.resource(Section::Backups, call.target())?)
+}
+
+/// A repository of the inventory. One on a disk that is there only at times is not touched before the disk is seen.
+///
+/// # Errors
+/// `RB0104` for a kind that does not exist.
+pub(super) fn open(resource: &Resource) -> Result<Box<dyn Repository>> {
+    let opened: Box<dyn Repository> = match resource.kind.as_str() {
+        "archive" => Box::new(Archive::new(resource)?),
+        "restic" => Box::new(Kept::<Restic>::new(resource)?),
+        "borg" => Box::new(Kept::<Borg>::new(resource)?),
         other => {
-            Err(Error::new(Code::INVENTORY_TYPE, format!("the backup repository \"{}\" has the unknown kind \"{other}\"", resource.name))
-                .hint("there are: archive, restic"))
+            return Err(Error::new(
+                Code::INVENTORY_TYPE,
+                format!("the backup repository \"{}\" has the unknown kind \"{other}\"", resource.name),
+            )
+            .hint("there are: archive, restic, borg"));
         }
-    }
+    };
+    Ok(match Disk::of(resource)? {
+        Some(disk) => Box::new(OnDisk { disk, opened }),
+        None => opened,
+    })
 }

@@ -21,12 +21,26 @@ pub(super) fn register(r: &mut Registry) {
             "Backup",
             "check",
             Effect::Read,
-            "Checks the repository as a whole: `restic check`, or every archive with its checksums.\n\nWith restic, `data` says of how many \
-             percent of the data the hashes are computed as well, chosen at random; 0 by default, which looks at the structure alone.",
+            "Checks the repository as a whole: `restic check`, `borg check`, or every archive with its checksums.\n\nWith restic, `data` says of how many \
+             percent of the data the hashes are computed as well, chosen at random; 0 by default, which looks at the structure alone. With borg, 0 reads \
+             all segments with their checksums, and any other number decrypts all data as well: it has no part of it.",
         )
         .option("data", Ty::Int, "Of how many percent of the data, 0 to 100.")
         .example(r#"backup("vault").check(#{ data: 10 });"#)
         .errors(&[Code::BACKUP_REPOSITORY, Code::BACKUP_DAMAGED, Code::WRONG_TYPE]),
+    ));
+    r.add(Unlock(
+        Spec::method(
+            "Backup",
+            "unlock",
+            Effect::Converge,
+            "Removes locks of a repository whose holders are proven to be dead: processes of the same host that are not there any more; with restic, also \
+             those that were not renewed for half an hour.\n\nA lock that lives is an error that names its holder. With `force` all locks go: say it only \
+             when you know that nothing works on the repository, from any host.",
+        )
+        .option("force", Ty::Bool, "Whether all locks go, whoever holds them; false by default.")
+        .example(r#"backup("vault").unlock();"#)
+        .errors(&[Code::BACKUP_REPOSITORY]),
     ));
     let mut prune = Spec::method(
         "Backup",
@@ -108,8 +122,22 @@ impl Primitive for Check {
     }
 }
 
+struct Unlock(Spec);
+
+#[async_trait]
+impl Primitive for Unlock {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        of(cx, call)?.unlock(cx, call.opt_bool("force")).await?;
+        Ok(Outcome::default())
+    }
+}
+
 /// An option that counts; 0 when it is not given.
-fn number(call: &Call, name: &'static str) -> Result<usize> {
+pub(super) fn number(call: &Call, name: &'static str) -> Result<usize> {
     match call.opt(name) {
         None => Ok(0),
         Some(v) => v.as_int().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {

@@ -15,7 +15,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
 use super::on_host::{hint_for, safe, said};
-use super::repository::{Made, Plan, Repository, Restored, Snapshot};
+use super::repository::{Copied, Made, Plan, Repository, Restored, Snapshot};
 use crate::ssh::{Done, Exec, Session, connect, quote};
 
 mod check;
@@ -179,5 +179,23 @@ impl Repository for Archive {
             self.verify(cx, &s).await?;
         }
         Ok(())
+    }
+
+    async fn unlock(&self, _cx: &Cx, _force: bool) -> Result<()> {
+        // There are none: a snapshot in the making has a folder of its own.
+        Ok(())
+    }
+
+    async fn copy_to(&self, _cx: &Cx, _snapshots: &[Snapshot], to: &Resource) -> Result<Copied> {
+        Err(self
+            .error(
+                Code::BACKUP_REPOSITORY,
+                format!("snapshots of \"{}\" cannot be copied into \"{}\": it keeps plain archives", self.name, to.name),
+            )
+            .hint("take a second snapshot into that repository, or copy the folders of its snapshots as files"))
+    }
+
+    async fn copied(&self, _cx: &Cx, _snapshots: &[Snapshot], _to: &Resource) -> Result<Made<Copied>> {
+        Ok(Made::No)
     }
 }

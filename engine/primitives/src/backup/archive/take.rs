@@ -238,19 +238,7 @@ fn changes(stderr: &str) -> Vec<String> {
 
 /// The command for the source host.
 fn tar_command(plan: &Plan) -> Result<String> {
-    let wrong = |what: String, hint: &str| Error::new(Code::BACKUP_SNAPSHOT, what).host(&plan.host).hint(hint.to_string());
-    let absolute = plan.paths.iter().filter(|p| p.starts_with('/')).count();
-    if absolute != 0 && absolute != plan.paths.len() {
-        return Err(wrong(
-            format!("{} mixes absolute paths with relative ones", plan.paths.join(", ")),
-            "take two snapshots, so that each can be restored to where it was",
-        ));
-    }
-    for p in &plan.paths {
-        if p.is_empty() || p.contains('\0') || p.split('/').any(|c| c == "..") {
-            return Err(wrong(format!("{p:?} is not a path for a snapshot"), "name it without \"..\""));
-        }
-    }
+    plan.check()?;
     let exclude: String = plan.exclude.iter().map(|e| format!(" --exclude={}", quote(e))).collect();
     let paths: Vec<String> = plan.paths.iter().map(|p| quote(&safe(p))).collect();
     Ok(format!(

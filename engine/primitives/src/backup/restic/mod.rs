@@ -1,37 +1,23 @@
-//! restic repositories: the `restic` of the hosts does the work, and reads and writes what any other restic does.
+//! restic: the `restic` of the hosts does the work, and reads and writes what any other restic does.
 //!
-//! `take.rs` makes snapshots under the supervisor, `restore.rs` restores and tests. A snapshot carries the tag `runbook:ACTION`; in
-//! restic it is there once it is whole. Password and keys go through the environment of the remote process, which its owner alone sees.
+//! A snapshot carries the tag `runbook:ACTION`; in restic it is there once it is whole.
 //! Formats of `--json`: <https://restic.readthedocs.io/en/stable/075_scripting.html>; tried with restic 0.14.
 
-mod restore;
-mod take;
-
-use async_trait::async_trait;
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use serde::Deserialize;
 
-use super::on_host::said;
-use super::repository::{Made, Plan, Repository, Restored, Snapshot};
-use crate::ssh::{Done, Exec, connect, quote};
+use super::repository::{Plan, Snapshot};
+use super::tool::{Tool, Trouble};
+use crate::ssh::quote;
 
 /// What marks the snapshot of an action.
 const TAG: &str = "runbook:";
+const FUNCTIONS: &str = include_str!("restic.sh");
 
-/// A repository of restic.
-pub struct Restic {
-    name: String,
-    host: String,
-    repository: String,
-    settings: Resource,
-}
-
-/// Whether restic says that there is no repository.
-fn absent(said: &str) -> bool {
-    said.contains("Is there a repository at the following location") || said.contains("repository does not exist")
-}
+/// What is restic's own.
+pub(super) struct Restic;
 
 /// A snapshot as `restic snapshots --json` prints it.
 #[derive(Debug, Deserialize)]
@@ -54,226 +40,176 @@ struct Summary {
     total_bytes_processed: u64,
 }
 
-impl Restic {
-    /// Reads the settings `host`, `repository` and `password`.
-    ///
-    /// # Errors
-    /// `RB0114` when one is missing.
-    pub fn new(r: &Resource) -> Result<Self> {
-        r.need("password")?;
-        Ok(Restic { name: r.name.clone(), host: r.need("host")?.into(), repository: r.need("repository")?.into(), settings: r.clone() })
-    }
-
-    /// Whether the repository is a folder of the host on which restic runs.
-    fn local(&self) -> bool {
-        // `sftp:…`, `s3:…`, `rest:…`: a scheme before the first colon.
-        match self.repository.split_once(':') {
-            Some((scheme, _)) => scheme == "local" || scheme.contains('/'),
-            None => true,
-        }
-    }
-
-    /// A script that finds restic and what it needs to open the repository.
-    fn exec(&self, cx: &Cx, script: &str, sudo: bool) -> Result<Exec> {
-        let r = &self.settings;
-        let secret = |name: Option<&str>| name.map(|n| Ok(cx.secret(n)?.reveal().to_string())).transpose();
-        let variables: [(&str, Option<String>); 6] = [
-            ("LC_ALL", Some("C".into())),
-            ("RESTIC_REPOSITORY", Some(self.repository.clone())),
-            ("RESTIC_PASSWORD", secret(r.str("password"))?),
-            ("AWS_ACCESS_KEY_ID", r.str("access_key").map(str::to_string)),
-            ("AWS_SECRET_ACCESS_KEY", secret(r.str("secret_key"))?),
-            ("AWS_DEFAULT_REGION", r.str("region").map(str::to_string)),
-        ];
-        let env = variables.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?))).collect();
-        let mut script = format!("command -v restic >/dev/null 2>&1 || exit 127\n{script}");
-        if let Some(c) = r.str("sftp_command") {
-            // There is no variable for it: a function of the script's own puts it before everything else. So no script says `exec restic`.
-            script = format!("restic() {{ command restic -o sftp.command={} \"$@\"; }}\n{script}", quote(c));
-        }
-        Ok(Exec { env, sudo: sudo || r.flag("sudo"), ..Exec::new(script) })
-    }
-
-    /// Runs a script on a host. A status other than 0 is no error.
-    async fn run(&self, cx: &Cx, host: &str, script: &str) -> Result<Done> {
-        connect(cx, host).await?.exec_again(cx, self.exec(cx, script, false)?).await
-    }
-
-    /// As [`Restic::run`]; a status other than 0 is this error.
-    async fn must(&self, cx: &Cx, host: &str, script: &str, code: Code, what: &str) -> Result<Done> {
-        let done = self.run(cx, host, script).await?;
-        if done.status == 0 { Ok(done) } else { Err(self.fault(host, code, what, &done)) }
-    }
-
-    /// What restic said, as an error: with a code of its own when the repository cannot be opened.
-    fn fault(&self, host: &str, code: Code, what: &str, done: &Done) -> Error {
-        let stderr = String::from_utf8_lossy(&done.stderr);
-        let own: String = stderr.lines().filter(|l| !l.contains("returned error, retrying after")).fold(String::new(), |t, l| t + l + "\n");
-        let why = said(&own);
-        let opened = |why: &str, hint: &str| {
-            Error::new(Code::BACKUP_REPOSITORY, format!("the repository \"{}\" ({}) {why}", self.name, self.repository))
-                .host(host)
-                .hint(hint.to_string())
-        };
-        if done.status == 127 {
-            return Error::new(Code::HOST_TOOL_MISSING, "restic is not there").host(host).hint("install it (Debian: restic)");
-        }
-        if own.contains("wrong password") {
-            return opened("is not opened by its password", "check the secret that `password` of the repository names");
-        }
-        if absent(&own) {
-            let hint = format!("check `repository` in runbook.toml; to make a new one: backup(\"{}\").init()", self.name);
-            return opened("is not there", &hint);
-        }
-        if own.contains("already locked") {
-            return opened(
-                &format!("is locked by another restic: {why}"),
-                "try again when that has ended; `restic unlock` removes the lock of one that died",
-            )
-            .retryable(true);
-        }
-        Error::new(code, format!("{what}: {why}")).host(host).hint(match why.as_str() {
-            w if w.contains("no space left") || w.contains("No space left") => "free space there; nothing half is left in the repository",
-            w if w.contains("permission denied") || w.contains("Permission denied") => "give the login these rights, or say sudo: true",
-            _ => "mend what is said there, then resume",
-        })
-    }
-
-    fn found(&self, l: Listed) -> Snapshot {
+impl From<Listed> for Snapshot {
+    fn from(l: Listed) -> Self {
         let action = l.tags.iter().find_map(|t| t.strip_prefix(TAG)).unwrap_or_default().to_string();
         let (files, bytes) = l.summary.as_ref().map_or((0, 0), |s| (s.total_files_processed, s.total_bytes_processed));
         Snapshot {
-            archive: self.repository.clone(),
             action,
             time: l.time,
             host: l.hostname,
             paths: l.paths,
             files,
-            links: 0,
             bytes,
             counted: l.summary.is_some(),
             tags: l.tags.into_iter().filter(|t| !t.starts_with(TAG)).collect(),
             id: l.id,
-            archive_bytes: 0,
-            archive_sha256: String::new(),
-            manifest_sha256: String::new(),
+            ..Snapshot::default()
         }
-    }
-
-    /// Snapshots as a host sees them; `which` are further words for `restic snapshots`.
-    async fn snapshots(&self, cx: &Cx, host: &str, which: &str) -> Result<Vec<Snapshot>> {
-        let what = format!("the snapshots of \"{}\" cannot be listed", self.name);
-        let script = format!("restic snapshots --no-lock --json {which}");
-        let done = self.must(cx, host, &script, Code::BACKUP_REPOSITORY, &what).await?;
-        let listed: Option<Vec<Listed>> = serde_json::from_slice(&done.stdout).map_err(|e| {
-            Error::new(Code::BACKUP_REPOSITORY, format!("what restic lists cannot be understood: {e}"))
-                .host(host)
-                .hint("see the version of restic there")
-        })?;
-        let mut all: Vec<Snapshot> = listed.unwrap_or_default().into_iter().map(|l| self.found(l)).collect();
-        all.sort_by(|a, b| a.time.cmp(&b.time).then_with(|| a.id.cmp(&b.id)));
-        Ok(all)
-    }
-
-    /// Counts the files of a snapshot, and their bytes, from the repository's own list of them.
-    async fn count(&self, cx: &Cx, host: &str, s: &mut Snapshot) -> Result<()> {
-        if s.counted {
-            return Ok(());
-        }
-        let script = format!(
-            r#"{{ restic ls --no-lock --json {} || echo failed; }} | awk '/^failed$/ {{ exit 9 }}
-/"type":"file"/ {{ n++; if (match($0, /"size":[0-9]+/)) b += substr($0, RSTART + 7, RLENGTH - 7) }}
-END {{ printf "%d %.0f\n", n, b }}'"#,
-            quote(&s.id)
-        );
-        let done = self.run(cx, host, &script).await?;
-        let text = String::from_utf8_lossy(&done.stdout);
-        let mut numbers = text.split_whitespace().map(str::parse::<u64>);
-        match (done.status, numbers.next(), numbers.next()) {
-            (0, Some(Ok(files)), Some(Ok(bytes))) => (s.files, s.bytes, s.counted) = (files, bytes, true),
-            _ => {
-                return Err(self.fault(host, Code::BACKUP_DAMAGED, &format!("the files of the snapshot {} cannot be listed", s.id), &done));
-            }
-        }
-        Ok(())
     }
 }
 
-#[async_trait]
-impl Repository for Restic {
-    async fn init(&self, cx: &Cx) -> Result<bool> {
-        let there = self.run(cx, &self.host, "restic cat --no-lock config").await?;
-        if there.status == 0 {
-            return Ok(false);
+/// What opens a repository; `from` is what the names of the variables have more when it is the one to copy from.
+fn opened(cx: &Cx, r: &Resource) -> Result<(String, Option<String>)> {
+    let secret = |name: &str| r.str(name).map(|n| Ok::<_, Error>(cx.secret(n)?.reveal().to_string())).transpose();
+    let mut repository = r.need("repository")?.to_string();
+    if let (Some(user), Some(password), Some((scheme, rest))) = (r.str("rest_user"), secret("rest_password")?, repository.split_once("://"))
+    {
+        // restic 0.14 has no variable for them. The address itself goes by the environment.
+        repository = format!("{scheme}://{}:{}@{rest}", in_url(user), in_url(&password));
+    }
+    Ok((repository, secret("password")?))
+}
+
+/// Percent-encoded, as the user part of an address wants it.
+fn in_url(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, b| {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
         }
-        if there.status == 127 || !absent(&String::from_utf8_lossy(&there.stderr)) {
-            let what = format!("the repository \"{}\" cannot be looked at", self.name);
-            return Err(self.fault(&self.host, Code::BACKUP_REPOSITORY, &what, &there));
+        out
+    })
+}
+
+impl Tool for Restic {
+    const PROGRAM: (&'static str, &'static str) = ("restic", "restic");
+
+    fn new(r: &Resource) -> Result<Self> {
+        r.need("password")?;
+        let repository = r.need("repository")?;
+        let user = repository.split_once("://").and_then(|(_, rest)| rest.split('/').next()?.rsplit_once('@')).map_or("", |(user, _)| user);
+        if user.contains(':') {
+            return Err(Error::new(Code::INVENTORY_TYPE, format!("`repository` of \"{}\" has a password in it", r.name))
+                .hint("leave user and password out, and name them: `rest_user`, and `rest_password` with the name of a secret"));
         }
-        let what = format!("the repository \"{}\" cannot be made", self.name);
-        self.must(cx, &self.host, "restic init", Code::BACKUP_REPOSITORY, &what).await.map(|_| true)
+        Ok(Restic)
     }
 
-    async fn snapshot(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)> {
-        self.take(cx, plan).await
+    fn local(repository: &str) -> bool {
+        // `sftp:…`, `s3:…`, `rest:…`: a scheme before the first colon.
+        match repository.split_once(':') {
+            Some((scheme, _)) => scheme == "local" || scheme.contains('/'),
+            None => true,
+        }
     }
 
-    async fn made(&self, cx: &Cx, plan: &Plan) -> Result<Made> {
-        self.taken(cx, plan).await
+    fn environment(&self, cx: &Cx, r: &Resource) -> Result<Vec<(&'static str, String)>> {
+        let secret = |name: &str| r.str(name).map(|n| Ok::<_, Error>(cx.secret(n)?.reveal().to_string())).transpose();
+        let (repository, password) = opened(cx, r)?;
+        let variables: [(&'static str, Option<String>); 6] = [
+            ("RESTIC_REPOSITORY", Some(repository)),
+            ("RESTIC_PASSWORD", password),
+            ("AWS_ACCESS_KEY_ID", r.str("access_key").map(str::to_string)),
+            ("AWS_SECRET_ACCESS_KEY", secret("secret_key")?),
+            ("AWS_SESSION_TOKEN", secret("session_token")?),
+            ("AWS_DEFAULT_REGION", r.str("region").map(str::to_string)),
+        ];
+        Ok(variables.into_iter().filter_map(|(k, v)| Some((k, v?))).collect())
     }
 
-    async fn list(&self, cx: &Cx) -> Result<Vec<Snapshot>> {
-        self.snapshots(cx, &self.host, "").await
+    fn functions(&self, r: &Resource) -> String {
+        let mut words = String::new();
+        if let Some(c) = r.str("sftp_command") {
+            words.push_str(&format!(" -o sftp.command={}", quote(c)));
+        }
+        if let Some(c) = r.str("ca_file") {
+            words.push_str(&format!(" --cacert={}", quote(c)));
+        }
+        // There are no variables for them: a function of the script's own puts them before everything else. So no script says `exec restic`.
+        format!("restic() {{ command restic{words} \"$@\"; }}\n{FUNCTIONS}")
     }
 
-    async fn get(&self, cx: &Cx, id: &str) -> Result<Snapshot> {
-        let missing = || {
-            Error::new(Code::BACKUP_MISSING, format!("the repository \"{}\" has no snapshot {id:?}", self.name))
-                .host(&self.host)
-                .hint(format!("see what there is: backup(\"{}\").list()", self.name))
+    fn words(&self, cx: &Cx, plan: &Plan) -> Result<String> {
+        for t in &plan.tags {
+            if t.is_empty() || t.contains([',', '\n', '\0']) || t.starts_with(TAG) {
+                return Err(Error::new(Code::BACKUP_SNAPSHOT, format!("{t:?} is not a tag of restic"))
+                    .host(&plan.host)
+                    .hint("use words without commas"));
+            }
+        }
+        let words = |option: &str, all: &[String]| all.iter().map(|w| format!(" {option}={}", quote(w))).collect::<String>();
+        Ok(format!(
+            "RESTIC_PROGRESS_FPS=0.5\nexport RESTIC_PROGRESS_FPS\nbackup() {{ restic backup --tag={tag}{tags} --host={host}{exclude} -- \"$@\"; }}",
+            tag = quote(&format!("{TAG}{}", cx.action_id)),
+            tags = words("--tag", &plan.tags),
+            host = quote(&plan.host),
+            exclude = words("--exclude", &plan.exclude),
+        ))
+    }
+
+    fn listed(out: &[u8]) -> std::result::Result<Vec<Snapshot>, String> {
+        let listed: Option<Vec<Listed>> = serde_json::from_slice(out).map_err(|e| e.to_string())?;
+        Ok(listed.unwrap_or_default().into_iter().map(Snapshot::from).collect())
+    }
+
+    fn answers(s: &Snapshot, id: &str) -> bool {
+        id.len() >= 8 && s.id.starts_with(id)
+    }
+
+    fn trouble(stderr: &str) -> (String, Trouble) {
+        let own: String = stderr.lines().filter(|l| !l.contains("returned error, retrying after")).fold(String::new(), |t, l| t + l + "\n");
+        let says = |any: &[&str]| any.iter().any(|w| own.contains(w));
+        // Whatever the reason, restic asks whether there is a repository at all: the reason counts.
+        let trouble = if says(&["wrong password"]) {
+            Trouble::Password
+        } else if says(&[
+            "(401)",
+            "(403)",
+            "Access Denied",
+            "Access Key Id you provided",
+            "signature we calculated",
+            "Permission denied (publickey",
+        ]) {
+            Trouble::Refused(
+                "does not let this login in",
+                "check the user, the keys and their secrets in runbook.toml, and what the server allows them",
+            )
+        } else if says(&["x509: "]) {
+            Trouble::Refused(
+                "has a certificate that is not trusted",
+                "name the file of its authority on this host: `ca_file`; and the server as its certificate has it",
+            )
+        } else if says(&[
+            "connection refused",
+            "no such host",
+            "i/o timeout",
+            "connection reset",
+            "no route to host",
+            "unable to start the sftp session",
+            "(502)",
+            "(503)",
+        ]) {
+            Trouble::Unreachable
+        } else if says(&["Is there a repository at the following location", "repository does not exist"]) {
+            Trouble::Absent
+        } else if says(&["already locked"]) {
+            Trouble::Locked
+        } else {
+            Trouble::Other
         };
-        if id.len() < 8 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(missing());
-        }
-        let mut found = self.snapshots(cx, &self.host, "").await?.into_iter().filter(|s| s.id.starts_with(id));
-        match (found.next(), found.next()) {
-            (Some(one), None) => Ok(one),
-            _ => Err(missing()),
-        }
+        (own, trouble)
     }
 
-    async fn verify(&self, cx: &Cx, s: &Snapshot) -> Result<()> {
-        // Every piece of every file is read and has the hash that it is named by; nothing comes from a cache.
-        let script = format!("restic dump --no-lock --no-cache --archive tar {} / >/dev/null", quote(&s.id));
-        self.must(cx, &self.host, &script, Code::BACKUP_DAMAGED, &format!("the snapshot {} is damaged", s.id)).await.map(drop)
+    fn source(&self, cx: &Cx, r: &Resource) -> Result<Vec<(&'static str, String)>> {
+        let (repository, password) = opened(cx, r)?;
+        Ok(vec![("RESTIC_FROM_REPOSITORY", repository), ("RESTIC_FROM_PASSWORD", password.unwrap_or_default())])
     }
 
-    async fn restore_test(&self, cx: &Cx, s: &Snapshot, on: Option<&str>, compare: bool) -> Result<Restored> {
-        self.try_restore(cx, s, on.unwrap_or(&self.host), compare).await
-    }
-
-    async fn restore(&self, cx: &Cx, s: &Snapshot, host: &str, dest: &str, sudo: bool) -> Result<bool> {
-        self.bring_back(cx, s, host, dest, sudo).await
-    }
-
-    async fn remove(&self, cx: &Cx, snapshots: &[Snapshot]) -> Result<()> {
+    fn copy(snapshots: &[Snapshot]) -> String {
         let ids: String = snapshots.iter().map(|s| format!(" {}", quote(&s.id))).collect();
-        // One that an earlier try has removed is no fault; what it left to clear is.
-        let script = format!(
-            "restic unlock >/dev/null 2>&1\nfor id in{ids}; do if restic cat --no-lock snapshot \"$id\" >/dev/null 2>&1; then restic forget \"$id\" || exit; fi; done\nrestic prune"
-        );
-        let what = format!("snapshots of \"{}\" cannot be removed", self.name);
-        self.must(cx, &self.host, &script, Code::BACKUP_REPOSITORY, &what).await.map(drop)
-    }
-
-    async fn check(&self, cx: &Cx, percent: u8) -> Result<()> {
-        let data = match percent {
-            0 => String::new(),
-            100 => " --read-data".into(),
-            n => format!(" --read-data-subset={n}%"),
-        };
-        let script = format!("restic unlock >/dev/null 2>&1\nrestic check --no-cache{data}");
-        self.must(cx, &self.host, &script, Code::BACKUP_DAMAGED, &format!("the repository \"{}\" is damaged", self.name)).await.map(drop)
+        format!("restic copy{ids}")
     }
 }
 
@@ -282,15 +218,17 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::backup::tool::Kept;
+    use crate::ssh::Done;
 
-    fn restic(repository: &str) -> Restic {
+    fn settings(repository: &str) -> Resource {
         let text = |v: &str| runbook_core::Value::from(v);
         let settings = BTreeMap::from([
             ("host".to_string(), text("vault")),
             ("repository".to_string(), text(repository)),
             ("password".to_string(), text("p")),
         ]);
-        Restic::new(&Resource { name: "store".into(), kind: "restic".into(), settings }).unwrap()
+        Resource { name: "store".into(), kind: "restic".into(), settings }
     }
 
     #[test]
@@ -303,14 +241,24 @@ mod tests {
             ("s3:http://h:9000/b", false),
             ("./a:b", true),
         ] {
-            assert_eq!(restic(repository).local(), local, "{repository}");
+            assert_eq!(Restic::local(repository), local, "{repository}");
         }
+    }
+
+    #[test]
+    fn a_password_in_the_address_is_refused() {
+        for (repository, good) in
+            [("rest:https://h:8000/shop", true), ("rest:https://u@h/", true), ("rest:https://u:p@h/", false), ("sftp:u@h:/srv", true)]
+        {
+            assert_eq!(Restic::new(&settings(repository)).is_ok(), good, "{repository}");
+        }
+        assert_eq!(in_url("a:b@c/d é"), "a%3Ab%40c%2Fd%20%C3%A9");
     }
 
     #[test]
     fn what_restic_says_has_a_code_of_its_own() {
         let fault = |status: i32, text: &str| {
-            restic("r").fault(
+            Kept::<Restic>::new(&settings("r")).unwrap().fault(
                 "vault",
                 Code::BACKUP_DAMAGED,
                 "it is damaged",
@@ -324,6 +272,13 @@ mod tests {
         );
         assert!(e.code == Code::BACKUP_REPOSITORY && e.hint.unwrap().contains("init()"));
         assert!(fault(1, "unable to create lock in backend: repository is already locked by PID 7\n").retryable);
+        let asked = "\nIs there a repository at the following location?\ns3:x\n";
+        let e = fault(1, &format!("Fatal: unable to open config file: Stat: Access Denied.{asked}"));
+        assert!(e.message.contains("does not let this login in") && !e.retryable);
+        assert!(
+            fault(1, &format!("Fatal: unable to open config file: dial tcp 127.0.0.1:9: connect: connection refused{asked}")).retryable
+        );
+        assert!(fault(1, &format!("x509: certificate signed by unknown authority{asked}")).hint.unwrap().contains("ca_file"));
         assert_eq!(fault(127, "").code, Code::HOST_TOOL_MISSING);
         let e = fault(
             1,
@@ -334,12 +289,13 @@ mod tests {
 
     #[test]
     fn a_list_of_either_version_is_read() {
-        let one = r#"[{"time":"2026-11-21T17:35:40.963764175Z","tree":"8b","paths":["/s"],"hostname":"old","username":"root","tags":["runbook:r1-a","x"],"id":"65549530cd","short_id":"65549530"}]"#;
-        let l: Vec<Listed> = serde_json::from_str(one).unwrap();
-        let s = restic("r").found(l.into_iter().next().unwrap());
-        assert_eq!((s.action.as_str(), s.tags, s.counted), ("r1-a", vec!["x".to_string()], false));
-        let two = r#"{"time":"2026-11-21T17:35:40+02:00","id":"6","summary":{"total_files_processed":4,"total_bytes_processed":9,"x":1}}"#;
-        let s = restic("r").found(serde_json::from_str(two).unwrap());
+        let one = br#"[{"time":"2026-11-21T17:35:40.963764175Z","tree":"8b","paths":["/s"],"hostname":"old","username":"root","tags":["runbook:r1-a","x"],"id":"65549530cd","short_id":"65549530"}]"#;
+        let s = Restic::listed(one).unwrap().remove(0);
+        assert_eq!((s.action.as_str(), s.tags.as_slice(), s.counted), ("r1-a", &["x".to_string()][..], false));
+        let two =
+            br#"[{"time":"2026-11-21T17:35:40+02:00","id":"6","summary":{"total_files_processed":4,"total_bytes_processed":9,"x":1}}]"#;
+        let s = Restic::listed(two).unwrap().remove(0);
         assert_eq!((s.files, s.bytes, s.counted), (4, 9, true));
+        assert!(Restic::listed(b"null").unwrap().is_empty() && Restic::listed(b"{").is_err());
     }
 }

@@ -1,15 +1,15 @@
-//! Restoring, as a test and for good: `restic restore --verify`, as a person would do it by hand.
+//! Restoring, as a test and for good, with the tool, as a person would do it by hand.
 
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
-use super::Restic;
+use super::{Kept, Tool};
 use crate::backup::on_host::{Faults, differences, remove_quietly, safe, said};
 use crate::backup::pipe::pipe;
 use crate::backup::repository::{Restored, Snapshot};
 use crate::ssh::{Exec, connect, quote};
 
-impl Restic {
+impl<T: Tool> Kept<T> {
     pub(super) async fn try_restore(&self, cx: &Cx, s: &Snapshot, host: &str, compare: bool) -> Result<Restored> {
         // Named by the action, so that what a crash left is found and removed by the next attempt.
         let folder = format!("\"${{TMPDIR:-/tmp}}\"/runbook-restore.{}", cx.action_id);
@@ -24,34 +24,41 @@ impl Restic {
         let what = format!("the restore test of the snapshot {} failed", s.id);
         let mut s = s.clone();
         self.count(cx, host, &mut s).await?;
-        // Nothing comes from a cache of this host: the repository itself is tried.
         let script = format!(
-            "umask 077; mkdir {folder} && restic restore --no-lock --no-cache --verify --target {folder} {id} >/dev/null || exit\n\
-             find {folder} -type f -printf '%s\\n' | awk '{{ n++; b += $1 }} END {{ printf \"%d %.0f\\n\", n, b }}'",
+            "umask 077; mkdir {folder} && bring {id} {folder} || exit\n\
+             find {folder} -type f -printf '%s %i %n\\n' |\n\
+             awk '{{ n++; a += $1; if ($3 == 1 || !seen[$2]++) o += $1 }} END {{ printf \"%d %.0f %.0f\\n\", n, a, o }}'",
             id = quote(&s.id)
         );
         let done = self.must(cx, host, &script, Code::BACKUP_RESTORE, &what).await?;
-        let is = String::from_utf8_lossy(&done.stdout).trim().to_string();
-        let want = format!("{} {}", s.files, s.bytes);
-        if is != want {
-            return Err(Error::new(Code::BACKUP_RESTORE, format!("{what}: files and bytes are {is}, and should be {want}"))
-                .host(host)
-                .hint("verify the snapshot, and see the space on this host"));
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        let is: Vec<&str> = text.split_whitespace().collect();
+        // A tool that tells further names of a file from files counts their bytes once.
+        let (names, bytes) = (s.files + s.links, if s.links == 0 { is.get(1) } else { is.get(2) });
+        if is.first() != Some(&names.to_string().as_str()) || bytes != Some(&s.bytes.to_string().as_str()) {
+            let is = format!("{} and {}", is.first().unwrap_or(&"?"), bytes.unwrap_or(&"?"));
+            return Err(Error::new(
+                Code::BACKUP_RESTORE,
+                format!("{what}: files and bytes are {is}, and should be {names} and {}", s.bytes),
+            )
+            .host(host)
+            .hint("verify the snapshot, and see the space on this host"));
         }
         if compare {
             self.compare(cx, &s, host, folder).await?;
         }
-        Ok(Restored { files: s.files, bytes: s.bytes })
+        Ok(Restored { files: names, bytes: s.bytes })
     }
 
     /// Compares what was restored with what is on the source host now, by SHA-256.
     async fn compare(&self, cx: &Cx, s: &Snapshot, host: &str, folder: &str) -> Result<()> {
-        // A snapshot of relative paths holds them without what was above them: found by where the first one came back.
+        // A snapshot of relative paths may be listed with absolute ones, and holds them without what was above them: found by where the
+        // first one came back.
         let first = s.paths.first().map_or("/", String::as_str);
         let script = format!(
-            "p={first}; r=\nwhile ! [ -e {folder}\"$p\" ] && [ -n \"$p\" ]; do p=${{p#/}}; case $p in */*) r=$r/${{p%%/*}}; p=/${{p#*/}} ;; *) p= ;; esac; done\n\
+            "p={first}; r=\ncase $p in /*) ;; *) [ -e {folder}/\"$p\" ] && echo .; exit ;; esac\nwhile ! [ -e {folder}\"$p\" ] && [ -n \"$p\" ]; do p=${{p#/}}; case $p in */*) r=$r/${{p%%/*}}; p=/${{p#*/}} ;; *) p= ;; esac; done\n\
              [ -n \"$p\" ] && printf '%s\\n' \"${{r:-/}}\"",
-            first = quote(first)
+            first = quote(first.trim_start_matches("./"))
         );
         let done = self.run(cx, host, &script).await?;
         let root = String::from_utf8_lossy(&done.stdout).trim_end_matches('\n').to_string();
@@ -77,14 +84,7 @@ impl Restic {
         if self.differs(cx, s, host, &folder, sudo).await?.is_none() {
             return Ok(false);
         }
-        let id = quote(&s.id);
-        // What restic 0.14 does not overwrite well makes way: it writes through a link where a file was, gives up where a link was, and
-        // removes a further name of a file that is there instead of making it.
-        let script = format!(
-            "mkdir -p {folder} || exit\nrestic ls --no-lock -l {id} | sed -n -e 's/^[lL][^/]*\\(\\/.*\\) -> .*$/\\1/p' -e 's/^-[^/]*\\(\\/.*\\)$/\\1/p' |\n\
-             (cd {folder} && sed 's/^/./' | tr '\\n' '\\0' | xargs -0 -r sh -c 'find \"$@\" -maxdepth 0 \\( -type l -o -type f -links +1 \\) -exec rm -f {{}} + 2>/dev/null' sh)\n\
-             restic restore --no-lock --verify --target {folder} {id} >/dev/null"
-        );
+        let script = format!("mkdir -p {folder} || exit\nbring_over {} {folder}", quote(&s.id));
         let what = format!("the restore of the snapshot {} failed", s.id);
         let done = connect(cx, host).await?.exec_again(cx, self.exec(cx, &script, sudo)?).await?;
         if done.status != 0 {
@@ -94,17 +94,17 @@ impl Restic {
             None => Ok(true),
             Some(list) => Err(Error::new(Code::BACKUP_RESTORE, format!("{what}: {list}"))
                 .host(host)
-                .hint("something else writes there, or restic could not bring back all; restore it into an empty folder")),
+                .hint("something else writes there, or not all could be brought back; restore it into an empty folder")),
         }
     }
 
-    /// How a folder differs from a snapshot: contents, sizes, kinds, permissions, and owners where the login can give them. The tar of
-    /// restic has whole seconds, so that times say nothing.
+    /// How a folder differs from a snapshot: contents, sizes, kinds, permissions, and owners where the login can give them. Such a tar
+    /// has whole seconds, so that times say nothing.
     async fn differs(&self, cx: &Cx, s: &Snapshot, host: &str, folder: &str, sudo: bool) -> Result<Option<String>> {
         let script = format!(
             "[ -d {folder} ] || {{ echo 'the folder is not there'; echo 'status 0'; exit 0; }}\n\
              o='Mod time differs'; [ \"$(id -u)\" = 0 ] || o='(Mod time|Uid|Gid) differs'\n\
-             {{ {{ restic dump --no-lock --archive tar {id} /; echo \"status $?\" >&3; }} | tar --diff --file=- --directory={folder} 2>&1 |\n\
+             {{ {{ tar_of {id}; echo \"status $?\" >&3; }} | tar --diff --file=- --directory={folder} 2>&1 |\n\
              grep -Ev \": $o\\$|^tar: Exiting\" | head -n 1000; }} 3>&1",
             id = quote(&s.id)
         );

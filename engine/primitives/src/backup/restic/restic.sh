@@ -1,0 +1,67 @@
+# The functions that tool/mod.rs wants, for restic; tried with 0.14.
+look() { restic cat --no-lock config; }
+make() { restic init; }
+snapshots() { restic snapshots --no-lock --json; }
+count() {
+  { restic ls --no-lock --json "$1" || echo failed; } | awk '/^failed$/ { exit 9 }
+/"type":"file"/ { n++; if (match($0, /"size":[0-9]+/)) b += substr($0, RSTART + 7, RLENGTH - 7) }
+END { printf "%d 0 %.0f\n", n, b }'
+}
+attempt() {
+  : >"$t/begun" || return 1
+  { backup "$@"; echo "$?" >"$t/status"; } | awk -v out="$t/out" '/^\[/ { print; fflush() } { print >out }'
+  read -r s <"$t/status" || return 1
+  id=$(sed -n 's/^snapshot \([0-9a-f]*\) saved.*$/\1/p' "$t/out")
+  if [ "$s" != 0 ]; then
+    [ -z "$id" ] || drop "$id"
+    return "$s"
+  fi
+  [ -n "$id" ] || { echo 'restic has not told the name of the snapshot' >&2; return 1; }
+  # It does not tell what changed while it was read: what has changed since the beginning, of what was taken.
+  find "$@" -type f -cnewer "$t/begun" 2>/dev/null | sed -e 's|^\./||' -e 's|^/*|/|' >"$t/changed"
+  [ -s "$t/changed" ] || return 0
+  restic ls --no-lock "$id" | grep -Fxf "$t/changed" | head -n 20 >"$t/which"
+  return 0
+}
+# The next of this action must be the only one.
+drop() {
+  for pause in 1 2 3 4 5; do
+    restic forget "$1" >/dev/null 2>&1 && return
+    sleep "$pause"
+  done
+  echo "the incomplete snapshot $1 could not be removed: restic forget $1" >&2
+}
+leftovers() { :; }
+read_all() { restic dump --no-lock --no-cache --archive tar "$1" / >/dev/null; }
+bring() { restic restore --no-lock --no-cache --verify --target "$2" "$1" >/dev/null; }
+# What restic 0.14 does not overwrite well makes way: it writes through a link where a file was, gives up where a link was, and removes a
+# further name of a file that is there instead of making it.
+bring_over() {
+  restic ls --no-lock -l "$1" | sed -n -e 's/^[lL][^/]*\(\/.*\) -> .*$/\1/p' -e 's/^-[^/]*\(\/.*\)$/\1/p' |
+    (cd "$2" && sed 's/^/./' | tr '\n' '\0' | xargs -0 -r sh -c 'find "$@" -maxdepth 0 \( -type l -o -type f -links +1 \) -exec rm -f {} + 2>/dev/null' sh)
+  restic restore --no-lock --verify --target "$2" "$1" >/dev/null
+}
+tar_of() { restic dump --no-lock --archive tar "$1" /; }
+forget() {
+  restic unlock >/dev/null 2>&1
+  for id; do
+    if restic cat --no-lock snapshot "$id" >/dev/null 2>&1; then restic forget "$id" || return; fi
+  done
+  restic prune
+}
+sound() {
+  restic unlock >/dev/null 2>&1
+  case $1 in
+    0) restic check --no-cache ;;
+    100) restic check --no-cache --read-data ;;
+    *) restic check --no-cache --read-data-subset="$1%" ;;
+  esac
+}
+# restic itself tells locks of the dead: of a process of this host that is gone, or not renewed for half an hour.
+unlock() {
+  if [ "$1" = 1 ]; then restic unlock --remove-all; else restic unlock && { look >/dev/null; held; }; fi
+}
+held() {
+  locks=$(restic list --no-lock locks) || return
+  [ -z "$locks" ] || { echo "repository is already locked, by one that lives: $(restic cat --no-lock lock "$(echo "$locks" | head -n 1)" | tr -d ' \n')" >&2; return 1; }
+}
