@@ -164,6 +164,13 @@ codes! {
     DOCKER_HEALTH = 1004, Failed, "A container is not well";
     DOCKER_COPY = 1005, Failed, "A copy between Docker Engines failed";
     DOCKER_COMPOSE = 1006, Failed, "Compose failed";
+    SWARM_STATE = 1007, Failed, "A Docker Engine is not in the state of a swarm that this needs";
+    SWARM_JOIN = 1008, Failed, "A Docker Engine could not join a swarm";
+    SWARM_QUORUM = 1009, Failed, "A swarm has lost its quorum of managers, or would lose it";
+    SERVICE_UPDATE = 1010, Failed, "The update of a service failed";
+    SERVICE_CONVERGE = 1011, Failed, "A service, a node or a task did not come to the state that was waited for";
+    SERVICE_CHANGED = 1012, Failed, "A service was changed by somebody else at the same time";
+    SWARM_STACK = 1013, Failed, "docker stack failed";
 }
 
 impl Code {

@@ -20,6 +20,7 @@ mod compose;
 mod containers;
 mod images;
 mod run;
+mod swarm;
 mod volumes;
 
 /// Two hosts, `old` and `new`, with an engine each under the same name.

@@ -12,14 +12,19 @@ pub struct Engine {
 }
 
 /// A shell script as the first process of new namespaces: a network with nothing but itself, and the engine in it.
-const CAPSULE: &str = r#"ip link set lo up; [ -z "$4" ] || mount --bind "$4" /srv
+const CAPSULE: &str = r#"ip link set lo up; [ -z "$4" ] || mount --bind "$4" /srv; [ -z "$NODE" ] || hostname "$NODE"
 exec dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/pid" -H "unix://$1/docker.sock" --iptables=false --ip-masq=false \
   --ip-forward=false --userland-proxy=false --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$2" --log-level=warn $3"#;
 
 impl Engine {
     /// Starts one that sees `srv` as /srv, as its host does. `None` when there is no engine here.
     pub fn start(srv: &Path) -> Option<Engine> {
-        Engine::start_with(srv, "")
+        Engine::start_with(srv, "", "")
+    }
+
+    /// Starts one whose host has this name, for a swarm: it sets up its own packet filter, with which containers can publish ports.
+    pub fn start_node(srv: &Path, name: &str) -> Option<Engine> {
+        Engine::start_with(srv, "--iptables=true --ip-masq=true --ip-forward=true", name)
     }
 
     /// Starts one that listens at a port of this machine as well, for clients with a certificate of this authority. It has no network for containers.
@@ -34,11 +39,12 @@ impl Engine {
         Engine::start_with(
             srv,
             &format!("-H tcp://127.0.0.1:{port} --bridge=none --tlsverify --tlscacert={ca} --tlscert={cert} --tlskey={key}"),
+            "",
         )
     }
 
     /// Starts one with further words for its command line; in this machine's own network when it listens at a port.
-    fn start_with(srv: &Path, words: &str) -> Option<Engine> {
+    fn start_with(srv: &Path, words: &str, node: &str) -> Option<Engine> {
         if !super::have("dockerd") || !super::have("unshare") {
             return None;
         }
@@ -46,7 +52,8 @@ impl Engine {
         let cgroup = dir.path().file_name().expect("a name").to_string_lossy().into_owned();
         let log = std::fs::File::create(dir.path().join("log")).expect("a log");
         let child = Command::new("unshare")
-            .args(["--fork", "--pid", "--mount", "--ipc", "--mount-proc", "--kill-child"])
+            .args(["--fork", "--pid", "--mount", "--ipc", "--uts", "--mount-proc", "--kill-child"])
+            .env("NODE", node)
             .args((!words.contains("tcp://")).then_some("--net"))
             .args(["sh", "-c", CAPSULE, "sh"])
             .arg(dir.path())
@@ -69,11 +76,15 @@ impl Engine {
 
     /// A command in its namespaces, whose program is the first argument.
     pub fn inside(&self) -> Command {
-        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
-        let first = std::fs::read_to_string(children).expect("its first process");
         let mut c = Command::new("nsenter");
-        c.args(["-t", first.trim(), "-n", "--"]).stdin(Stdio::null());
+        c.args(["-t", &self.first(), "-n", "--"]).stdin(Stdio::null());
         c
+    }
+
+    /// The id of the first process in its namespaces.
+    pub fn first(&self) -> String {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        std::fs::read_to_string(children).expect("its first process").trim().to_string()
     }
 
     fn log(&self) -> String {

@@ -32,6 +32,8 @@ pub mod screen;
 pub mod server;
 #[allow(dead_code)]
 pub mod sshd;
+#[allow(dead_code)]
+pub mod switch;
 pub mod tls;
 pub mod users;
 

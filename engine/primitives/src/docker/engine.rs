@@ -27,6 +27,8 @@ pub(super) struct Engine {
     pub socket: String,
     /// Its API.
     pub api: Docker,
+    /// Where it listens, for what its API's types do not carry whole.
+    pub place: At,
     cx: Cx,
 }
 
@@ -69,6 +71,7 @@ impl Engine {
             sudo: r.flag("sudo"),
             socket: r.str("socket").unwrap_or(SOCKET).to_string(),
             api: client(cx, &at, API_DEFAULT_VERSION).map_err(|e| Error::internal(e.to_string()))?,
+            place: at.clone(),
             cx: cx.clone(),
         };
         let known = cx.shared.get::<Versions>();

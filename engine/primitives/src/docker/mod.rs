@@ -1,8 +1,8 @@
-//! Docker Engines: containers, images, volumes, networks and Compose projects, over the SSH connection of their host.
+//! Docker Engines: containers, images, volumes, networks, Compose projects and swarms, over the SSH connection of their host.
 //!
 //! - `engine.rs`, `transport.rs`, `url.rs`: an engine of the inventory, how it is reached, what its errors mean
 //! - `things.rs`: the handles that methods are called on; `info.rs`: what there is
-//! - `container/`, `image/`, `volume.rs`, `network.rs`, `compose/`: what is done
+//! - `container/`, `image/`, `volume.rs`, `network.rs`, `compose/`, `swarm/`: what is done
 
 mod compose;
 mod container;
@@ -10,6 +10,7 @@ mod engine;
 mod image;
 mod info;
 mod network;
+mod swarm;
 mod things;
 mod transport;
 mod url;
@@ -31,4 +32,5 @@ pub fn register(r: &mut Registry) {
     volume::register(r);
     network::register(r);
     compose::register(r);
+    swarm::register(r);
 }

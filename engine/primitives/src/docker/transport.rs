@@ -3,13 +3,14 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bollard::errors::Error as Fault;
 use bollard::{BollardRequest, ClientVersion, Docker};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{HOST, HeaderValue};
-use hyper::{Response, Uri};
+use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::Cx;
@@ -62,7 +63,12 @@ async fn open(cx: &Cx, at: &At) -> Result<Box<dyn Io>> {
     }
 }
 
-async fn send(cx: Cx, at: Arc<At>, request: BollardRequest) -> std::result::Result<Response<Incoming>, Fault> {
+async fn send<B>(cx: Cx, at: Arc<At>, request: Request<B>) -> std::result::Result<Response<Incoming>, Fault>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let stream = open(&cx, &at).await.map_err(|e| Fault::IOError { err: io::Error::other(e) })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the response, or when that is dropped.
@@ -71,7 +77,7 @@ async fn send(cx: Cx, at: Arc<At>, request: BollardRequest) -> std::result::Resu
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_string();
     parts.uri = path.parse::<Uri>().map_err(|e| Fault::IOError { err: io::Error::new(io::ErrorKind::InvalidInput, e) })?;
     parts.headers.insert(HOST, HeaderValue::from_static("docker"));
-    let sent = sender.send_request(BollardRequest::from_parts(parts, body)).await;
+    let sent = sender.send_request(Request::from_parts(parts, body)).await;
     drop(sender);
     match sent {
         Ok(response) => Ok(response),
@@ -90,4 +96,22 @@ pub(super) fn client(cx: &Cx, at: &At, version: &ClientVersion) -> std::result::
     let at = Arc::new(at.clone());
     let transport = move |request: BollardRequest| send(cx.clone(), at.clone(), request);
     Docker::connect_with_custom_transport(transport, Some("http://docker"), PATIENCE_SECONDS, version)
+}
+
+/// As many bytes at most are taken as an answer that is held whole.
+const ANSWER: usize = 32 << 20;
+
+/// One request with its whole answer: the status, and the body as it came.
+pub(super) async fn exchange(cx: &Cx, at: &At, request: Request<String>) -> std::result::Result<(u16, Vec<u8>), Fault> {
+    let response = send(cx.clone(), Arc::new(at.clone()), request).await?;
+    let (status, mut body, mut all) = (response.status().as_u16(), response.into_body(), Vec::new());
+    while let Some(frame) = std::future::poll_fn(|c| Pin::new(&mut body).poll_frame(c)).await {
+        if let Ok(data) = frame?.into_data() {
+            all.extend_from_slice(&data);
+        }
+        if all.len() > ANSWER {
+            return Err(Fault::IOError { err: io::Error::other("the answer is too large") });
+        }
+    }
+    Ok((status, all))
 }
