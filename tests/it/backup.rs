@@ -16,8 +16,10 @@ use crate::support::sshd::{Sshd, environment, world};
 use crate::support::{list, options};
 
 mod borg;
+mod databases;
 mod remote;
 mod restic;
+mod schedule;
 
 /// A source host, the host of the repository, and what runs there.
 struct Lab {

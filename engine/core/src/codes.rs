@@ -147,6 +147,8 @@ codes! {
     BACKUP_REPOSITORY = 704, Failed, "A backup repository cannot be used";
     BACKUP_STALE = 705, Failed, "There is no fresh snapshot";
     BACKUP_DETACHED = 706, Failed, "The disk of a backup repository is not attached";
+    BACKUP_SCHEDULE = 707, Failed, "A schedule of backups cannot be set up";
+    BACKUP_DRIFT = 708, Failed, "A schedule of backups was changed by somebody else";
 
     HTTP = 800, Failed, "An HTTP check failed";
     TCP = 801, Failed, "A TCP check failed";

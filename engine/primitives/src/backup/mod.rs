@@ -3,6 +3,8 @@
 //! - `repository.rs`: the trait behind all kinds of repositories; `primitives.rs`: the methods of `Backup`, the same for all
 //! - `upkeep.rs`: those that look after a repository; `retention.rs`: which snapshots are kept
 //! - `on_host.rs`, `pipe.rs`: what the drivers share
+//! - `database/`: databases in snapshots
+//! - `schedule/`: snapshots that a host takes by itself, by a systemd timer
 //! - `tool/`: repositories that a program of the hosts keeps; `restic/` and `borg/`: those programs
 //! - `offline.rs`: disks that are attached only at times; `rotation.rs`: copies from one repository into another
 //! - `archive/`: plain compressed tar archives, each with a SHA-256 manifest; `tar.rs` and `manifest.rs` read and write those
@@ -16,6 +18,7 @@ use runbook_core::{Code, Record, Result, Value};
 
 mod archive;
 mod borg;
+pub mod database;
 mod manifest;
 mod offline;
 mod on_host;
@@ -25,6 +28,7 @@ pub mod repository;
 mod restic;
 mod retention;
 mod rotation;
+pub mod schedule;
 mod tar;
 mod tool;
 mod upkeep;
@@ -45,12 +49,24 @@ pub fn register(r: &mut Registry) {
             )
             .field("bytes", number(Ty::Bytes), "The size of these files; `()` where that is not told.")
             .field("tags", Ty::List(Box::new(Ty::Str)), "What it was marked with.")
+            .field(
+                "database",
+                Ty::OneOf(vec![Ty::Str, Ty::Unit]),
+                "The inventory name of the database that it is of; `()` when it is of files.",
+            )
+            .field(
+                "stream",
+                Ty::OneOf(vec![Ty::Record("DatabaseStream"), Ty::Unit]),
+                "What `snapshot_database` knows of it; `()` in a list.",
+            )
             .field("archive", Ty::Str, "Where it lies: the file on the host of the repository, or the repository."),
     );
     r.add_type(
         TypeSpec::new("RestoreTest", "What a restore test found right.")
             .field("files", Ty::Int, "How many files were restored and checked.")
-            .field("bytes", Ty::Bytes, "Their size."),
+            .field("bytes", Ty::Bytes, "Their size.")
+            .field("tables", number(Ty::Int), "How many tables were loaded and compared; `()` for files.")
+            .field("rows", number(Ty::Int), "Their rows; `()` for files."),
     );
     r.add_pure(
         Spec::function("backup", Effect::Pure, "Gives the backup repository of that name in the inventory.")
@@ -67,6 +83,8 @@ pub fn register(r: &mut Registry) {
     r.add(primitives::Restore::default());
     upkeep::register(r);
     rotation::register(r);
+    database::register(r);
+    schedule::register(r);
 }
 
 fn number(ty: Ty) -> Ty {

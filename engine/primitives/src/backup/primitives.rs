@@ -6,13 +6,14 @@ use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::units::show_bytes;
 use runbook_core::{Code, Error, Record, Result, Value};
 
+use super::database;
 use super::repository::{Made, Plan, Snapshot, of};
 
 pub(super) fn host_ty() -> Ty {
     Ty::OneOf(vec![Ty::Record("Host"), Ty::Str])
 }
 
-fn snapshot_ty() -> Ty {
+pub(super) fn snapshot_ty() -> Ty {
     Ty::OneOf(vec![Ty::Record("Snapshot"), Ty::Str])
 }
 
@@ -172,6 +173,9 @@ impl Primitive for Verify {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let repository = of(cx, call)?;
         let snapshot = repository.get(cx, name_of(call.arg(0))).await?;
+        if database::named(&snapshot).is_some() {
+            return database::verify(cx, repository.as_ref(), call, &snapshot).await;
+        }
         repository.verify(cx, &snapshot).await?;
         Ok(Outcome { note: note(&snapshot), ..Outcome::default() })
     }
@@ -188,11 +192,15 @@ impl Default for RestoreTest {
                 "restore_test",
                 Effect::Converge,
                 "Restores a snapshot into an empty temporary folder, checks every file against its checksum, and removes the folder.\n\n\
-                 It uses what a person would use in need: `tar` and `sha256sum`, `restic restore --verify`, `borg extract`. The folder needs the room of the restored files.",
+                 It uses what a person would use in need: `tar` and `sha256sum`, `restic restore --verify`, `borg extract`. The folder needs the room of the restored files.\n\n\
+                 A snapshot of a database is loaded into a throw-away database on the server that `server` names, and its tables and rows are compared with \
+                 those that went in; with `compare`, every row with the source as it is now. The throw-away database has a name of its own (`runbook_test_…`), gets no \
+                 scheduled events, and is removed in the end, also after a failure; after a crash, by `resume`.",
             )
             .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")
             .option("on", host_ty(), "The host to restore on; the one of the repository by default.")
-            .option("compare", Ty::Bool, "Whether to compare with the files on the source host as they are now, too; false by default.")
+            .option("server", Ty::Record("Database"), "For a database: a database of the inventory, on whose server the throw-away one is made.")
+            .option("compare", Ty::Bool, "Whether to compare with the files or the database as they are now, too; false by default.")
             .returns(Ty::Record("RestoreTest"))
             .example(r#"backup("vault").restore_test(backup("vault").list().pop(), #{ on: host("new") });"#)
             .errors(&[Code::BACKUP_MISSING, Code::BACKUP_RESTORE]),
@@ -209,10 +217,20 @@ impl Primitive for RestoreTest {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let repository = of(cx, call)?;
         let snapshot = repository.get(cx, name_of(call.arg(0))).await?;
+        if database::named(&snapshot).is_some() {
+            return database::restore_test(cx, repository.as_ref(), call, &snapshot).await;
+        }
         let on = call.opt("on").map(name_of);
         let r = repository.restore_test(cx, &snapshot, on, call.opt_bool("compare")).await?;
-        let value =
-            Record::new("RestoreTest", [("files", i64::try_from(r.files).unwrap_or(i64::MAX).into()), ("bytes", Value::Bytes(r.bytes))]);
+        let value = Record::new(
+            "RestoreTest",
+            [
+                ("files", i64::try_from(r.files).unwrap_or(i64::MAX).into()),
+                ("bytes", Value::Bytes(r.bytes)),
+                ("tables", Value::Unit),
+                ("rows", Value::Unit),
+            ],
+        );
         Ok(Outcome::unchanged(value, format!("restored and checked {}, then removed", size(r.files, r.bytes))))
     }
 }

@@ -79,6 +79,8 @@ impl Snapshot {
                 ("bytes", if self.counted { Value::Bytes(self.bytes) } else { Value::Unit }),
                 ("tags", texts(&self.tags)),
                 ("archive", self.archive.as_str().into()),
+                ("database", super::database::named(self).into()),
+                ("stream", Value::Unit),
             ],
         )
         .into()
@@ -182,6 +184,14 @@ pub trait Repository: Send + Sync {
     async fn copy_to(&self, cx: &Cx, snapshots: &[Snapshot], to: &Resource) -> Result<Copied>;
     /// What became of the copying that the action `cx.action_id` began.
     async fn copied(&self, cx: &Cx, snapshots: &[Snapshot], to: &Resource) -> Result<Made<Copied>>;
+    /// How it takes databases; `None` when it does not.
+    fn streams(&self) -> Option<&dyn super::database::streams::Streams> {
+        None
+    }
+    /// How timers write to it; `None` when they do not.
+    fn timed(&self) -> Option<&dyn super::schedule::timed::Timed> {
+        None
+    }
 }
 
 /// The repository that a method was called on.

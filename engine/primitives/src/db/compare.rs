@@ -69,6 +69,19 @@ impl Primitive for Compare {
     }
 }
 
+/// Compares two databases of one server kind: what differs, the number of tables, and the rows of the first.
+///
+/// # Errors
+/// As the primitive.
+pub(crate) async fn differences(cx: &Cx, a: &Db, b: &Db) -> Result<(Vec<String>, u64, u64)> {
+    let done = chunked::compare(cx, a.driver(cx)?.as_ref(), a, b, &TableOptions::default()).await?;
+    let number = |r: &Record, name: &str| r.get(name).as_int().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    Ok(done.value.as_record().map_or((vec![], 0, 0), |r| {
+        let named = r.get("differences").as_list().into_iter().flatten().filter_map(|d| d.as_str().map(str::to_string)).collect();
+        (named, number(r, "tables"), number(r, "rows"))
+    }))
+}
+
 struct Differences {
     a: String,
     b: String,

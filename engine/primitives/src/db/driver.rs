@@ -17,6 +17,7 @@ pub use super::model::{
 use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
+use super::stream::{About, Inflow, Outflow, Settle};
 
 /// A database of the inventory.
 #[derive(Debug, Clone)]
@@ -307,6 +308,30 @@ pub trait Driver: Send + Sync {
     /// Loads such a folder. What an earlier try has loaded stays.
     async fn load(&self, _cx: &Cx, db: &Db, _path: &str, _options: &DumpOptions) -> Result<Dumped> {
         Err(cannot(db, "load"))
+    }
+
+    /// How the database is written to standard output on its host, as of one moment.
+    async fn outflow(&self, _cx: &Cx, db: &Db) -> Result<Outflow> {
+        Err(cannot(db, "streaming into a snapshot"))
+    }
+
+    /// Makes the database for a stream, named by `id`, when it is not there, is empty, or is what an earlier try with that id has left; false when it
+    /// holds that stream whole already.
+    ///
+    /// # Errors
+    /// `RB0505` when anything else is in it.
+    async fn make_ready(&self, _cx: &Cx, db: &Db, _about: &About, _id: &str) -> Result<bool> {
+        Err(cannot(db, "loading a snapshot"))
+    }
+
+    /// Loads a stream into the database that was made ready.
+    async fn inflow(&self, _cx: &Cx, db: &Db, _flow: Inflow<'_>) -> Result<()> {
+        Err(cannot(db, "loading a snapshot"))
+    }
+
+    /// Ends what [`Driver::make_ready`] with that id has begun; anything else is left alone.
+    async fn settle(&self, _cx: &Cx, db: &Db, _id: &str, _how: Settle) -> Result<()> {
+        Err(cannot(db, "loading a snapshot"))
     }
 
     /// Removes an unpromoted copy; false when there is none.

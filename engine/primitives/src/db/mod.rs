@@ -8,7 +8,7 @@ use runbook_core::primitive::Registry;
 use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
 
 mod accounts;
-mod compare;
+pub(crate) mod compare;
 mod copy;
 mod data;
 mod delay;
@@ -23,6 +23,7 @@ pub mod postgres;
 mod promote;
 mod replicate;
 pub mod sqlite;
+pub mod stream;
 
 /// The type's name in scripts.
 pub(crate) const DATABASE: &str = "Database";

@@ -3,13 +3,18 @@
 //! A snapshot carries the tag `runbook:ACTION`; in restic it is there once it is whole.
 //! Formats of `--json`: <https://restic.readthedocs.io/en/stable/075_scripting.html>; tried with restic 0.14.
 
+mod stream;
+mod timed;
+
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use serde::Deserialize;
 
+use super::database::streams::Streams;
 use super::repository::{Plan, Snapshot};
-use super::tool::{Tool, Trouble};
+use super::schedule::timed::Timed;
+use super::tool::{Kept, Tool, Trouble};
 use crate::ssh::quote;
 
 /// What marks the snapshot of an action.
@@ -71,6 +76,18 @@ fn opened(cx: &Cx, r: &Resource) -> Result<(String, Option<String>)> {
     Ok((repository, secret("password")?))
 }
 
+/// restic as the words of a command that a shell can become.
+fn command(r: &Resource) -> String {
+    let mut words = "restic".to_string();
+    if let Some(c) = r.str("sftp_command") {
+        words.push_str(&format!(" -o sftp.command={}", quote(c)));
+    }
+    if let Some(c) = r.str("ca_file") {
+        words.push_str(&format!(" --cacert={}", quote(c)));
+    }
+    words
+}
+
 /// Percent-encoded, as the user part of an address wants it.
 fn in_url(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, b| {
@@ -120,15 +137,8 @@ impl Tool for Restic {
     }
 
     fn functions(&self, r: &Resource) -> String {
-        let mut words = String::new();
-        if let Some(c) = r.str("sftp_command") {
-            words.push_str(&format!(" -o sftp.command={}", quote(c)));
-        }
-        if let Some(c) = r.str("ca_file") {
-            words.push_str(&format!(" --cacert={}", quote(c)));
-        }
         // There are no variables for them: a function of the script's own puts them before everything else. So no script says `exec restic`.
-        format!("restic() {{ command restic{words} \"$@\"; }}\n{FUNCTIONS}")
+        format!("restic() {{ command {} \"$@\"; }}\n{FUNCTIONS}", command(r))
     }
 
     fn words(&self, cx: &Cx, plan: &Plan) -> Result<String> {
@@ -211,6 +221,14 @@ impl Tool for Restic {
         let ids: String = snapshots.iter().map(|s| format!(" {}", quote(&s.id))).collect();
         format!("restic copy{ids}")
     }
+
+    fn streams(kept: &Kept<Self>) -> Option<&dyn Streams> {
+        Some(kept)
+    }
+
+    fn timed(kept: &Kept<Self>) -> Option<&dyn Timed> {
+        Some(kept)
+    }
 }
 
 #[cfg(test)]
@@ -218,7 +236,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::backup::tool::Kept;
     use crate::ssh::Done;
 
     fn settings(repository: &str) -> Resource {

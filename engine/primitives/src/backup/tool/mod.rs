@@ -31,8 +31,10 @@ use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
+use super::database::streams::Streams;
 use super::on_host::said;
 use super::repository::{Copied, Made, Plan, Repository, Restored, Snapshot};
+use super::schedule::timed::Timed;
 use crate::ssh::{Done, Exec, connect, quote};
 
 /// What a tool complained of.
@@ -80,6 +82,14 @@ pub(super) trait Tool: Send + Sync + Sized + 'static {
     fn source(&self, cx: &Cx, r: &Resource) -> Result<Vec<(&'static str, String)>>;
     /// The script that copies these from there, with all functions of the table at hand.
     fn copy(snapshots: &[Snapshot]) -> String;
+    /// How a repository of it takes databases; `None` when it does not.
+    fn streams(_kept: &Kept<Self>) -> Option<&dyn Streams> {
+        None
+    }
+    /// How timers write to a repository of it; `None` when they do not.
+    fn timed(_kept: &Kept<Self>) -> Option<&dyn Timed> {
+        None
+    }
 }
 
 /// A repository that a tool keeps.
@@ -187,7 +197,7 @@ impl<T: Tool> Kept<T> {
     }
 
     /// The one of that name.
-    async fn named(&self, cx: &Cx, host: &str, id: &str) -> Result<Option<Snapshot>> {
+    pub(super) async fn named(&self, cx: &Cx, host: &str, id: &str) -> Result<Option<Snapshot>> {
         let mut found = self.snapshots(cx, host).await?.into_iter().filter(|s| T::answers(s, id));
         Ok(match (found.next(), found.next()) {
             (Some(one), None) => Some(one),
@@ -284,5 +294,13 @@ impl<T: Tool> Repository for Kept<T> {
 
     async fn copied(&self, cx: &Cx, snapshots: &[Snapshot], to: &Resource) -> Result<Made<Copied>> {
         Kept::<T>::new(to)?.copied_from(cx, self, snapshots).await
+    }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        T::streams(self)
+    }
+
+    fn timed(&self) -> Option<&dyn Timed> {
+        T::timed(self)
     }
 }

@@ -24,8 +24,12 @@ fn type_of<'a>(t: &'a Keyed, column: &str) -> &'a str {
     t.extra.get(&format!("type {column}")).map_or("", String::as_str)
 }
 
-fn table(t: &Keyed) -> &str {
-    t.extra.get("table").map_or("", String::as_str)
+fn table(db: &Db, t: &Keyed) -> String {
+    // What is compared may be in a schema of another name there.
+    match db.settings.str("database") {
+        Some(schema) => format!("{}.{}", ident(schema), ident(&t.name)),
+        None => t.extra.get("table").cloned().unwrap_or_default(),
+    }
 }
 
 /// One row's checksum: 128 bits over every value with its length, NULL told from every text.
@@ -107,19 +111,20 @@ fn within(t: &Keyed, span: &Span) -> String {
     if both.is_empty() { String::new() } else { format!(" WHERE {}", both.join(" AND ")) }
 }
 
-fn chunk_sql(t: &Keyed, span: &Span, lock: &str) -> String {
+fn chunk_sql(db: &Db, t: &Keyed, span: &Span, lock: &str) -> String {
     format!(
         "SELECT COUNT(*) AS n, CONCAT(LPAD(CONV(BIT_XOR(CAST(CONV(LEFT(h, 16), 16, 10) AS UNSIGNED)), 10, 16), 16, '0'), \
          LPAD(CONV(BIT_XOR(CAST(CONV(RIGHT(h, 16), 16, 10) AS UNSIGNED)), 10, 16), 16, '0'), '-', COALESCE(SUM(CRC32(h)), 0)) AS x \
          FROM (SELECT {} AS h FROM {}{}{lock}) c",
         row_sum(t),
-        table(t),
+        table(db, t),
         within(t, span)
     )
 }
 
 async fn read_chunk(s: &mut Sess, t: &Keyed, span: &Span, lock: &str) -> Result<Chunk> {
-    let rows = s.rows(chunk_sql(t, span, lock)).await?;
+    let sql = chunk_sql(&s.db, t, span, lock);
+    let rows = s.rows(sql).await?;
     let row = rows.first().ok_or_else(|| Error::new(Code::DB_QUERY, format!("no checksum of {}", t.name)))?;
     Ok(Chunk { rows: get(row, "n").parse().unwrap_or(0), sum: get(row, "x").to_lowercase() })
 }
@@ -135,7 +140,7 @@ async fn read_rows(s: &mut Sess, t: &Keyed, span: &Span, lock: &str) -> Result<V
     use mysql_async::prelude::Queryable as _;
     let keys: Vec<String> = t.key.iter().map(|c| ident(c)).collect();
     let sep = if keys.is_empty() { "" } else { ", " };
-    let sql = format!("SELECT {}{sep}{} AS h FROM {}{}{lock}", keys.join(", "), row_sum(t), table(t), within(t, span));
+    let sql = format!("SELECT {}{sep}{} AS h FROM {}{}{lock}", keys.join(", "), row_sum(t), table(&s.db, t), within(t, span));
     let rows: std::result::Result<Vec<mysql_async::Row>, _> = s.conn()?.exec(sql, ()).await;
     let rows = rows.map_err(|e| s.failed(&e))?;
     Ok(rows
@@ -173,7 +178,7 @@ pub async fn bounds(cx: &Cx, db: &Db, t: &Keyed, span: &Span, rows: u64) -> Resu
     if let ([one], true) = (t.key.as_slice(), span.after.is_none() && span.upto.is_none())
         && matches!(type_of(t, one), "int" | "bigint" | "mediumint" | "smallint" | "tinyint")
     {
-        let found = s.rows(format!("SELECT MIN({0}) AS a, MAX({0}) AS b FROM {1}", ident(one), table(t))).await?;
+        let found = s.rows(format!("SELECT MIN({0}) AS a, MAX({0}) AS b FROM {1}", ident(one), table(db, t))).await?;
         let edges = found.first().and_then(|r| Some((get(r, "a").parse::<i64>().ok()?, get(r, "b").parse::<i64>().ok()?)));
         if let Some((a, b)) = edges {
             let n = i128::from(t.rows.div_ceil(rows).max(1));
@@ -189,7 +194,8 @@ pub async fn bounds(cx: &Cx, db: &Db, t: &Keyed, span: &Span, rows: u64) -> Resu
     let (mut out, mut at) = (Vec::new(), span.clone());
     loop {
         use mysql_async::prelude::Queryable as _;
-        let sql = format!("SELECT {0} FROM {1}{2} ORDER BY {0} LIMIT 1 OFFSET {3}", keys.join(", "), table(t), within(t, &at), rows - 1);
+        let sql =
+            format!("SELECT {0} FROM {1}{2} ORDER BY {0} LIMIT 1 OFFSET {3}", keys.join(", "), table(db, t), within(t, &at), rows - 1);
         let found: std::result::Result<Option<mysql_async::Row>, _> = s.conn()?.exec_first(sql, ()).await;
         let Some(row) = found.map_err(|e| s.failed(&e))? else { break };
         let columns = row.columns();
@@ -305,7 +311,7 @@ pub async fn content(cx: &Cx, db: &Db, checksums: bool) -> Result<Content> {
                 Table { rows: c.rows, sum: c.sum }
             } else {
                 let mut s = session(cx, db).await?;
-                let n = s.int(format!("SELECT COUNT(*) FROM {}", table(&t))).await?;
+                let n = s.int(format!("SELECT COUNT(*) FROM {}", table(db, &t))).await?;
                 s.close().await;
                 Table { rows: n.unsigned_abs(), sum: String::new() }
             };

@@ -24,15 +24,15 @@ pub(super) const LOADED: &str = "_runbook_loaded";
 
 /// A load, under way or whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct LoadMark {
-    /// The dump's id.
-    id: String,
+pub(super) struct LoadMark {
+    /// The id of the dump, or of the snapshot.
+    pub id: String,
     /// The schema into which.
-    schema: String,
+    pub schema: String,
     /// Whether there is room: what was in the way is gone.
-    ready: bool,
+    pub ready: bool,
     /// Whether all of it is loaded.
-    whole: bool,
+    pub whole: bool,
 }
 
 impl Mark for LoadMark {

@@ -25,6 +25,7 @@ mod sql;
 mod state;
 mod status;
 mod stream;
+mod streamed;
 mod switch;
 mod value;
 
@@ -40,6 +41,7 @@ use super::driver::{
     Account, AccountsCopied, Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate,
     Replicated, Rolled, Row, Span, Status, Switched, TableOptions,
 };
+use super::stream::{About, Inflow, Outflow, Settle};
 
 /// The driver of both kinds.
 #[derive(Debug, Default)]
@@ -117,6 +119,22 @@ impl Driver for Mysql {
 
     async fn load(&self, cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
         load::load(cx, db, path, options).await
+    }
+
+    async fn outflow(&self, cx: &Cx, db: &Db) -> Result<Outflow> {
+        streamed::outflow(cx, db).await
+    }
+
+    async fn make_ready(&self, cx: &Cx, db: &Db, about: &About, id: &str) -> Result<bool> {
+        streamed::make_ready(cx, db, about, id).await
+    }
+
+    async fn inflow(&self, cx: &Cx, db: &Db, flow: Inflow<'_>) -> Result<()> {
+        streamed::inflow(cx, db, flow).await
+    }
+
+    async fn settle(&self, cx: &Cx, db: &Db, id: &str, how: Settle) -> Result<()> {
+        streamed::settle(cx, db, id, how).await
     }
 
     async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool> {

@@ -66,7 +66,9 @@ async fn others(s: &mut Sess, db: &Db, schema: &str, objects: &mut BTreeMap<Stri
     ];
     for (kind, sql) in queries {
         for row in s.rows(sql).await? {
-            objects.insert(format!("{kind} {}", named(db, schema, get(&row, "n"))), get(&row, "d").to_string());
+            // The server writes a view's tables with their schema; of a schema of another name it is the same view.
+            let text = if kind == "view" { get(&row, "d").replace(&format!("{}.", ident(schema)), "") } else { get(&row, "d").to_string() };
+            objects.insert(format!("{kind} {}", named(db, schema, get(&row, "n"))), text);
         }
     }
     for row in s.rows(format!("SELECT routine_type AS t, specific_name AS n, COALESCE(GROUP_CONCAT(CONCAT_WS(' ', parameter_mode, parameter_name, dtd_identifier) ORDER BY ordinal_position), '') AS d FROM information_schema.parameters WHERE specific_schema = {} GROUP BY 1, 2", text(schema))).await? {

@@ -26,29 +26,39 @@ const KIND: &str = "postgresql";
 
 /// A load, under way or whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct LoadMark {
-    /// The dump's id.
-    id: String,
+pub(super) struct LoadMark {
+    /// The id of the dump, or of the snapshot.
+    pub id: String,
     /// Whether there is room: what was in the way is gone.
-    ready: bool,
+    pub ready: bool,
     /// Whether all of it is loaded.
-    whole: bool,
+    pub whole: bool,
 }
 
 /// Where the tools run: as the login, or as the user that the server knows at its socket.
-struct Tools {
+pub(super) struct Tools {
     login: String,
     user: Option<String>,
     jobs: usize,
 }
 
 impl Tools {
-    async fn of(cx: &Cx, db: &Db, jobs: Option<usize>) -> Result<Tools> {
+    pub(super) async fn of(cx: &Cx, db: &Db, jobs: Option<usize>) -> Result<Tools> {
         let session = ssh::connect(cx, &db.host).await?;
         let login = session.login().to_string();
         let user = settings::peer(db).filter(|u| *u != login).map(String::from);
         let jobs = processors(cx, &db.host, jobs).await?;
         Ok(Tools { login, user, jobs })
+    }
+
+    /// The user that the server knows, when it is not the login.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Whether the login may become any user.
+    pub(super) fn root(&self) -> bool {
+        self.login == "root"
     }
 
     fn exec(&self, script: &str) -> Exec {
@@ -76,7 +86,7 @@ impl Tools {
 }
 
 /// libpq's variables: nothing of it is on a command line.
-fn env(cx: &Cx, db: &Db) -> Result<Vec<(String, String)>> {
+pub(super) fn env(cx: &Cx, db: &Db) -> Result<Vec<(String, String)>> {
     let mut env = vec![
         ("PGUSER".to_string(), settings::role(db).to_string()),
         ("PGDATABASE".into(), settings::database(db)?.to_string()),
@@ -99,7 +109,7 @@ fn env(cx: &Cx, db: &Db) -> Result<Vec<(String, String)>> {
 }
 
 /// Lines that put the tools of the newest version into PATH, or those that the inventory names.
-fn path(db: &Db) -> String {
+pub(super) fn path(db: &Db) -> String {
     let known = match (db.settings.str("bin"), db.settings.str("cluster").and_then(|c| c.split_once('/'))) {
         (Some(bin), _) => quote(bin),
         (None, Some((version, _))) => quote(&format!("/usr/lib/postgresql/{version}/bin")),
@@ -208,7 +218,7 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
 }
 
 /// What to do about errors that are known.
-fn explain(e: Error) -> Error {
+pub(super) fn explain(e: Error) -> Error {
     if e.message.contains("role \"") && e.message.contains("does not exist") {
         return e.hint("roles are not part of a dump: create them first (pg_dumpall --roles-only on the old host), then resume");
     }
@@ -219,7 +229,7 @@ fn explain(e: Error) -> Error {
 }
 
 /// What a database has that is not an extension's or ours.
-async fn found(conn: &Conn) -> Result<Vec<Texts>> {
+pub(super) async fn found(conn: &Conn) -> Result<Vec<Texts>> {
     let own = "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', '_runbook')";
     conn.texts(&format!(
             "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \

@@ -20,6 +20,7 @@ mod sql;
 mod standby;
 mod state;
 mod status;
+mod streamed;
 mod subscribed;
 mod switch;
 mod value;
@@ -36,6 +37,7 @@ use super::driver::{
     Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status,
     Switched, TableOptions, cannot,
 };
+use super::stream::{About, Inflow, Outflow, Settle};
 
 /// The driver.
 #[derive(Debug, Default)]
@@ -110,6 +112,22 @@ impl Driver for Postgres {
 
     async fn load(&self, cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
         dump::load(cx, db, path, options).await
+    }
+
+    async fn outflow(&self, cx: &Cx, db: &Db) -> Result<Outflow> {
+        streamed::outflow(cx, db).await
+    }
+
+    async fn make_ready(&self, cx: &Cx, db: &Db, about: &About, id: &str) -> Result<bool> {
+        streamed::make_ready(cx, db, about, id).await
+    }
+
+    async fn inflow(&self, cx: &Cx, db: &Db, flow: Inflow<'_>) -> Result<()> {
+        streamed::inflow(cx, db, flow).await
+    }
+
+    async fn settle(&self, cx: &Cx, db: &Db, id: &str, how: Settle) -> Result<()> {
+        streamed::settle(cx, db, id, how).await
     }
 
     async fn drop_copy(&self, _cx: &Cx, db: &Db) -> Result<bool> {

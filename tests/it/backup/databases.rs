@@ -1,0 +1,458 @@
+//! Databases streamed into snapshots of restic, through the binary: real MariaDB, PostgreSQL, restic, sshd.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::support::desk::{Project, until};
+use crate::support::mariadb::Mariadb;
+use crate::support::postgres::Cluster;
+use crate::support::sshd::processes;
+
+const PASSWORD: &str = "a repository's \"password\"";
+const LOGIN: &str = "the app's s3cret";
+
+enum Server {
+    Maria(Box<Mariadb>),
+    Pg(Cluster),
+}
+
+/// A host with a server, a shop in it, and a repository.
+struct Site {
+    host: Sshd,
+    server: Server,
+    p: Project,
+}
+
+impl Server {
+    fn maria() -> Option<Server> {
+        let m = Mariadb::start(1, "")?;
+        m.sql(&format!(
+            "CREATE DATABASE shop CHARACTER SET utf8mb4 COLLATE utf8mb4_bin; CREATE USER backup@localhost IDENTIFIED BY '{}'; GRANT ALL ON *.* TO backup@localhost WITH GRANT OPTION",
+            LOGIN.replace('\'', "''")
+        ));
+        Some(Server::Maria(Box::new(m)))
+    }
+
+    fn pg() -> Option<Server> {
+        let c = Cluster::place()?;
+        c.init(false);
+        c.start();
+        c.sql("postgres", &format!("CREATE ROLE backup SUPERUSER LOGIN PASSWORD '{}'", LOGIN.replace('\'', "''")));
+        c.sql("postgres", "CREATE DATABASE shop OWNER backup");
+        Some(Server::Pg(c))
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Server::Maria(_) => "mariadb",
+            Server::Pg(_) => "postgresql",
+        }
+    }
+
+    fn sql(&self, database: &str, sql: &str) -> String {
+        match self {
+            Server::Maria(m) => m.sql(&format!("USE {database}; {sql}")),
+            Server::Pg(c) => c.sql(database, sql),
+        }
+    }
+
+    /// Names of databases that begin with this.
+    fn named(&self, like: &str) -> String {
+        match self {
+            Server::Maria(m) => m.sql(&format!("SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE '{like}%'")),
+            Server::Pg(c) => c.sql("postgres", &format!("SELECT datname FROM pg_database WHERE datname LIKE '{like}%'")),
+        }
+    }
+
+    fn fill(&self) {
+        match self {
+            Server::Maria(_) => self.sql(
+                "shop",
+                r#"CREATE TABLE orders (id INT AUTO_INCREMENT PRIMARY KEY, item TEXT NOT NULL, data LONGBLOB, at DATETIME(6)) ENGINE=InnoDB;
+                   CREATE TABLE `we``ird "name` (a INT PRIMARY KEY, b VARCHAR(20)); INSERT INTO `we``ird "name` VALUES (1, '(2,''x'');\n'), (3, NULL);
+                   CREATE TABLE empty (a INT PRIMARY KEY);
+                   INSERT INTO orders (item, data, at) VALUES ('line\nnew -- runbook:x end', x'00ff27', NOW(6)), ('ü\\ ''quoted''', NULL, NULL);
+                   CREATE VIEW cheap AS SELECT id, item FROM orders;
+                   CREATE TABLE log (n INT);
+                   CREATE TRIGGER noted AFTER DELETE ON orders FOR EACH ROW INSERT INTO log VALUES (OLD.id);
+                   CREATE PROCEDURE twice(IN x INT) SELECT x * 2;
+                   SET GLOBAL event_scheduler = ON;
+                   CREATE EVENT busy ON SCHEDULE EVERY 1 SECOND DO INSERT INTO shop.ticks VALUES (DATABASE());
+                   CREATE TABLE ticks (who VARCHAR(64)) ENGINE=InnoDB; ALTER EVENT busy DISABLE; DELETE FROM ticks;"#,
+            ),
+            Server::Pg(_) => self.sql(
+                "shop",
+                r#"CREATE TABLE orders (id serial PRIMARY KEY, item text NOT NULL, data bytea, at timestamptz); CREATE SCHEMA other;
+                   CREATE TABLE other."we(ird ""name" (a int PRIMARY KEY, b text); INSERT INTO other."we(ird ""name" VALUES (1, E'\\.'), (2, E'x\ny'), (3, NULL);
+                   CREATE TABLE empty (a int PRIMARY KEY);
+                   INSERT INTO orders (item, data, at) VALUES (E'line\nnew', '\x00ff27', now()), ('-- runbook:x end', NULL, NULL);
+                   CREATE VIEW cheap AS SELECT id, item FROM orders; CREATE FUNCTION twice(x int) RETURNS int LANGUAGE sql AS 'SELECT x * 2';
+                   SELECT lo_from_bytea(0, 'large');"#,
+            ),
+        };
+    }
+
+    /// Makes it large enough to be caught at work.
+    fn swell(&self, megabytes: u32) {
+        match self {
+            Server::Maria(_) => self.sql(
+                "shop",
+                &format!("INSERT INTO orders (item, data) SELECT CONCAT('big ', seq), RANDOM_BYTES(1000) FROM seq_1_to_{}", megabytes * 500),
+            ),
+            Server::Pg(_) => self.sql(
+                "shop",
+                &format!(
+                    "INSERT INTO orders (item, data) SELECT 'big ' || g, decode(string_agg(md5(random()::text || h || g), ''), 'hex') FROM generate_series(1, {}) g, generate_series(1, 62) h GROUP BY g",
+                    megabytes * 500
+                ),
+            ),
+        };
+    }
+
+    fn settings(&self) -> String {
+        match self {
+            Server::Maria(m) => format!("user = \"backup\"\npassword = \"login\"\nsocket = {:?}\nconfig_dir = \"none\"\n", m.socket()),
+            // Half of them by the password, half as the user that the server knows.
+            Server::Pg(c) => format!(
+                "user = \"backup\"\npassword = \"login\"\naddress = \"127.0.0.1\"\nport = {}\nbin = {:?}\n",
+                c.port,
+                c.settings("old")["bin"].as_str().unwrap()
+            ),
+        }
+    }
+
+    fn tools(&self) -> (&'static str, &'static str) {
+        match self {
+            Server::Maria(_) => ("mariadb-dump", "mariadb"),
+            Server::Pg(_) => ("pg_dump", "psql"),
+        }
+    }
+}
+
+impl Site {
+    fn start(server: Option<Server>) -> Option<Site> {
+        if !crate::support::have("restic") {
+            return None;
+        }
+        let (server, host) = (server?, Sshd::start("")?);
+        server.fill();
+        let hosts: String = host.settings().iter().map(|(k, v)| format!("{k} = {:?}\n", v.as_str().unwrap())).collect();
+        let db = |name: &str, database: &str| {
+            format!(
+                "[environments.test.databases.{name}]\nkind = \"{}\"\nhost = \"old\"\ndatabase = \"{database}\"\n{}",
+                server.kind(),
+                server.settings()
+            )
+        };
+        let inventory = format!(
+            "[environments.test.hosts.old]\n{hosts}{}{}[environments.test.backups.vault]\nkind = \"restic\"\nhost = \"old\"\nrepository = {:?}\npassword = \"restic\"\n\
+             [secrets]\nrestic = {{ file = \"restic.pw\" }}\nlogin = {{ file = \"login.pw\" }}\n",
+            db("shop", "shop"),
+            db("copy", "shop_copy"),
+            host.home().join("my repository"),
+        );
+        let p = Project::new(&inventory, "");
+        p.write("restic.pw", PASSWORD);
+        p.write("login.pw", LOGIN);
+        let s = Site { host, server, p };
+        s.script("init", "vault.init();");
+        s.p.expect(&["run", "init.rhai", "--env", "test"], 0);
+        Some(s)
+    }
+
+    fn script(&self, name: &str, body: &str) {
+        let head = "let vault = backup(\"vault\");\nlet shop = database(\"shop\");\nlet copy = database(\"copy\");\n";
+        self.p.write(&format!("{name}.rhai"), &format!("{head}step \"{name}\" {{ {body} }}\n"));
+    }
+
+    /// Runs a body as a runbook of its own, and wants this exit status.
+    #[track_caller]
+    fn run(&self, name: &str, body: &str, status: i32) -> String {
+        self.script(name, body);
+        self.p.expect(&["run", &format!("{name}.rhai"), "--env", "test"], status)
+    }
+
+    /// The stock tool.
+    fn restic(&self, words: &str) -> String {
+        let script = format!(
+            "export RESTIC_REPOSITORY=\"$PWD/my repository\" HOME=\"$PWD\" RESTIC_PASSWORD_FILE='{}'\nrestic {words}",
+            self.p.dir().join("restic.pw").display()
+        );
+        sh(&self.host.home(), &script)
+    }
+
+    fn snapshots(&self) -> Vec<String> {
+        let all: serde_json::Value = serde_json::from_str(&self.restic("snapshots --no-lock --json")).unwrap();
+        all.as_array().into_iter().flatten().map(|s| s["id"].as_str().unwrap().to_string()).collect()
+    }
+
+    /// Processes of a name that work for this site.
+    fn pids(&self, name: &str) -> Vec<u32> {
+        // They have the repository's place in their environment.
+        let place = self.host.dir.path().display().to_string();
+        let ours = |pid: u32| {
+            let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            String::from_utf8_lossy(&env).contains(&place)
+        };
+        processes().into_iter().filter(|p| p.name == name && ours(p.pid)).map(|p| p.pid).collect()
+    }
+}
+
+/// A number from 0 to 1 that nobody can foresee.
+fn chance() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    f64::from(now.subsec_nanos() / 7 % 1000) / 1000.0
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn both() -> Vec<Site> {
+    [Server::maria(), Server::pg()].into_iter().filter_map(Site::start).collect()
+}
+
+#[test]
+fn a_database_goes_into_a_snapshot_and_comes_back() {
+    for s in both() {
+        let kind = s.server.kind();
+        let out = s.run("take", r#"let t = vault.snapshot_database(shop, #{ tags: ["before"] }); log(`${t.id} ${t.stream.rows} ${t.stream.sha256} ${t.database} ${t.stream.position}`);"#, 0);
+        let all = s.snapshots();
+        assert_eq!(all.len(), 1, "{out}");
+        let rows = if kind == "mariadb" { 4 } else { 5 };
+        assert!(out.contains(&format!("{} {rows} ", all[0])) && out.contains(" shop "), "{kind}: {out}");
+        assert!(
+            if kind == "mariadb" {
+                out.contains("MASTER_LOG_POS=") && out.contains("gtid_slave_pos")
+            } else {
+                out.contains("not before 0/")
+            },
+            "{out}"
+        );
+
+        s.run("verify", r#"vault.verify(vault.require_fresh("1h", #{ tags: ["database:shop", "before"] }));"#, 0);
+        let out = s.run(
+            "test",
+            "let t = vault.restore_test(vault.list().pop(), #{ server: copy, compare: true }); log(`${t.tables} tables ${t.rows} rows`);",
+            0,
+        );
+        let tables = if kind == "mariadb" { 5 } else { 3 };
+        assert!(out.contains(&format!("{tables} tables {rows} rows")), "{kind}: {out}");
+        assert_eq!(s.server.named("runbook_test"), "", "the throw-away database is gone");
+        if kind == "mariadb" {
+            assert_eq!(s.server.sql("shop", "SELECT COUNT(*) FROM ticks"), "0");
+        }
+
+        // By hand, with the stock tools.
+        let out = match &s.server {
+            Server::Maria(m) => {
+                m.sql("CREATE DATABASE by_hand");
+                let file = s.host.home().join("by hand.sql");
+                s.restic(&format!("dump {} /shop.sql >'by hand.sql'", all[0]));
+                sh(&s.host.home(), &format!("mariadb --no-defaults -uroot -S '{}' by_hand <'{}'", m.socket().display(), file.display()));
+                m.sql("SELECT COUNT(*) FROM by_hand.orders; CALL by_hand.twice(4)")
+            }
+            Server::Pg(c) => {
+                c.sql("postgres", "CREATE DATABASE by_hand");
+                s.restic(&format!("dump {} /shop.sql >/tmp/by-hand-{}.sql", all[0], c.port));
+                let file = format!("/tmp/by-hand-{}.sql", c.port);
+                let folder = c.path("").display().to_string();
+                c.as_postgres(
+                    "psql",
+                    &["-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", &folder, "-p", &c.port.to_string(), "-d", "by_hand", "-f", &file],
+                );
+                std::fs::remove_file(file).unwrap();
+                c.sql("by_hand", "SELECT count(*) FROM orders; SELECT twice(4)")
+            }
+        };
+        assert_eq!(out.lines().collect::<Vec<_>>(), ["2", "8"]);
+
+        // Into a database of the inventory that is not there, then again, then into one with something in it.
+        s.run(
+            "back",
+            "vault.restore_database(vault.list().pop(), copy); let c = shop.compare(copy); if !c.equal { throw `${c.differences}`; }",
+            0,
+        );
+        s.run("again", "vault.restore_database(vault.list().pop(), copy);", 0);
+        let note = s.p.entries("outcome").last().unwrap()["note"].to_string();
+        assert!(note.contains("this snapshot is in it already"), "{note}");
+        let out = s.run("full", "vault.snapshot_database(copy); vault.restore_database(vault.list().pop(), shop);", 1);
+        assert!(out.contains("RB0505") && out.contains("\"shop\" is not empty"), "{out}");
+
+        // What changes meanwhile is named by table and key, and is no fault of the snapshot.
+        s.server.sql("shop", "UPDATE orders SET item = 'other' WHERE id = 2");
+        let out = s.run(
+            "changed",
+            r#"vault.restore_test(vault.require_fresh("1h", #{ tags: ["database:shop"] }), #{ server: copy, compare: true });"#,
+            1,
+        );
+        assert!(
+            out.contains("RB0703")
+                && out.contains("restores, but is not what is in \"shop\" now")
+                && out.contains("orders: the row id = 2 differs"),
+            "{out}"
+        );
+        assert_eq!(s.server.named("runbook_test"), "");
+        let out = s.run("where", "vault.restore_test(vault.list().pop());", 1);
+        assert!(out.contains("needs a server"), "{out}");
+
+        // Neither password is anywhere.
+        for secret in [PASSWORD, LOGIN] {
+            let left = sh(s.p.dir(), &format!("grep -rlF -- {} . | grep -v '\\.pw$' || true", quoted(secret)));
+            assert_eq!(left, "", "{kind}");
+            let left = sh(&s.host.home(), &format!("grep -rlF -- {} .runbook 2>/dev/null || true", quoted(secret)));
+            assert_eq!(left, "", "{kind}");
+        }
+        assert_eq!(sh(&s.host.home(), "ls -d /var/tmp/runbook-load.* 2>/dev/null | head -n 1 || true"), "");
+    }
+}
+
+#[test]
+fn what_is_killed_in_the_middle_leaves_no_snapshot() {
+    for s in both() {
+        s.server.swell(60);
+        let (dump, _) = s.server.tools();
+        let mut counts = std::collections::BTreeMap::<&str, (u32, u32)>::new();
+        s.script("take", "vault.snapshot_database(shop);");
+        for (n, victim) in [dump, "tee", "sha256sum", "restic", dump, "the script", "its group", dump].into_iter().enumerate() {
+            let before = s.snapshots().len();
+            let mut run = s.p.start(&["run", "take.rhai", "--env", "test"]);
+            until("the dump is at work", || !s.pids("restic").is_empty() && !s.pids(dump).is_empty());
+            std::thread::sleep(Duration::from_millis(20 + 90 * n as u64));
+            let pids = match victim {
+                "the script" | "its group" => {
+                    // The shell above restic.
+                    let restic = s.pids("restic");
+                    restic
+                        .first()
+                        .and_then(|p| std::fs::read_to_string(format!("/proc/{p}/stat")).ok())
+                        .and_then(|t| t.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok())
+                        .into_iter()
+                        .collect()
+                }
+                name => s.pids(name),
+            };
+            let group = if victim == "its group" { "-" } else { "" };
+            for pid in &pids {
+                let who = if group.is_empty() { pid.to_string() } else { format!("-{}", group_of(*pid)) };
+                let _ = Command::new("kill").args(["-KILL", "--", &who]).output();
+            }
+            let status = run.wait();
+            until("all has ended", || s.pids("restic").is_empty() && s.pids(dump).is_empty());
+            let after = s.snapshots().len();
+            let c = counts.entry(victim).or_default();
+            c.0 += 1;
+            if status == 0 {
+                // It was faster than the kill.
+                assert_eq!(after, before + 1, "{victim}");
+                continue;
+            }
+            c.1 += 1;
+            assert_eq!(after, before, "{}: {victim} killed: nothing that looks like a snapshot is left", s.server.kind());
+            s.p.expect(&["resume"], 0);
+            assert_eq!(s.snapshots().len(), before + 1, "{victim}");
+        }
+        s.run("verify", "for t in vault.list() { vault.verify(t); }", 0);
+        println!("{}: killed (tries, caught in the middle): {counts:?}", s.server.kind());
+        assert!(counts.values().map(|c| c.1).sum::<u32>() >= 5, "{counts:?}");
+    }
+}
+
+fn group_of(pid: u32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().and_then(|t| t.split(' ').nth(2)).unwrap_or("0").to_string()
+}
+
+#[test]
+fn a_controller_killed_at_random_makes_one_snapshot_and_leaves_no_database() {
+    let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12 } else { 4 };
+    for s in both() {
+        s.server.swell(25);
+        s.script("all", "let t = vault.snapshot_database(shop); vault.restore_test(t, #{ server: copy, compare: true });");
+        let began = Instant::now();
+        s.p.expect(&["run", "all.rhai", "--env", "test"], 0);
+        let whole = began.elapsed();
+        let first = s.p.json(&["runs"]).1["runs"].as_array().map_or(0, Vec::len);
+        let mut kills = 0;
+        for n in 0..rounds {
+            let mut run = s.p.start(&["run", "all.rhai", "--env", "test"]);
+            let mut tries = 0;
+            loop {
+                let wait = whole.mul_f64(0.05 + 0.9 * chance());
+                let until = Instant::now() + wait;
+                let mut done = None;
+                while Instant::now() < until && done.is_none() {
+                    done = run.0.try_wait().unwrap().map(|s| s.code().unwrap_or(-1));
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                if let Some(status) = done {
+                    assert_eq!(status, 0, "{}", s.p.text(&["show"]).1);
+                    break;
+                }
+                run.0.kill().unwrap();
+                run.0.wait().unwrap();
+                kills += 1;
+                tries += 1;
+                if s.p.json(&["runs"]).1["runs"].as_array().map_or(0, Vec::len) < first + n + 1 {
+                    // Killed before its record began.
+                    run = s.p.start(&["run", "all.rhai", "--env", "test"]);
+                    continue;
+                }
+                if tries >= 4 {
+                    s.p.expect(&["resume"], 0);
+                    break;
+                }
+                run = s.p.start(&["resume"]);
+            }
+            assert_eq!(s.server.named("runbook_test"), "", "round {n}");
+            assert_eq!(s.snapshots().len(), n + 2, "{}: round {n}: one snapshot for each run", s.server.kind());
+        }
+        s.run("verify", "for t in vault.list() { vault.verify(t); }", 0);
+        println!(
+            "{}: {rounds} runs of {whole:?}, the controller killed {kills} times: one whole snapshot each, no database left",
+            s.server.kind()
+        );
+        assert!(kills >= rounds);
+    }
+}
+
+#[test]
+fn a_restore_test_fails_by_name() {
+    for s in both() {
+        s.server.swell(3);
+        s.run("take", "vault.snapshot_database(shop);", 0);
+        let test = "vault.restore_test(vault.list().pop(), #{ server: copy });";
+        // A dump that was cut off, by a tool that does not look.
+        let whole = s.snapshots().pop().unwrap();
+        for (cut, said) in [("head -c 1000000", "its last line is missing"), ("sed 's/big 77/big 78/'", "its SHA-256 is")] {
+            s.restic(&format!(
+                "dump --no-lock {whole} /shop.sql | {cut} | restic backup --quiet --stdin --stdin-filename shop.sql --tag database:shop --host old"
+            ));
+            let out = s.run("cut", test, 1);
+            assert!(out.contains("RB0703") && out.contains(said), "{out}");
+            let out = s.run("verify", "vault.verify(vault.list().pop());", 1);
+            assert!(out.contains("RB0702") && out.contains(said), "{out}");
+            let out = s.run("into", "vault.restore_database(vault.list().pop(), copy);", 1);
+            assert!(out.contains("RB0703"), "{out}");
+            let left = s.server.named("shop_copy");
+            assert!(left.is_empty() || s.run("look", "let c = copy.facts(); log(`tables ${c.tables}`);", 0).contains("tables"), "{left}");
+            let id = s.snapshots().pop().unwrap();
+            s.restic(&format!("forget --quiet {id}"));
+        }
+        s.run("none", "vault.restore_database(vault.list().pop(), copy);", 0);
+        // A wrong password.
+        s.p.write("restic.pw", "another");
+        let out = s.run("password", test, 1);
+        assert!(out.contains("RB0704") && out.contains("is not opened by its password"), "{out}");
+        s.p.write("restic.pw", PASSWORD);
+        // A damaged repository.
+        sh(
+            &s.host.home(),
+            "find 'my repository/data' -type f -size +100k | while read -r f; do chmod u+w \"$f\"; printf XXXX | dd of=\"$f\" bs=1 seek=5000 conv=notrunc status=none; done",
+        );
+        let out = s.run("damaged", test, 1);
+        assert!(out.contains("RB0703") && (out.contains("damaged") || out.contains("verification failed")), "{out}");
+        assert_eq!(s.server.named("runbook_test"), "");
+    }
+}
