@@ -7,6 +7,7 @@ use crate::support::switch::Switch;
 mod killed;
 mod nodes;
 mod services;
+mod stacks;
 mod whole;
 
 /// Three hosts, `n1` to `n3`, with an engine each under the same name.
