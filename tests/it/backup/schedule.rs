@@ -197,7 +197,7 @@ fn a_rollback_brings_the_former_schedule_back() {
     s.run("so", NIGHTLY, 0);
     assert!(s.note().contains("it is so already"), "{}", s.note());
     // By its service, at once; and the controller killed while it sets one up.
-    s.run("now", r#"old.service("runbook-backup-nightly").start(); vault.require_fresh("1m", #{ tags: ["schedule:nightly"] });"#, 0);
+    s.run("now", r#"old.run("systemctl start runbook-backup-nightly"); vault.require_fresh("1m", #{ tags: ["schedule:nightly"] });"#, 0);
     let mut kills = 0;
     for n in 0..8u64 {
         s.p.write("kill.rhai", &format!(r#"step "set" {{ backup("vault").schedule("nightly", "0{n}:15", host("old"), ["/srv/shop"]); }}"#));

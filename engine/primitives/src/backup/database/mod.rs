@@ -63,8 +63,8 @@ pub(super) fn register(r: &mut Registry) {
             "restore_database",
             Effect::Converge,
             "Loads the snapshot of a database into one of the inventory, which must be empty or not there.\n\nIt is made with the character set \
-             of the source. The stream is compared with its SHA-256 while it is loaded; what is not whole is not kept: PostgreSQL loads in one \
-             transaction, and a schema of MariaDB is emptied again. It runs on the host, apart from the connection. There is nothing to do when this \
+             of the source. The stream is compared with its SHA-256 while it is loaded; what is not whole is not kept: the database \
+             is emptied again. It runs on the host, apart from the connection. There is nothing to do when this \
              snapshot is in it already. Logins are not in a snapshot: see `copy_accounts_from`.",
         )
         .arg("snapshot", snapshot_ty(), "The snapshot, or its id.")

@@ -57,7 +57,7 @@ pub(super) fn register(r: &mut Registry) {
          change while they are read is not looked at. With rules (`keep_daily` and so on) the service removes its own old snapshots as well.\n\n\
          There is nothing to do when all of it is there already. What somebody else has changed in it is named and refused, unless `replace: true`. A \
          schedule that is replaced is kept aside, for `unschedule(name, host, #{ former: true })`. To try it at once: \
-         `host.service(\"runbook-backup-NAME\").start()`.",
+         `host.run(\"systemctl start runbook-backup-NAME\")`.",
     )
     .arg("name", Ty::Str, "Its name: small letters, digits, `-` and `_`.")
     .arg("at", texts_ty(), "When: one or several calendar expressions of systemd, such as `02:30`, `Mon *-*-* 04:00` or `hourly`.")

@@ -187,8 +187,30 @@ pub(super) async fn settle(cx: &Cx, db: &Db, id: &str, how: Settle) -> Result<()
     };
     match how {
         Settle::Keep => conn.run(&state::set(&ident(name), "load", &LoadMark { whole: true, ..had })?).await,
-        // Nothing of a load that failed was committed.
-        Settle::Empty => conn.run(&format!("ALTER DATABASE {} RESET runbook.load", ident(name))).await,
+        Settle::Empty => {
+            // A load is one transaction, but for databases with large objects: `pg_dump` commits after these.
+            let inside = connect(cx, db, For::Admin).await?;
+            let empty = found(&inside).await?.is_empty();
+            drop(inside);
+            if empty {
+                return conn.run(&format!("ALTER DATABASE {} RESET runbook.load", ident(name))).await;
+            }
+            let rows = conn
+                .texts(&format!(
+                    "SELECT pg_encoding_to_char(encoding), datcollate, datctype, pg_get_userbyid(datdba) FROM pg_database WHERE datname = {}",
+                    lit(name)
+                ))
+                .await?;
+            drop_database(&conn, name).await?;
+            match rows.first() {
+                Some(r) => {
+                    let charset = format!("{} {} {}", col(r, 0), col(r, 1), col(r, 2));
+                    create(&conn, name, &About { charset, ..About::default() }).await?;
+                    conn.run(&format!("ALTER DATABASE {} OWNER TO {}", ident(name), ident(col(r, 3)))).await
+                }
+                None => Ok(()),
+            }
+        }
         Settle::Drop => drop_database(&conn, name).await,
     }
 }
