@@ -173,6 +173,7 @@ codes! {
     SERVICE_CONVERGE = 1011, Failed, "A service, a node or a task did not come to the state that was waited for";
     SERVICE_CHANGED = 1012, Failed, "A service was changed by somebody else at the same time";
     SWARM_STACK = 1013, Failed, "docker stack failed";
+    DOCKER_BUILD = 1014, Failed, "An image cannot be built";
 }
 
 impl Code {

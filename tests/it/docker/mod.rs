@@ -18,6 +18,8 @@ use crate::support::{list, options};
 
 mod compose;
 mod containers;
+mod contexts;
+mod files;
 mod images;
 mod run;
 mod swarm;

@@ -29,7 +29,7 @@ mod restic;
 mod retention;
 mod rotation;
 pub mod schedule;
-mod tar;
+pub(crate) mod tar;
 mod tool;
 mod upkeep;
 

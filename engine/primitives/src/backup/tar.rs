@@ -12,9 +12,38 @@ use super::manifest;
 const MAX_NAME: u64 = 1 << 20;
 const BLOCK: usize = 512;
 
+/// What an archive has of one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name, as the archive has it.
+    pub name: Vec<u8>,
+    /// Its kind, as tar writes it: `0` a file, `1` a hard link, `2` a symbolic link, `5` a folder.
+    pub kind: u8,
+    /// Permissions.
+    pub mode: u64,
+    /// The owner's number.
+    pub uid: u64,
+    /// The group's number.
+    pub gid: u64,
+    /// What a link leads to.
+    pub link: Vec<u8>,
+    /// The SHA-256 of a file.
+    pub sum: Option<[u8; 32]>,
+}
+
+/// What a pax header says of the next entry, beside its name and size.
+#[derive(Default)]
+struct Pax {
+    uid: Option<u64>,
+    gid: Option<u64>,
+    link: Option<Vec<u8>>,
+}
+
 /// Takes an uncompressed tar stream by [`Write`] and yields manifest lines.
 pub struct Hasher {
     state: State,
+    entries: Option<Vec<Entry>>,
+    pax: Pax,
     block: Vec<u8>,
     name: Option<Vec<u8>>,
     size: Option<u64>,
@@ -55,6 +84,8 @@ impl Default for Hasher {
     fn default() -> Self {
         Hasher {
             state: State::Header,
+            entries: None,
+            pax: Pax::default(),
             block: Vec::with_capacity(BLOCK),
             name: None,
             size: None,
@@ -97,6 +128,16 @@ fn number(field: &[u8]) -> io::Result<u64> {
 }
 
 impl Hasher {
+    /// One that keeps what the archive has of each name, for [`Hasher::take_entries`]; it makes no manifest.
+    pub fn listing() -> Hasher {
+        Hasher { entries: Some(Vec::new()), ..Hasher::default() }
+    }
+
+    /// The entries so far, of a [`Hasher::listing`].
+    pub fn take_entries(&mut self) -> Vec<Entry> {
+        self.entries.take().unwrap_or_default()
+    }
+
     /// The manifest lines since the last call.
     pub fn take_lines(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.lines)
@@ -130,6 +171,18 @@ impl Hasher {
                 text(get(0, 100)).to_vec()
             }
         });
+        let pax = std::mem::take(&mut self.pax);
+        if let Some(all) = &mut self.entries {
+            all.push(Entry {
+                name: name.clone(),
+                kind: if matches!(kind, 0 | b'7') { b'0' } else { kind },
+                mode: number(get(100, 108))? & 0o7777,
+                uid: pax.uid.map_or_else(|| number(get(108, 116)), Ok)?,
+                gid: pax.gid.map_or_else(|| number(get(116, 124)), Ok)?,
+                link: pax.link.unwrap_or_else(|| text(get(157, 257)).to_vec()),
+                sum: None,
+            });
+        }
         Ok(match kind {
             b'0' | 0 | b'7' => {
                 self.files += 1;
@@ -150,12 +203,16 @@ impl Hasher {
     fn after_piece(&mut self, state: State) -> io::Result<State> {
         Ok(match state {
             State::File { left: 0, pad, name, hash } => {
-                self.lines.extend(manifest::line(&hash.finalize(), &name));
+                match &mut self.entries {
+                    Some(all) => all.last_mut().into_iter().for_each(|e| e.sum = Some(hash.clone().finalize().into())),
+                    None => self.lines.extend(manifest::line(&hash.finalize(), &name)),
+                }
                 State::Skip { left: pad }
             }
             State::Extra { left: 0, pad, kind, data } => {
                 match kind {
                     b'L' => self.name = Some(text(&data).to_vec()),
+                    b'K' => self.pax.link = Some(text(&data).to_vec()),
                     b'x' => self.pax(&data)?,
                     _ => {}
                 }
@@ -175,11 +232,16 @@ impl Hasher {
             data = rest;
             let record = record.get(space + 1..).unwrap_or_default();
             let record = record.strip_suffix(b"\n").unwrap_or(record);
-            if let Some(path) = record.strip_prefix(b"path=") {
-                self.name = Some(path.to_vec());
-            } else if let Some(size) = record.strip_prefix(b"size=") {
-                let size = std::str::from_utf8(size).ok().and_then(|s| s.parse().ok());
-                self.size = Some(size.ok_or_else(|| bad("a pax size is none"))?);
+            let Some(equals) = record.iter().position(|b| *b == b'=') else { continue };
+            let (key, value) = (record.get(..equals).unwrap_or_default(), record.get(equals + 1..).unwrap_or_default());
+            let n = || std::str::from_utf8(value).ok().and_then(|s| s.parse().ok()).ok_or_else(|| bad("a pax number is none"));
+            match key {
+                b"path" => self.name = Some(value.to_vec()),
+                b"linkpath" => self.pax.link = Some(value.to_vec()),
+                b"size" => self.size = Some(n()?),
+                b"uid" => self.pax.uid = Some(n()?),
+                b"gid" => self.pax.gid = Some(n()?),
+                _ => {}
             }
         }
         Ok(())
@@ -296,6 +358,29 @@ mod tests {
             assert_eq!(sorted(&lines), sorted(&sums), "{format}");
             assert!(h.ended);
             assert_eq!((h.files, h.links, h.bytes), (6, 1, 5 + 512 + 513 + 100_000 + 9), "{format}");
+        }
+    }
+
+    #[test]
+    fn a_listing_has_each_entry_with_all_that_is_said_of_it() {
+        for format in ["gnu", "pax", "ustar"] {
+            let Some((dir, tar, sums)) = real(format) else { continue };
+            let mut h = Hasher::listing();
+            h.write_all(&tar).unwrap();
+            let all = h.take_entries();
+            let hex = |s: &[u8]| s.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            let find = |name: &str| all.iter().find(|e| e.name == name.as_bytes()).unwrap();
+            for e in all.iter().filter(|e| e.kind == b'0' && !e.name.contains(&b'\n')) {
+                let line = format!("{}  {}", hex(&e.sum.unwrap()), String::from_utf8_lossy(&e.name));
+                assert!(sums.lines().any(|l| l == line), "{format}: {line}");
+            }
+            use std::os::unix::fs::MetadataExt as _;
+            let is = std::fs::metadata(dir.path().join("plain")).unwrap();
+            let plain = find("./plain");
+            assert_eq!((plain.mode, plain.uid, plain.gid), (u64::from(is.mode() & 0o7777), u64::from(is.uid()), u64::from(is.gid())));
+            assert_eq!((find("./link").kind, find("./link").link.as_slice()), (b'2', &b"plain"[..]));
+            assert_eq!((find("./plain2").kind, find("./plain2").link.as_slice()), (b'1', &b"./plain"[..]));
+            assert_eq!(find("./").kind, b'5');
         }
     }
 

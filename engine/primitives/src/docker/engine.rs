@@ -10,6 +10,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::spec::Call;
 use runbook_core::{Code, Error, Result};
 
+use super::context::{self, Files, Leads};
 use super::transport::{At, client};
 use crate::ssh::Place;
 
@@ -36,20 +37,28 @@ pub(super) struct Engine {
 #[derive(Default)]
 struct Versions(Mutex<BTreeMap<String, ClientVersion>>);
 
-/// Where the inventory says that an engine is.
-fn at(cx: &Cx, r: &Resource) -> Result<At> {
+/// How the inventory says that an engine is reached.
+enum Way {
+    /// Over a host, at a socket of its.
+    Host(String, String),
+    /// By this machine, with the files of its certificate where a context has them.
+    Url(String, Option<Files>),
+}
+
+fn way(env: &Environment, r: &Resource) -> Result<Way> {
     let wrong = |why: &str| {
         Err(Error::new(Code::INVENTORY_MISSING, format!("the Docker Engine \"{}\" {why}", r.name))
-            .hint("give it host = \"…\" for the engine of a host, or url = \"unix:///…\" or \"tcp://name:2376\" for one that this machine reaches"))
+            .hint("give it host = \"…\" for the engine of a host, url = \"unix:///…\" or \"tcp://name:2376\" for one that this machine reaches, or context = \"…\" for one of docker's own"))
     };
-    match (r.str("host"), r.str("url")) {
-        (Some(_), Some(_)) => wrong("has both a host and a url"),
-        (Some(host), None) => {
-            let place = Place::Unix(r.str("socket").unwrap_or(SOCKET).to_string());
-            Ok(At::Host(host.to_string(), place, r.flag("sudo").then(|| "root".to_string())))
-        }
-        (None, Some(url)) => super::url::parse(cx, r, url),
-        (None, None) => wrong("has neither a host nor a url"),
+    match (r.str("host"), r.str("url"), r.str("context")) {
+        (Some(host), None, None) => Ok(Way::Host(host.to_string(), r.str("socket").unwrap_or(SOCKET).to_string())),
+        (None, Some(url), None) => Ok(Way::Url(url.to_string(), None)),
+        (None, None, Some(context)) => Ok(match context::read(env, r, context)? {
+            Leads::Host(host, socket) => Way::Host(host, socket.unwrap_or_else(|| r.str("socket").unwrap_or(SOCKET).to_string())),
+            Leads::Url(url, files) => Way::Url(url, Some(files.unwrap_or_default())),
+        }),
+        (None, None, None) => wrong("has neither a host nor a url nor a context"),
+        _ => wrong("has more than one of host, url and context"),
     }
 }
 
@@ -64,12 +73,18 @@ impl Engine {
             return Err(Error::new(Code::INVENTORY_TYPE, format!("the engine \"{name}\" has the unknown kind \"{}\"", r.kind))
                 .hint("there is: docker"));
         }
-        let at = at(cx, r)?;
+        let (host, socket, at) = match way(&cx.env, r)? {
+            Way::Host(host, socket) => {
+                let at = At::Host(host.clone(), Place::Unix(socket.clone()), r.flag("sudo").then(|| "root".to_string()));
+                (Some(host), socket, at)
+            }
+            Way::Url(url, files) => (None, SOCKET.to_string(), super::url::parse(cx, r, &url, files.as_ref())?),
+        };
         let mut engine = Engine {
             name: name.to_string(),
-            host: r.str("host").map(str::to_string),
+            host,
             sudo: r.flag("sudo"),
-            socket: r.str("socket").unwrap_or(SOCKET).to_string(),
+            socket,
             api: client(cx, &at, API_DEFAULT_VERSION).map_err(|e| Error::internal(e.to_string()))?,
             place: at.clone(),
             cx: cx.clone(),
@@ -177,7 +192,14 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The host of an engine, as the inventory says; empty where it is reached without one.
+/// The host of an engine, as the inventory or its context says; empty where it is reached without one.
 pub(super) fn host_of(env: &Environment, engine: &str) -> Result<String> {
-    Ok(env.resource(Section::Engines, engine)?.str("host").unwrap_or_default().to_string())
+    let r = env.resource(Section::Engines, engine)?;
+    if r.str("context").is_none() {
+        return Ok(r.str("host").unwrap_or_default().to_string());
+    }
+    Ok(match way(env, r)? {
+        Way::Host(host, _) => host,
+        Way::Url(..) => String::new(),
+    })
 }

@@ -1,11 +1,12 @@
 //! Docker Engines: containers, images, volumes, networks, Compose projects and swarms, over the SSH connection of their host.
 //!
-//! - `engine.rs`, `transport.rs`, `url.rs`: an engine of the inventory, how it is reached, what its errors mean
+//! - `engine.rs`, `transport.rs`, `url.rs`, `context.rs`: an engine of the inventory, how it is reached, what its errors mean
 //! - `things.rs`: the handles that methods are called on; `info.rs`: what there is
 //! - `container/`, `image/`, `volume.rs`, `network.rs`, `compose/`, `swarm/`: what is done
 
 mod compose;
 mod container;
+mod context;
 mod engine;
 mod image;
 mod info;

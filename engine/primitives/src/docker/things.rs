@@ -91,10 +91,8 @@ struct Thing {
 
 fn docker(env: &Environment, call: &Call) -> Result<Value> {
     let e = env.resource(Section::Engines, call.str(0))?;
-    let fields = BTreeMap::from([
-        ("name".to_string(), Value::from(e.name.as_str())),
-        ("host".to_string(), Value::from(e.str("host").unwrap_or_default())),
-    ]);
+    let fields =
+        BTreeMap::from([("name".to_string(), Value::from(e.name.as_str())), ("host".to_string(), Value::from(host_of(env, &e.name)?))]);
     Ok(Record::handle("Docker", e.name.clone(), fields).into())
 }
 

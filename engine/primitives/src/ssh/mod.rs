@@ -38,6 +38,7 @@ pub(crate) use exec::Collector;
 pub use exec::spill::Kept;
 pub use stream::{NotOpened, Place, Stream};
 pub use supervisor::{Left, left_by, reconcile_supervised, supervised};
+pub(crate) use target::parse_place;
 
 /// Adds the primitives of this family.
 pub fn register(r: &mut Registry) {

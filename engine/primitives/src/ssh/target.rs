@@ -56,14 +56,14 @@ impl Target {
 
 /// A `user@host:port` taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     pub user: Option<String>,
     pub host: String,
     pub port: Option<u16>,
 }
 
 /// Takes `[user@]host[:port]` or `ssh://[user@]host[:port]` apart; an IPv6 address with a port stands in brackets.
-pub(super) fn parse_place(text: &str) -> Result<Place> {
+pub(crate) fn parse_place(text: &str) -> Result<Place> {
     let bad = |why: &str| {
         Error::new(Code::SSH_CONFIG, format!("\"{text}\" is not an SSH target: {why}"))
             .hint("write user@host, user@host:port, user@[2001:db8::1]:port, ssh://user@host:port, or an alias of ~/.ssh/config")

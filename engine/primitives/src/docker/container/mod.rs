@@ -1,9 +1,11 @@
 //! `Container.inspect`, and what it is made of; the other methods of containers stand beside it.
 
 mod exec;
+mod files;
 mod logs;
 mod run;
 mod state;
+mod tree;
 
 pub(super) use state::{HEALTHY_WITHIN, wait_well};
 
@@ -46,6 +48,7 @@ pub(super) fn register(r: &mut Registry) {
     state::register(r);
     logs::register(r);
     exec::register(r);
+    files::register(r);
     run::register(r);
 }
 

@@ -161,7 +161,7 @@ fn unsent(from: &Engine, name: &str, status: i32, said: &str) -> Error {
 }
 
 /// What is read, in pieces.
-fn pieces(from: Box<dyn AsyncRead + Send + Unpin>) -> impl futures::Stream<Item = std::io::Result<Bytes>> + Send {
+pub(in crate::docker) fn pieces(from: Box<dyn AsyncRead + Send + Unpin>) -> impl futures::Stream<Item = std::io::Result<Bytes>> + Send {
     stream::try_unfold(from, |mut from| async move {
         let mut piece = bytes::BytesMut::with_capacity(128 << 10);
         Ok(if from.read_buf(&mut piece).await? == 0 { None } else { Some((piece.freeze(), from)) })

@@ -1,9 +1,10 @@
 //! `Image.inspect`, `pull`, `tag`, `remove`; `copy_from` stands beside it.
 
+mod build;
 mod copy;
 pub mod layers;
 
-pub(super) use copy::copy;
+pub(super) use copy::{copy, pieces};
 
 use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
@@ -65,6 +66,7 @@ pub(super) fn register(r: &mut Registry) {
         .example(r#"docker("old").image("shop:6").remove();"#)
         .errors(ERRORS),
     ));
+    build::register(r);
     copy::register(r);
 }
 
