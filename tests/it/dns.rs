@@ -6,6 +6,8 @@ mod desk;
 mod moves;
 mod on_host;
 mod route53;
+#[cfg(feature = "dns-services")]
+mod services;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -337,6 +337,22 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         section: Section::Zones,
+        kind: "dns-update",
+        doc: "A DNS zone at one of the many services that the crate `dns-update` reaches; see [Move a zone](../how-to/move-a-zone.md) for what each wants.",
+        fields: &[
+            field("provider", Text, Always, "The service, such as `hetzner`, `digitalocean`, `gandiv5`, `ionos`."),
+            field("token", Secret, Always, "The secret that the service wants: its token, key or password."),
+            field("user", Text, Optional, "The login or the id of the key, for services that want one."),
+            field("account", Text, Optional, "The account, for services that want one."),
+            field("project", Text, Optional, "The project, for services that want one."),
+            field("api", Text, Optional, "The address of the API, for servers of one's own."),
+            ZONE,
+            RESOLVERS,
+            NAMESERVERS,
+        ],
+    },
+    Kind {
+        section: Section::Zones,
         kind: "route53",
         doc: "A DNS zone at AWS Route 53. The key is that of these settings, of AWS's environment variables, or of a profile in AWS's own files.",
         fields: &[
@@ -513,6 +529,12 @@ pub const KINDS: &[Kind] = &[
                 Text,
                 Optional,
                 "Instead of a host: `unix:///PATH` of this machine, or `tcp://NAME:PORT`, which wants TLS unless it is this machine.",
+            ),
+            field(
+                "context",
+                Text,
+                Optional,
+                "Instead of either: a context of this machine's docker client (`docker context ls`); one over `ssh:` must lead to a host of this environment.",
             ),
             field(
                 "tls_ca",

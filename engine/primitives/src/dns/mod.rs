@@ -6,7 +6,7 @@
 //! - `codec.rs`, `svcb.rs`: record data between wire and text; `zone_file.rs`: whole zones as text
 //! - `ttl.rs`: the TTL rule as pure logic; `plan.rs`: what differs between two zones, and what is too dangerous to do
 //! - `exchange.rs`: one question on the wire, with TSIG; `transfer.rs`: a whole zone; `servers.rs`: asking servers and resolvers
-//! - `provider.rs`: the trait, the zone; `cloudflare.rs`, `on_host.rs`, `powerdns.rs`, `rfc2136.rs`, `route53.rs` (with `aws.rs`, `health.rs`): the providers;
+//! - `provider.rs`: the trait, the zone; `cloudflare.rs`, `on_host.rs`, `powerdns.rs`, `rfc2136.rs`, `route53.rs` (with `aws.rs`, `health.rs`), `other/`: the providers;
 //!   `api.rs`: what those with an HTTP API share
 //! - `read.rs`, `lower_ttl.rs`, `point.rs`, `wait_answer.rs`, `answers.rs`, `whole.rs`, `routed.rs`: the primitives
 
@@ -29,6 +29,8 @@ mod health;
 mod lower_ttl;
 mod name;
 mod on_host;
+#[cfg(feature = "dns-services")]
+mod other;
 mod plan;
 mod point;
 mod powerdns;

@@ -101,6 +101,11 @@ pub trait Provider: Send + Sync {
         set
     }
 
+    /// Whether the whole zone can be read; where not, its record sets are read one by one by their names.
+    fn lists(&self) -> bool {
+        true
+    }
+
     /// Reads the whole zone from the place where changes are made, values with their TTL.
     async fn list(&self, cx: &Cx) -> Result<Vec<RrSet>>;
 
@@ -212,6 +217,24 @@ impl Zone {
         Ok(sets)
     }
 
+    /// Reads the whole zone or, where that cannot be, the sets that have the places of these.
+    ///
+    /// # Errors
+    /// What the provider says.
+    pub async fn list_or_read(&self, cx: &Cx, places: &[RrSet]) -> Result<Vec<RrSet>> {
+        if self.provider.lists() {
+            return self.list(cx).await;
+        }
+        let mut found: Vec<RrSet> = Vec::new();
+        for (done, p) in places.iter().enumerate() {
+            if self.provider.supports(p.ty) && !found.iter().any(|f| f.name == p.name && f.ty == p.ty) {
+                found.extend(self.read_all(cx, &p.name, p.ty).await?);
+            }
+            cx.progress(format!("reading {}", name::show(&self.origin)), done as u64 + 1, Some(places.len() as u64), "record sets");
+        }
+        Ok(found)
+    }
+
     /// Applies changes and proves by reading that they took. A change whose answer was lost is recognised as done.
     ///
     /// # Errors
@@ -232,7 +255,7 @@ impl Zone {
         {
             return Err(self.named(e.clone()));
         }
-        let whole = if changes.len() > READ_ONE_BY_ONE { Some(self.provider.list(cx).await) } else { None };
+        let whole = if changes.len() > READ_ONE_BY_ONE && self.provider.lists() { Some(self.provider.list(cx).await) } else { None };
         for c in &changes {
             let one;
             let now = match &whole {
@@ -309,8 +332,16 @@ fn provider(cx: &Cx, resource: &Resource, origin: &Name) -> Result<Box<dyn Provi
         "cloudflare" => Ok(Box::new(Cloudflare::new(cx, resource, origin.clone())?)),
         "powerdns" => Ok(Box::new(PowerDns::new(cx, resource, origin.clone())?)),
         "zone-file" => Ok(Box::new(OnHost::new(resource, origin.clone())?)),
+        #[cfg(feature = "dns-services")]
+        "dns-update" => Ok(Box::new(super::other::Other::new(cx, resource, origin.clone())?)),
+        #[cfg(not(feature = "dns-services"))]
+        "dns-update" => Err(Error::new(
+            Code::INVENTORY_TYPE,
+            format!("the zone \"{}\" has the kind \"dns-update\", which this build does not have", resource.name),
+        )
+        .hint("build it with: cargo build --release --features dns-services")),
         "route53" => Ok(Box::new(Route53::new(cx, resource, origin.clone())?)),
         other => Err(Error::new(Code::INVENTORY_TYPE, format!("the zone \"{}\" has the unknown kind \"{other}\"", resource.name))
-            .hint("there are: cloudflare, powerdns, rfc2136, route53, zone-file")),
+            .hint("there are: cloudflare, dns-update, powerdns, rfc2136, route53, zone-file")),
     }
 }

@@ -206,8 +206,15 @@ impl Primitive for Compare {
         let zone = Zone::of(cx, call)?;
         let other = other(cx, &zone, call)?;
         let allow = Allow { root_ns: call.opt_bool("root_ns"), ..Allow::default() };
-        let mut here = zone.list(cx).await?;
-        let mut there = other.list(cx).await?;
+        // One of both can be listed, or there is nothing to compare by.
+        let (mut here, mut there) = if zone.provider.lists() {
+            let here = zone.list(cx).await?;
+            let there = other.list_or_read(cx, &here).await?;
+            (here, there)
+        } else {
+            let there = other.list(cx).await?;
+            (zone.list_or_read(cx, &there).await?, there)
+        };
         for list in [&mut here, &mut there] {
             list.retain(|s| is_content(s, &zone.origin, &allow));
         }
@@ -273,11 +280,20 @@ impl Primitive for CopyFrom {
 
 /// Plans, refuses what is dangerous, applies and compares.
 async fn take_over(cx: &Cx, zone: &Zone, mut want: Vec<RrSet>, call: &Call, source: &str) -> Result<Outcome> {
-    let allow = allowances(call)?;
-    let mut have = zone.list(cx).await?;
+    let (allow, delete) = (allowances(call)?, call.opt_bool("delete"));
+    if delete && !zone.provider.lists() {
+        return Err(zone.named(
+            Error::new(
+                Code::DNS_RECORD,
+                format!("what {source} does not have cannot be removed: the zone cannot be listed at its provider"),
+            )
+            .hint("leave out delete; remove what is known to be too much with delete(name, type)"),
+        ));
+    }
+    want.retain(|s| is_content(s, &zone.origin, &allow));
+    let mut have = zone.list_or_read(cx, &want).await?;
     let whole = have.len();
     have.retain(|s| is_content(s, &zone.origin, &allow));
-    want.retain(|s| is_content(s, &zone.origin, &allow));
     for set in &mut want {
         let fitted = zone.provider.fit(set.clone());
         if fitted.ttl != set.ttl && !fitted.proxied {
@@ -296,7 +312,6 @@ async fn take_over(cx: &Cx, zone: &Zone, mut want: Vec<RrSet>, call: &Call, sour
         }
         *set = if zone.provider.can().proxy { fitted } else { RrSet { proxied: false, ..fitted } };
     }
-    let delete = call.opt_bool("delete");
     let changes = diff(&have, &want, delete);
     check_deleted(&zone.origin, whole, &changes, &allow).map_err(|e| zone.named(e))?;
     let unchanged = want.iter().filter(|s| have.contains(s)).count();
