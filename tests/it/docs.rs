@@ -73,6 +73,14 @@ fn the_reference_is_what_the_code_says() {
     }
 }
 
+/// Every primitive is tried against a real server, and the page says which.
+#[test]
+fn every_primitive_is_tried_against_a_real_server() {
+    let (page, untried) = crate::tried::page();
+    assert!(untried.is_empty(), "no test of a real server calls {untried:?}");
+    compare(&BTreeMap::from([(root().join("docs/reference/tried.md"), page)]));
+}
+
 /// The table of contents: written by hand down to the reference, the lists after that from the files and the code.
 #[test]
 fn the_table_of_contents_is_complete() {

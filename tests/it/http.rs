@@ -175,3 +175,54 @@ fn the_authorities_of_the_system_are_trusted_and_their_absence_is_said() {
         assert_eq!(code, Some(0), "{options}: {text}");
     }
 }
+
+const PAGES: &str = r#"
+let at = "http://127.0.0.1:PORT";
+step "Look" {
+    tcp("127.0.0.1:PORT").expect_open();
+    tcp("127.0.0.1", 9).expect_closed(#{ timeout: "1s" });
+    let page = http(at + "/page.txt").get();
+    log(`${page.status} ${page.headers["content-type"]} ${page.body}`);
+    log(`${http(at + "/none").get().status}`);
+    http(at + "/page.txt").expect_body("Welcome");
+    // This server takes no POST, and says so.
+    log(`${http(at + "/page.txt", #{ method: "POST" }).send().status}`);
+}
+"#;
+
+/// Against the web server of Python's standard library, which knows nothing of us.
+#[test]
+fn pages_are_read_and_requests_sent_to_a_stock_web_server() {
+    if !crate::support::have("python3") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("page.txt"), "Welcome to the shop").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+    let mut server = std::process::Command::new("python3")
+        .args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()])
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    crate::support::desk::until("the server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let desk = crate::support::desk::Project::new("[environments.test]\n", &PAGES.replace("PORT", &port.to_string()));
+    desk.expect(&["run", "a.rhai", "--env", "test"], 0);
+    let said = desk.expect(&["log"], 0);
+    for line in ["200 text/plain Welcome to the shop", "log       404", "log       501"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    // What is not there is named, and so is a port that is closed.
+    for (call, words) in [
+        ("http(\"http://127.0.0.1:PORT/page.txt\").expect_body(\"Goodbye\")", "Goodbye"),
+        ("tcp(\"127.0.0.1:PORT\").expect_closed()", "RB0801"),
+        ("tcp(\"127.0.0.1:9\").expect_open(#{ timeout: \"1s\" })", "RB0801"),
+    ] {
+        desk.write("b.rhai", &format!("step \"Look\" {{ {call}; }}\n").replace("PORT", &port.to_string()));
+        let (status, _, said) = desk.text(&["run", "b.rhai", "--env", "test"]);
+        assert!(status != 0 && said.contains(words), "{call}: {status} {said}");
+    }
+    let _ = server.kill();
+    let _ = server.wait();
+}

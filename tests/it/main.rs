@@ -23,3 +23,4 @@ mod secrets;
 mod sqlite;
 mod ssh;
 mod terminal;
+mod tried;

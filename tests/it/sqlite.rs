@@ -213,6 +213,12 @@ async fn a_controller_that_dies_anywhere_loses_no_order() {
 async fn a_query_and_a_marked_statement_over_ssh() {
     let Some(s) = Site::new("WAL") else { return };
     queries(&s).await;
+    let sums = s.run("shop_old", "checksums", vec![]).await.unwrap();
+    let change = |sql: &str| Connection::open(s.db("old")).unwrap().execute(sql, []).unwrap();
+    change("UPDATE orders SET item = 'other'");
+    assert_ne!(s.run("shop_old", "checksums", vec![]).await.unwrap(), sums, "one value was changed");
+    change("UPDATE orders SET item = 'it''s' || char(10) || '\"é\"'");
+    assert_eq!(s.run("shop_old", "checksums", vec![]).await.unwrap(), sums, "and changed back");
 }
 
 async fn queries(s: &Site) {

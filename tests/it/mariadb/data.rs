@@ -83,6 +83,11 @@ async fn statements_happen_once_and_what_commits_by_itself_is_refused() {
         assert_eq!((e.code, s.old.sql(ORDERS).as_str()), (Code::DB_QUERY, "b"), "{sql}");
     }
     assert_eq!(s.run("shop_old", "counts", vec![]).await.unwrap().as_map().unwrap()["orders"], Value::Int(1));
+    let sums = s.run("shop_old", "checksums", vec![]).await.unwrap();
+    s.old.sql("UPDATE shop.orders SET item = 'c'");
+    assert_ne!(s.run("shop_old", "checksums", vec![]).await.unwrap(), sums, "one value was changed");
+    s.old.sql("UPDATE shop.orders SET item = 'b'");
+    assert_eq!(s.run("shop_old", "checksums", vec![]).await.unwrap(), sums, "and changed back");
     let facts = s.run("shop_old", "facts", vec![]).await.unwrap();
     assert_eq!((field(&facts, "flavour"), field(&facts, "fence")), (&Value::from("mariadb"), &Value::Unit));
     assert_eq!(field(&facts, "tables").as_list().unwrap(), ["orders".into()]);
