@@ -462,7 +462,7 @@ async fn archives_are_copied_once_into_another_repository() {
     .await;
     sh(Path::new("/"), &format!("umount -l {}", disk.display()));
     let (first, second, shown) = copies.unwrap();
-    let made = first.value.as_record().unwrap().get("copied").as_list().unwrap().clone();
+    let made = first.value.as_record().unwrap().get("copied").as_list().unwrap();
     assert_eq!((made.len(), first.changed), (2, Some(true)));
     let ours = made.iter().find(|m| id(m) == "old.r1-a").unwrap().as_record().unwrap();
     assert_eq!((ours.get("tags"), ours.str("host")), (&list(&["before"]), "old"));
