@@ -299,7 +299,7 @@ where
 }
 
 impl Copy {
-    async fn into_container(&self, cx: &Cx, call: &Call, inside: &Inside<'_>) -> Result<(Tree, bool)> {
+    async fn put_in(&self, cx: &Cx, call: &Call, inside: &Inside<'_>) -> Result<(Tree, bool)> {
         let (from, to) = (OnHost::given(cx, call, 0, 1), call.str(2).trim_end_matches('/'));
         let (Some(is), _) = from.look().await? else {
             return Err(from.error(Code::FILE_MISSING, "there is no such file or folder").hint("nothing was copied"));
@@ -336,7 +336,7 @@ impl Copy {
         Ok((sent, true))
     }
 
-    async fn out_of_container(&self, cx: &Cx, call: &Call, inside: &Inside<'_>) -> Result<(Tree, bool)> {
+    async fn take_out(&self, cx: &Cx, call: &Call, inside: &Inside<'_>) -> Result<(Tree, bool)> {
         let (path, to) = (call.str(0).trim_end_matches('/'), OnHost::given(cx, call, 1, 2));
         let Some((folder, path)) = inside.look(path).await? else {
             return Err(Error::new(Code::FILE_MISSING, format!("there is no {}", inside.shown(path)))
@@ -409,8 +409,8 @@ impl Primitive for Copy {
         look(&engine, container).await?;
         let inside = Inside { cx, engine: &engine, container };
         let (copied, changed) = match self.0 {
-            Way::In => self.into_container(inside.cx, call, &inside).await?,
-            Way::Out => self.out_of_container(inside.cx, call, &inside).await?,
+            Way::In => self.put_in(inside.cx, call, &inside).await?,
+            Way::Out => self.take_out(inside.cx, call, &inside).await?,
         };
         let files = Value::Int(i64::try_from(copied.files).unwrap_or(i64::MAX));
         let value = Value::from(Record::new("ContainerCopy", [("files", files), ("bytes", Value::Bytes(copied.bytes))]));
