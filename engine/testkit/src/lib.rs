@@ -99,3 +99,29 @@ pub fn cx(world: &Arc<World>, env: Environment, action_id: &str) -> Cx {
         sink: world.clone(),
     }
 }
+
+/// Has `shellcheck` look at scripts for a POSIX shell, but for the warnings named in `leave`. It is skipped with a printed reason where
+/// shellcheck is not installed.
+///
+/// # Panics
+/// With what is wrong; and without shellcheck when `CI` is set.
+#[allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+pub fn shellcheck(scripts: &[&str], leave: &str) {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    if Command::new("shellcheck").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "shellcheck is missing, and CI is set");
+        return eprintln!("skipped: shellcheck is not installed");
+    }
+    for script in scripts {
+        let mut c = Command::new("shellcheck")
+            .args(["-s", "sh", "-e", leave, "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("shellcheck starts");
+        c.stdin.take().expect("its input").write_all(script.as_bytes()).expect("its input");
+        let out = c.wait_with_output().expect("its answer");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    }
+}

@@ -385,22 +385,6 @@ mod tests {
 
     #[test]
     fn scripts_are_clean() {
-        use std::io::Write as _;
-        use std::process::{Command, Stdio};
-        if Command::new("shellcheck").arg("--version").output().is_err() {
-            assert!(std::env::var_os("CI").is_none(), "shellcheck is missing, and CI is set");
-            return eprintln!("skipped: shellcheck is not installed");
-        }
-        for script in [APPLY, REMOVE, LOOK] {
-            let mut c = Command::new("shellcheck")
-                .args(["-s", "sh", "-e", "SC2154,SC2034,SC2317,SC2015,SC2016,SC1091", "-"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            c.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-            let out = c.wait_with_output().unwrap();
-            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
-        }
+        runbook_testkit::shellcheck(&[APPLY, REMOVE, LOOK], "SC2154,SC2034,SC2317,SC2015,SC2016,SC1091");
     }
 }

@@ -101,3 +101,16 @@ impl<T: Tool> Kept<T> {
 fn changed<T: Tool>(out: &str) -> Vec<String> {
     out.lines().filter_map(|l| l.strip_prefix("changed ")).map(T::changed).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_are_clean() {
+        let tools = [include_str!("../restic/restic.sh"), include_str!("../borg/borg.sh")];
+        let all: Vec<String> = tools.iter().map(|t| format!("{t}\n{SCRIPT}")).collect();
+        // Settings come from outside.
+        runbook_testkit::shellcheck(&all.iter().map(String::as_str).collect::<Vec<_>>(), "SC2154");
+    }
+}

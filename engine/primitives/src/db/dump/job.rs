@@ -260,27 +260,14 @@ mod tests {
 
     #[test]
     fn scripts_are_clean() {
-        use std::io::Write as _;
-        use std::process::{Command, Stdio};
-        if Command::new("shellcheck").arg("--version").output().is_err() {
-            assert!(std::env::var_os("CI").is_none(), "shellcheck is missing, and CI is set");
-            return eprintln!("skipped: shellcheck is not installed");
-        }
         let mysql = format!("{COMMON}{}", include_str!("../mysql/dump.sh"));
         let load = format!("{COMMON}{}", include_str!("../mysql/load.sh"));
         let pg = format!("{COMMON}{}", include_str!("../postgres/dump.sh"));
         let pg_load = format!("{COMMON}{}", include_str!("../postgres/load.sh"));
-        for script in [START, POLL, STOP, &mysql, &load, &pg, &pg_load] {
-            // Settings come from outside; functions are called by name; statuses of pipes are looked at by files.
-            let mut c = Command::new("shellcheck")
-                .args(["-s", "sh", "-e", "SC2154,SC2034,SC2317,SC2046,SC2086,SC2012,SC2010,SC2015,SC2016", "-"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            c.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-            let out = c.wait_with_output().unwrap();
-            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
-        }
+        // Settings come from outside; functions are called by name; statuses of pipes are looked at by files.
+        runbook_testkit::shellcheck(
+            &[START, POLL, STOP, &mysql, &load, &pg, &pg_load],
+            "SC2154,SC2034,SC2317,SC2046,SC2086,SC2012,SC2010,SC2015,SC2016",
+        );
     }
 }
