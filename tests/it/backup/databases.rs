@@ -370,7 +370,7 @@ fn group_of(pid: u32) -> String {
 
 #[test]
 fn a_controller_killed_at_random_makes_one_snapshot_and_leaves_no_database() {
-    let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12 } else { 4 };
+    let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12 } else { 2 };
     for s in both() {
         s.server.swell(25);
         s.script("all", "let t = vault.snapshot_database(shop); vault.restore_test(t, #{ server: copy, compare: true });");
