@@ -7,7 +7,7 @@ use std::path::Path;
 use runbook_core::inventory::schema::KINDS;
 
 /// What stands before the name of a setting where it is read.
-const READS: [&str; 13] = [
+const READS: [&str; 14] = [
     ".str(\"",
     ".need(\"",
     ".list(\"",
@@ -21,10 +21,11 @@ const READS: [&str; 13] = [
     "control(\"",
     "span(r, \"",
     " read(\"",
+    "secret(\"",
 ];
 
 /// Of these, what reads other things as well.
-const LOOSE: [&str; 5] = ["text(\"", "paths(\"", "port(\"", "control(\"", " read(\""];
+const LOOSE: [&str; 6] = ["text(\"", "paths(\"", "port(\"", "control(\"", " read(\"", "secret(\""];
 
 /// Every source file of a folder, without its tests.
 fn sources(folder: &Path, found: &mut BTreeMap<String, String>) {
