@@ -99,44 +99,127 @@ async fn everything_is_kept() {
     assert!(left.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{left:?}");
 }
 
-/// Writes two tables in each transaction until told to stop.
-fn pairs(m: &Mariadb, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<usize> {
+/// Writes two tables in each transaction until told to stop, by the account that dumps; gives how many pairs. Each takes a session of its
+/// own, or all take one.
+fn pairs(m: &Mariadb, stop: Arc<AtomicBool>, own: bool) -> std::thread::JoinHandle<usize> {
+    use std::io::Write as _;
+    const PAIR: &str = "START TRANSACTION; INSERT INTO shop.left_side VALUES (NULL, 'x'); INSERT INTO shop.right_side VALUES (LAST_INSERT_ID(), 'x'); COMMIT;\n";
     let socket = m.socket();
+    let client = move || {
+        let mut c = std::process::Command::new("mariadb");
+        c.args(["--no-defaults", "-uroot", "-S"]).arg(&socket);
+        c
+    };
     std::thread::spawn(move || {
         let mut n = 0;
-        while !stop.load(Ordering::Relaxed) {
-            let sql = "START TRANSACTION; INSERT INTO shop.left_side VALUES (NULL, 'x'); INSERT INTO shop.right_side VALUES (LAST_INSERT_ID(), 'x'); COMMIT;";
-            let done =
-                std::process::Command::new("mariadb").args(["--no-defaults", "-uroot", "-S"]).arg(&socket).args(["-e", sql]).status();
-            assert!(done.unwrap().success());
-            n += 1;
+        if own {
+            while !stop.load(Ordering::Relaxed) {
+                assert!(client().args(["-e", PAIR]).status().unwrap().success());
+                n += 1;
+            }
+            return n;
         }
+        let mut c = client().stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut to = c.stdin.take().unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            to.write_all(PAIR.as_bytes()).unwrap();
+            n += 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(to);
+        assert!(c.wait().unwrap().success());
         n
     })
 }
 
+/// The number of the last transaction: of `gtid=0-1-4711 …`, or `0-1-4711`.
+fn number(position: &str) -> i64 {
+    position.split_whitespace().next().unwrap().rsplit('-').next().unwrap().parse().unwrap()
+}
+
+const SIDES: &str = "USE shop; CREATE TABLE left_side (id INT AUTO_INCREMENT PRIMARY KEY, t CHAR(1)); CREATE TABLE right_side (id INT PRIMARY KEY, t CHAR(1)); \
+     CREATE TABLE bulk (id INT PRIMARY KEY, b CHAR(200)); INSERT INTO bulk SELECT seq, REPEAT('x', 200) FROM seq_1_to_100000";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dump_is_of_one_moment_while_others_write() {
     let Some(s) = Site::new() else { return };
-    s.old.sql(
-        "USE shop; CREATE TABLE left_side (id INT AUTO_INCREMENT PRIMARY KEY, t CHAR(1)); CREATE TABLE right_side (id INT PRIMARY KEY, t CHAR(1)); \
-         CREATE TABLE bulk (id INT PRIMARY KEY, b CHAR(200)); INSERT INTO bulk SELECT seq, REPEAT('x', 200) FROM seq_1_to_100000",
-    );
+    s.old.sql(SIDES);
+    let base = number(&s.old.sql("SELECT @@gtid_binlog_pos"));
     let stop = Arc::new(AtomicBool::new(false));
-    let writer = pairs(&s.old, stop.clone());
+    let writers: Vec<_> = [true, true, true, false, false].into_iter().map(|own| pairs(&s.old, stop.clone(), own)).collect();
     let f = Folder::new();
-    for round in 0..5 {
-        let d = s.run("shop_old", "dump", vec![f.at(&format!("d{round}")), options(&[("jobs", Value::Int(4))])]).await.unwrap();
-        s.run("shop_new", "load", vec![f.at(&format!("d{round}")), options(&[("replace", true.into())])]).await.unwrap();
+    for round in 0..if dumps::all() { 40 } else { 6 } {
+        let dir = f.at(&format!("d{round}"));
+        let d = s.run("shop_old", "dump", vec![dir.clone(), options(&[("jobs", Value::Int(4))])]).await.unwrap();
+        s.run("shop_new", "load", vec![dir, options(&[("replace", true.into())])]).await.unwrap();
         let n: i64 = s.new.sql("SELECT COUNT(*) FROM shop.left_side").parse().unwrap();
         assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.right_side JOIN shop.left_side USING (id)").parse::<i64>().unwrap(), n);
         assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.right_side").parse::<i64>().unwrap(), n);
-        // The position is of that very moment: with the transactions up to it, each of one pair, nothing is left over.
-        let to = d.as_record().unwrap().str("position").split_whitespace().next().unwrap().to_string();
-        println!("round {round}: {n} pairs at {to}");
+        // The position is of that very moment: each transaction up to it is one pair, and nothing is left over.
+        let position = d.as_record().unwrap().str("position").to_string();
+        assert_eq!(number(&position) - base, n, "{position}");
+        println!("round {round}: {n} pairs at {position}");
     }
     stop.store(true, Ordering::Relaxed);
-    assert!(writer.join().unwrap() > 20);
+    let written: usize = writers.into_iter().map(|w| w.join().unwrap()).sum();
+    assert!(written > 100, "{written}");
+}
+
+/// Ends the sessions that hold up commits, up to `most` of them: those that are idle for a few milliseconds and
+/// have chosen no schema, while others are at work on it.
+const SABOTAGE: &str = r"
+CREATE DATABASE trick; USE trick; CREATE TABLE killed (id BIGINT PRIMARY KEY) ENGINE=MyISAM; CREATE TABLE stop (a INT) ENGINE=MyISAM;
+CREATE USER saboteur@localhost; GRANT ALL ON *.* TO saboteur@localhost;
+DELIMITER //
+CREATE PROCEDURE sabotage(most INT)
+BEGIN
+  DECLARE who BIGINT;
+  DECLARE CONTINUE HANDLER FOR 1094 BEGIN END;
+  SET SESSION sql_log_bin = 0;
+  WHILE (SELECT COUNT(*) FROM killed) < most AND NOT EXISTS (SELECT * FROM stop) DO
+    SET who = (SELECT MIN(id) FROM information_schema.processlist WHERE user = 'root' AND command = 'Sleep' AND db IS NULL AND time_ms BETWEEN 4 AND 5000
+      AND EXISTS (SELECT * FROM information_schema.processlist WHERE user = 'root' AND db = 'shop'));
+    IF who IS NOT NULL THEN
+      KILL who;
+      INSERT IGNORE INTO killed VALUES (who);
+    END IF;
+    DO SLEEP(0.001);
+  END WHILE;
+END//
+DELIMITER ;
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_whose_moment_is_lost_begins_again_by_itself() {
+    let Some(s) = Site::new() else { return };
+    s.old.sql(SIDES);
+    feed(&s.old, SABOTAGE);
+    for (most, works) in [(2, true), (1000, false)] {
+        let mut saboteur = std::process::Command::new("mariadb")
+            .args(["--no-defaults", "-usaboteur", "-S"])
+            .arg(s.old.socket())
+            .args(["-e", &format!("CALL trick.sabotage({most})")])
+            .spawn()
+            .unwrap();
+        let f = Folder::new();
+        let d = s.run("shop_old", "dump", vec![f.at("shop"), options(&[("jobs", Value::Int(3))])]).await;
+        s.old.sql("SET sql_log_bin = 0; INSERT INTO trick.stop VALUES (1)");
+        saboteur.wait().unwrap();
+        let killed = s.old.sql("SELECT COUNT(*) FROM trick.killed");
+        println!("{killed} sessions were ended: {d:?}");
+        if works {
+            assert_eq!(killed, most.to_string());
+            s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
+            s.equal().await;
+        } else {
+            let e = d.unwrap_err();
+            assert!(e.code == Code::DB_COPY && e.retryable && e.hint.as_ref().unwrap().contains("resume"), "{e:?}");
+            assert!(killed.parse::<usize>().unwrap() >= 4, "{killed}");
+            let left: Vec<_> = std::fs::read_dir(f.0.path().join("shop")).unwrap().map(|e| e.unwrap().file_name()).collect();
+            assert!(left.iter().all(|n| n.to_string_lossy().starts_with('.')), "{left:?}");
+        }
+        s.old.sql("SET sql_log_bin = 0; DELETE FROM trick.stop; DELETE FROM trick.killed");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,6 +36,8 @@ fn template() -> PathBuf {
                 "--skip-test-db",
             ])
             .arg(format!("--datadir={}", data.display()))
+            // Servers that start elsewhere clear the usual one.
+            .arg(format!("--tmpdir={}", fresh.path().display()))
             .output()
             .expect("mariadb-install-db");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

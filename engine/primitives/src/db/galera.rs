@@ -29,6 +29,8 @@ pub struct Member {
     pub committed: i64,
     /// The members' addresses.
     pub members: String,
+    /// The number of the membership that it knows; it grows with each member that comes or goes.
+    pub view: String,
 }
 
 impl Member {
@@ -61,6 +63,9 @@ pub trait Galera: Send + Sync {
     async fn join(&self, cx: &Cx, db: &Db, replace: bool) -> Result<bool>;
     /// How the server is.
     async fn member(&self, cx: &Cx, db: &Db) -> Result<Member>;
+    /// Which other member knows another membership than `me`, in words for people. One that hung and has just gone on believes for a while
+    /// that nothing has happened.
+    async fn apart(&self, cx: &Cx, db: &Db, me: &Member) -> Result<Option<String>>;
     /// Whether a server that does not answer runs all the same: it listens to the other members.
     async fn listens(&self, cx: &Cx, db: &Db) -> Result<bool>;
     /// Stops the member in order; false when it does not run. `last`: though none is left then.
@@ -106,7 +111,8 @@ pub(super) fn register(r: &mut Registry) {
         method(
             "galera_wait_synced",
             Effect::Read,
-            "Waits until this member is in the majority, level with the others, and takes statements.",
+            "Waits until this member is in the majority, level with the others, and takes statements, and the other members of the inventory \
+             that answer see the same members as it does.",
         )
         .option("within", Ty::Duration, "How long to wait; 10m unless given.")
         .example("database(\"node2\").galera_wait_synced(#{ within: \"5m\" });")
@@ -156,7 +162,8 @@ async fn wait(cx: &Cx, db: &Db, within: Duration) -> Result<()> {
     let mut silent = None;
     loop {
         let now = galera.member(cx, db).await?;
-        if now.synced() {
+        let apart = if now.synced() { galera.apart(cx, db, &now).await? } else { None };
+        if now.synced() && apart.is_none() {
             return Ok(());
         }
         if now.status == "stopped" && !galera.listens(cx, db).await? {
@@ -173,7 +180,8 @@ async fn wait(cx: &Cx, db: &Db, within: Duration) -> Result<()> {
             silent = None;
         }
         if begun.elapsed() >= within {
-            let e = Error::new(Code::DB_CLUSTER, format!("\"{}\" is not synced after {}: {}", db.name, show_duration(within), now.show()));
+            let why = apart.map_or_else(|| now.show(), |other| format!("{}, but {other}", now.show()));
+            let e = Error::new(Code::DB_CLUSTER, format!("\"{}\" is not synced after {}: {why}", db.name, show_duration(within)));
             return Err(e
                 .host(&db.host)
                 .retryable(true)

@@ -20,6 +20,11 @@ fail() {
   say "$*"
   exit 1
 }
+# Fails in a way that may pass by itself: it is worth another try.
+later() {
+  say "$*"
+  exit 75
+}
 # Fails after a program, with what is in the file $1 and the words.
 fail_with() {
   s=$?

@@ -22,6 +22,9 @@ pub(in crate::db) const COMMON: &str = include_str!("common.sh");
 /// Makes a command of a script, as the user who is to run it.
 pub(in crate::db) type As<'a> = dyn Fn(String) -> Exec + Send + Sync + 'a;
 
+/// The status of a script whose failure may pass by itself (`later` of `common.sh`).
+pub(in crate::db) const AGAIN: i32 = 75;
+
 /// A job.
 pub(in crate::db) struct Job<'a> {
     /// Where it runs.
@@ -201,6 +204,11 @@ impl End {
             ),
             _ => format!("failed: {last}"),
         };
+        if self.status == Some(AGAIN) {
+            return Err(failed(&why)
+                .retryable(true)
+                .hint("the host or its server is very busy: resume begins the dump again; at a quieter time, or with fewer jobs"));
+        }
         if passes.iter().any(|p| lower.contains(p)) {
             return Err(failed(&why).retryable(true).hint("resume goes on where it was, once the server is there again"));
         }
@@ -254,6 +262,10 @@ mod tests {
             "the load failed: ERROR 2013 (HY000): Lost connection to server during query; loading d1.sql of the table t was not finished"
         );
         assert!(e.retryable);
+        let e =
+            read("status 75\nsaid\nrunbook: the sessions of the dump have not begun at one moment").1.good("old", "the dump").unwrap_err();
+        assert!(e.message == "the dump failed: the sessions of the dump have not begun at one moment" && e.retryable, "{e}");
+        assert!(e.hint.unwrap().contains("fewer jobs"));
         let e = read("status 1\nsaid\n(7,'a row')").1.good("old", "the load").unwrap_err();
         assert!(e.message.starts_with("the load failed: status 1; what it said") && !e.retryable && !e.message.contains("a row"));
     }

@@ -1,13 +1,18 @@
 //! What `dump` and `load` do alike for every kind of server: look at the folder, run the kind's script there as a job, tidy up.
 
+use std::time::Duration;
+
 use runbook_core::Result;
 use runbook_core::primitive::Cx;
 
-use super::job::{As, Job};
+use super::job::{AGAIN, As, Job};
 use super::manifest::{self, Manifest, Place};
 use super::refuse;
 use crate::db::driver::{Db, Dumped};
 use crate::ssh::{self, quote};
+
+/// Pauses before a dump begins again whose failure may pass by itself.
+const PAUSES: [Duration; 4] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
 
 /// The folder of a dump, on the host of the database that is dumped into it or loaded from it.
 pub(in crate::db) struct Folder<'a> {
@@ -91,8 +96,18 @@ impl Folder<'_> {
             Job { host: &db.host, who: self.who, dir: format!("{}/.job", self.path), id: format!("dump {id}"), counted: script.counted };
         let show =
             |rows: u64, bytes: u64| cx.progress(format!("dumping {}{}", db.name, shown(rows)), bytes, Some(total.max(bytes)), "bytes");
-        let end = job.run(cx, &script.text, script.env, &show).await?.good(&db.host, &format!("the dump of \"{}\"", db.name));
-        if let Err(e) = end {
+        let mut pauses = PAUSES.iter();
+        let end = loop {
+            let end = job.run(cx, &script.text, script.env.clone(), &show).await?;
+            match (end.status, pauses.next()) {
+                (Some(AGAIN), Some(pause)) => {
+                    cx.message(format!("the dump of \"{}\" begins again: {}", db.name, end.said.replace('\n', "; ")));
+                    cx.sleep(*pause).await?;
+                }
+                _ => break end,
+            }
+        };
+        if let Err(e) = end.good(&db.host, &format!("the dump of \"{}\"", db.name)) {
             // Half a dump is of no use, and takes room.
             self.tidy(&format!("cd {} && [ ! -e manifest ] && {half}", quote(self.path))).await;
             return Err(e);

@@ -14,7 +14,7 @@ z='gzip -1' ext=.gz
 if command -v zstd >/dev/null; then z='zstd -q -1' ext=.zst; fi
 command -v sha256sum >/dev/null || fail "missing tool sha256sum"
 cd "$d" || exit 1
-rm -f manifest manifest.new files.new ./*.sql.gz ./*.sql.zst "$j"/index.* "$j"/pos.* "$j"/rc.* "$j"/names "$j"/in || exit 1
+rm -f manifest manifest.new files.new ./*.sql.gz ./*.sql.zst "$j"/index.* "$j"/pos.* "$j"/began.* "$j"/rc.* "$j"/names "$j"/in || exit 1
 
 ask() {
   "$client" --defaults-file=/dev/fd/3 --no-auto-rehash -N -B --unbuffered "$@" 3<<RUNBOOK
@@ -58,9 +58,14 @@ function shut() {
   fflush(index_file)
   cmd = ""
 }
+# What is written after the transaction has begun.
+function has_begun() {
+  if (!told) { print "yes" >began; close(began) }
+  told = 1
+}
 BEGIN { while ((getline name <names) > 0) whole[name] = 1 }
-/^-- Dumping data for table `/ { shut(); table = $0; sub(/^[^`]*`/, "", table); sub(/`[^`]*$/, "", table); next }
-/^-- CHANGE (MASTER|REPLICATION SOURCE) TO / { print >pos; next }
+/^-- Dumping data for table `/ { shut(); has_begun(); table = $0; sub(/^[^`]*`/, "", table); sub(/`[^`]*$/, "", table); next }
+/^-- CHANGE (MASTER|REPLICATION SOURCE) TO / { print >pos; close(pos); next }
 /^INSERT / {
   if (cmd == "" || bytes >= limit && !(table in whole)) {
     shut()
@@ -77,7 +82,7 @@ inside {
   bytes += length($0) + 1
   if (/;$/) inside = 0
 }
-/^-- Dump completed/ { complete = 1 }
+/^-- Dump completed/ { complete = 1; has_begun() }
 END { shut(); if (!complete) exit 1 }
 EOT
 work() {
@@ -87,7 +92,7 @@ work() {
     dumped --single-transaction $data --no-create-info --skip-triggers --skip-add-locks --skip-disable-keys --net-buffer-length=1046528 \
       "$schema" "$@" 2>"$j/e.$n"
     echo $? >"$j/rc.$n"
-  } | awk -v n="$n" -v limit=16000000 -v ext="$ext" -v z="$z" -v index_file="$j/index.$n" -v pos="$j/pos.$n" -v names="$j/names" -f "$j/cut.awk" 2>>"$j/e.$n"
+  } | awk -v n="$n" -v limit=16000000 -v ext="$ext" -v z="$z" -v index_file="$j/index.$n" -v pos="$j/pos.$n" -v began="$j/began.$n" -v names="$j/names" -f "$j/cut.awk" 2>>"$j/e.$n"
   s=$?
   [ "$s" = 0 ] && [ "$(cat "$j/rc.$n")" = 0 ] && return
   # The first that fails says why, and only then all ends.
@@ -108,15 +113,14 @@ exec 5>"$j/in"
 told() {
   n=0
   while ! grep -q "^$1" "$j/told"; do
-    kill -0 "$holder" 2>/dev/null || fail_with "$j/told" "writes cannot be held up for the moment of the snapshot"
+    kill -0 "$holder" 2>/dev/null || return 1
     n=$((n + 1))
-    [ "$n" -lt 1500 ] || fail "no answer to $1"
+    [ "$n" -lt 1500 ] || return 1
     sleep .02
   done
 }
-echo "SET SESSION lock_wait_timeout = 20; SELECT CONCAT('self ', CONNECTION_ID()); $lock; SELECT 'held'; $where; SELECT 'end';" >&5
-told end
-self=$(sed -n 's/^self //p' "$j/told")
+echo "SET SESSION lock_wait_timeout = 20; $lock; SELECT 'held'; $where; SELECT 'end';" >&5
+told end || fail_with "$j/told" "writes cannot be held up for the moment of the snapshot"
 sed -n '/^held/,/^end/p' "$j/told" | sed '1d;$d' >"$j/position"
 (
   trap - EXIT TERM INT HUP
@@ -127,28 +131,36 @@ sed -n '/^held/,/^end/p' "$j/told" | sed '1d;$d' >"$j/position"
 ) &
 guard=$!
 groups 5>&-
+# Each session of the dump shows by what it writes that it has begun. The server's list of sessions would not do: others may use the
+# same account.
+begun() {
+  have=0
+  i=0
+  while [ "$i" -lt "$count" ]; do
+    i=$((i + 1))
+    [ ! -e "$j/began.$i" ] || have=$((have + 1))
+  done
+  [ "$have" = "$count" ]
+}
 n=0
-while [ "$count" -gt 0 ]; do
-  # Sessions of this account that came after: all of ours must be there, and every one must have its snapshot.
-  all=$(ask -e "SELECT CONCAT(COUNT(*), ' ', COUNT(t.trx_id)) FROM information_schema.processlist p LEFT JOIN information_schema.innodb_trx t ON t.trx_mysql_thread_id = p.id WHERE p.id > $self AND p.id <> CONNECTION_ID() AND p.user = SUBSTRING_INDEX(USER(), '@', 1)" 2>"$j/e.0" 5>&-)
-  [ "${all% *}" = "${all#* }" ] && [ "${all% *}" -ge "$count" ] && break
-  # What has ended already was small, and is whole.
-  [ "$(cat "$j"/rc.[1-9]* 2>/dev/null | wc -l)" -lt "$count" ] || break
-  kill -0 "$holder" 2>/dev/null || fail "writes could not be held up until every session of the dump had begun ($all of $count)"
+until begun; do
+  kill -0 "$holder" 2>/dev/null || later "writes could not be held up until every session of the dump had begun ($have of $count)"
   n=$((n + 1))
-  [ "$n" -lt 600 ] || fail_with "$j/e.0" "the sessions of the dump do not begin ($all of $count)"
+  [ "$n" -lt 600 ] || later "the sessions of the dump do not begin ($have of $count)"
   sleep .02
 done
-kill -0 "$holder" 2>/dev/null || fail "writes could not be held up until every session of the dump had begun"
+# That it answers shows that writes were held up all the time.
+trap '' PIPE
 echo "$unlock; SELECT 'free';" >&5
-told free
+trap - PIPE
+told free || later "writes could not be held up until every session of the dump had begun"
 exec 5>&-
 kill "$guard" 2>/dev/null
 wait "$holder"
-await $kids
 if [ "$binlog" = yes ] && [ "$count" -gt 1 ]; then
-  [ "$(cat "$j"/pos.[1-9]* | sort -u | wc -l)" = 1 ] || fail "the sessions of the dump have not begun at one moment"
+  [ "$(cat "$j"/pos.[1-9]* | sort -u | wc -l)" = 1 ] || later "the sessions of the dump have not begun at one moment"
 fi
+await $kids
 cat "$j"/index.* >"$j/files" || exit 1
 # What is on the disk is what will be loaded.
 sync

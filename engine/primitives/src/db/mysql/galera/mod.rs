@@ -73,6 +73,7 @@ async fn asked(cx: &Cx, db: &Db) -> Result<Member> {
         uuid: field("wsrep_cluster_state_uuid").into(),
         committed: field("wsrep_last_committed").parse().unwrap_or(-1),
         members: field("wsrep_incoming_addresses").into(),
+        view: field("wsrep_cluster_conf_id").into(),
     })
 }
 
@@ -222,6 +223,16 @@ impl Galera for Mysql {
 
     async fn member(&self, cx: &Cx, db: &Db) -> Result<Member> {
         look(cx, db).await
+    }
+
+    async fn apart(&self, cx: &Cx, db: &Db, me: &Member) -> Result<Option<String>> {
+        let others = others(cx, db)?;
+        let seen = futures::future::join_all(others.iter().map(|other| look(cx, other))).await;
+        let apart = others.iter().zip(seen).find_map(|(other, it)| {
+            let it = it.ok().filter(|it| it.primary() && (it.uuid != me.uuid || it.view != me.view))?;
+            Some(format!("\"{}\" sees other members ({})", other.name, it.show()))
+        });
+        Ok(apart)
     }
 
     async fn listens(&self, cx: &Cx, db: &Db) -> Result<bool> {
