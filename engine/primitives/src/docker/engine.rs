@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bollard::errors::Error as Fault;
 use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use runbook_core::inventory::{Environment, Resource, Section};
 use runbook_core::primitive::Cx;
@@ -67,42 +68,44 @@ impl Engine {
     ///
     /// # Errors
     /// `RB0106` when the inventory has none, `RB0114` for what its section lacks, `RB1001` when it does not answer; those of SSH.
-    pub async fn of(cx: &Cx, name: &str) -> Result<Engine> {
-        let r = cx.env.resource(Section::Engines, name)?;
-        if r.kind != "docker" {
-            return Err(Error::new(Code::INVENTORY_TYPE, format!("the engine \"{name}\" has the unknown kind \"{}\"", r.kind))
-                .hint("there is: docker"));
-        }
-        let (host, socket, at) = match way(&cx.env, r)? {
-            Way::Host(host, socket) => {
-                let at = At::Host(host.clone(), Place::Unix(socket.clone()), r.flag("sudo").then(|| "root".to_string()));
-                (Some(host), socket, at)
+    pub fn of<'a>(cx: &'a Cx, name: &'a str) -> BoxFuture<'a, Result<Engine>> {
+        Box::pin(async move {
+            let r = cx.env.resource(Section::Engines, name)?;
+            if r.kind != "docker" {
+                return Err(Error::new(Code::INVENTORY_TYPE, format!("the engine \"{name}\" has the unknown kind \"{}\"", r.kind))
+                    .hint("there is: docker"));
             }
-            Way::Url(url, files) => (None, SOCKET.to_string(), super::url::parse(cx, r, &url, files.as_ref())?),
-        };
-        let mut engine = Engine {
-            name: name.to_string(),
-            host,
-            sudo: r.flag("sudo"),
-            socket,
-            api: client(cx, &at, API_DEFAULT_VERSION).map_err(|e| Error::internal(e.to_string()))?,
-            place: at.clone(),
-            cx: cx.clone(),
-        };
-        let known = cx.shared.get::<Versions>();
-        let key = format!("{}/{name}", cx.env.name);
-        let version = known.0.lock().get(&key).copied();
-        let version = match version {
-            Some(v) => v,
-            None => {
-                let api = engine.ask("asking for its version", engine.api.clone().negotiate_version()).await?;
-                let v = api.client_version();
-                known.0.lock().insert(key, v);
-                v
-            }
-        };
-        engine.api = client(cx, &at, &version).map_err(|e| Error::internal(e.to_string()))?;
-        Ok(engine)
+            let (host, socket, at) = match way(&cx.env, r)? {
+                Way::Host(host, socket) => {
+                    let at = At::Host(host.clone(), Place::Unix(socket.clone()), r.flag("sudo").then(|| "root".to_string()));
+                    (Some(host), socket, at)
+                }
+                Way::Url(url, files) => (None, SOCKET.to_string(), super::url::parse(cx, r, &url, files.as_ref())?),
+            };
+            let mut engine = Engine {
+                name: name.to_string(),
+                host,
+                sudo: r.flag("sudo"),
+                socket,
+                api: client(cx, &at, API_DEFAULT_VERSION).map_err(|e| Error::internal(e.to_string()))?,
+                place: at.clone(),
+                cx: cx.clone(),
+            };
+            let known = cx.shared.get::<Versions>();
+            let key = format!("{}/{name}", cx.env.name);
+            let version = known.0.lock().get(&key).copied();
+            let version = match version {
+                Some(v) => v,
+                None => {
+                    let api = engine.ask("asking for its version", engine.api.clone().negotiate_version()).await?;
+                    let v = api.client_version();
+                    known.0.lock().insert(key, v);
+                    v
+                }
+            };
+            engine.api = client(cx, &at, &version).map_err(|e| Error::internal(e.to_string()))?;
+            Ok(engine)
+        })
     }
 
     /// The engine that a method was called on, directly or on something of its.
@@ -129,18 +132,28 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::fault`].
-    pub async fn ask<T>(&self, what: &str, answer: impl Future<Output = std::result::Result<T, Fault>>) -> Result<T> {
-        tokio::select! {
-            a = answer => a.map_err(|e| self.fault(what, e)),
-            () = self.cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while {what}")).host(self.at())),
-        }
+    pub fn ask<'a, T: 'a>(
+        &'a self,
+        what: &'a str,
+        answer: impl Future<Output = std::result::Result<T, Fault>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            tokio::select! {
+                a = answer => a.map_err(|e| self.fault(what, e)),
+                () = self.cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while {what}")).host(self.at())),
+            }
+        })
     }
 
     /// As [`Engine::ask`]; `None` when there is no such thing.
     ///
     /// # Errors
     /// As [`Engine::fault`].
-    pub async fn find<T>(&self, what: &str, answer: impl Future<Output = std::result::Result<T, Fault>>) -> Result<Option<T>> {
+    pub async fn find<'a, T: 'a>(
+        &'a self,
+        what: &'a str,
+        answer: impl Future<Output = std::result::Result<T, Fault>> + Send + 'a,
+    ) -> Result<Option<T>> {
         match self.ask(what, answer).await {
             Ok(found) => Ok(Some(found)),
             Err(e) if e.code == Code::DOCKER_MISSING => Ok(None),

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use async_trait::async_trait;
 use bollard::models::{ContainerSummary, ImageSummary, Network, Volume};
 use bollard::query_parameters::{ListContainersOptions, ListImagesOptions, ListNetworksOptions, ListVolumesOptions};
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use futures::FutureExt as _;
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Record, Result, Value};
 
 use super::engine::Engine;
+use super::reads::reading;
 
 const ERRORS: &[Code] = &[Code::DOCKER, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
 
@@ -61,39 +62,44 @@ pub(super) fn register(r: &mut Registry) {
             .field("subnets", texts(), "Its addresses, such as `172.18.0.0/16`.")
             .field("labels", labels(), "Its labels."),
     );
-    r.add(Info(
+    r.add(reading(
         Spec::method("Docker", "info", Effect::Read, "Tells what the engine is: its version, its host, how much it has.")
             .returns(Ty::Record("DockerInfo"))
             .example(r#"if docker("new").info().architecture != docker("old").info().architecture { throw "another processor"; }"#)
             .errors(ERRORS),
+        |cx, e, call| info(cx, e, call).boxed(),
     ));
-    r.add(Containers(
+    r.add(reading(
         Spec::method("Docker", "containers", Effect::Read, "Lists the containers, in order of their names.")
             .option("all", Ty::Bool, "Those too that do not run; false by default.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
             .returns(Ty::List(Box::new(Ty::Record("ContainerSummary"))))
             .example(r#"for c in docker("old").containers() { log(`${c.name}: ${c.status}`); }"#)
             .errors(ERRORS),
+        |cx, e, call| containers(cx, e, call).boxed(),
     ));
-    r.add(Images(
+    r.add(reading(
         Spec::method("Docker", "images", Effect::Read, "Lists the images that have names, in order of these.")
             .returns(Ty::List(Box::new(Ty::Record("ImageSummary"))))
             .example(r#"for i in docker("old").images() { log(i.tags); }"#)
             .errors(ERRORS),
+        |cx, e, call| images(cx, e, call).boxed(),
     ));
-    r.add(Volumes(
+    r.add(reading(
         Spec::method("Docker", "volumes", Effect::Read, "Lists the volumes, in order of their names.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
             .returns(Ty::List(Box::new(Ty::Record("VolumeInfo"))))
             .example(r#"for v in docker("old").volumes() { log(v.folder); }"#)
             .errors(ERRORS),
+        |cx, e, call| volumes(cx, e, call).boxed(),
     ));
-    r.add(Networks(
+    r.add(reading(
         Spec::method("Docker", "networks", Effect::Read, "Lists the networks, in order of their names.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
             .returns(Ty::List(Box::new(Ty::Record("NetworkInfo"))))
             .example(r#"for n in docker("old").networks() { log(n.name); }"#)
             .errors(ERRORS),
+        |cx, e, call| networks(cx, e, call).boxed(),
     ));
 }
 
@@ -125,52 +131,32 @@ pub(super) fn in_order(mut all: Vec<Record>, key: &str) -> Outcome {
     Value::List(all.into_iter().map(Value::from).collect()).into()
 }
 
-struct Info(Spec);
-
-#[async_trait]
-impl Primitive for Info {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        let i = engine.ask("asking what the engine is", engine.api.info()).await?;
-        let swarm = i.swarm.and_then(|s| s.local_node_state).is_some_and(|s| s.to_string() == "active");
-        let api = engine.api.client_version();
-        Ok(Record::new(
-            "DockerInfo",
-            [
-                ("version", text(i.server_version)),
-                ("api", format!("{}.{}", api.major_version, api.minor_version).into()),
-                ("system", text(i.operating_system)),
-                ("architecture", text(i.architecture)),
-                ("storage", text(i.driver)),
-                ("root", text(i.docker_root_dir)),
-                ("containers", count(i.containers)),
-                ("running", count(i.containers_running)),
-                ("images", count(i.images)),
-                ("swarm", swarm.into()),
-            ],
-        )
-        .into())
-    }
+async fn info(_: &Cx, engine: &Engine, _: &Call) -> Result<Outcome> {
+    let i = engine.ask("asking what the engine is", engine.api.info()).await?;
+    let swarm = i.swarm.and_then(|s| s.local_node_state).is_some_and(|s| s.to_string() == "active");
+    let api = engine.api.client_version();
+    Ok(Record::new(
+        "DockerInfo",
+        [
+            ("version", text(i.server_version)),
+            ("api", format!("{}.{}", api.major_version, api.minor_version).into()),
+            ("system", text(i.operating_system)),
+            ("architecture", text(i.architecture)),
+            ("storage", text(i.driver)),
+            ("root", text(i.docker_root_dir)),
+            ("containers", count(i.containers)),
+            ("running", count(i.containers_running)),
+            ("images", count(i.images)),
+            ("swarm", swarm.into()),
+        ],
+    )
+    .into())
 }
 
-struct Containers(Spec);
-
-#[async_trait]
-impl Primitive for Containers {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        let options = ListContainersOptions { all: call.opt_bool("all"), filters: by_label(call), ..Default::default() };
-        let all = engine.ask("listing the containers", engine.api.list_containers(Some(options))).await?;
-        Ok(in_order(all.into_iter().map(container).collect(), "name"))
-    }
+async fn containers(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let options = ListContainersOptions { all: call.opt_bool("all"), filters: by_label(call), ..Default::default() };
+    let all = engine.ask("listing the containers", engine.api.list_containers(Some(options))).await?;
+    Ok(in_order(all.into_iter().map(container).collect(), "name"))
 }
 
 pub(super) fn container(c: ContainerSummary) -> Record {
@@ -189,20 +175,10 @@ pub(super) fn container(c: ContainerSummary) -> Record {
     )
 }
 
-struct Images(Spec);
-
-#[async_trait]
-impl Primitive for Images {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        let all = engine.ask("listing the images", engine.api.list_images(None::<ListImagesOptions>)).await?;
-        let named = all.into_iter().filter(|i| i.repo_tags.iter().any(|t| t != "<none>:<none>"));
-        Ok(in_order(named.map(image).collect(), "tags"))
-    }
+async fn images(_: &Cx, engine: &Engine, _: &Call) -> Result<Outcome> {
+    let all = engine.ask("listing the images", engine.api.list_images(None::<ListImagesOptions>)).await?;
+    let named = all.into_iter().filter(|i| i.repo_tags.iter().any(|t| t != "<none>:<none>"));
+    Ok(in_order(named.map(image).collect(), "tags"))
 }
 
 fn image(mut i: ImageSummary) -> Record {
@@ -213,20 +189,10 @@ fn image(mut i: ImageSummary) -> Record {
     )
 }
 
-struct Volumes(Spec);
-
-#[async_trait]
-impl Primitive for Volumes {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        let options = ListVolumesOptions { filters: by_label(call) };
-        let all = engine.ask("listing the volumes", engine.api.list_volumes(Some(options))).await?;
-        Ok(in_order(all.volumes.unwrap_or_default().into_iter().map(volume).collect(), "name"))
-    }
+async fn volumes(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let options = ListVolumesOptions { filters: by_label(call) };
+    let all = engine.ask("listing the volumes", engine.api.list_volumes(Some(options))).await?;
+    Ok(in_order(all.volumes.unwrap_or_default().into_iter().map(volume).collect(), "name"))
 }
 
 pub(super) fn volume(v: Volume) -> Record {
@@ -242,20 +208,10 @@ pub(super) fn volume(v: Volume) -> Record {
     )
 }
 
-struct Networks(Spec);
-
-#[async_trait]
-impl Primitive for Networks {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        let options = ListNetworksOptions { filters: by_label(call) };
-        let all = engine.ask("listing the networks", engine.api.list_networks(Some(options))).await?;
-        Ok(in_order(all.into_iter().map(network).collect(), "name"))
-    }
+async fn networks(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let options = ListNetworksOptions { filters: by_label(call) };
+    let all = engine.ask("listing the networks", engine.api.list_networks(Some(options))).await?;
+    Ok(in_order(all.into_iter().map(network).collect(), "name"))
 }
 
 pub(super) fn network(n: Network) -> Record {

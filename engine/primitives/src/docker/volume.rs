@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use async_trait::async_trait;
 use bollard::models::{Volume, VolumeCreateRequest};
 use bollard::query_parameters::RemoveVolumeOptions;
+use futures::FutureExt as _;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result, Value};
@@ -12,6 +13,7 @@ use runbook_core::{Code, Error, Result, Value};
 use super::engine::Engine;
 use super::info;
 use super::network::labels;
+use super::reads::reading;
 use super::things::name;
 use crate::ssh::{CopyKind, copy_folder};
 
@@ -28,11 +30,12 @@ const COPY_ERRORS: &[Code] = &[
 ];
 
 pub(super) fn register(r: &mut Registry) {
-    r.add(Inspect(
+    r.add(reading(
         Spec::method("Volume", "inspect", Effect::Read, "Tells what the volume is and where it lies.")
             .returns(Ty::Record("VolumeInfo"))
             .example(r#"log(docker("old").volume("shop_data").inspect().folder);"#)
             .errors(ERRORS),
+        |cx, e, call| inspect(cx, e, call).boxed(),
     ));
     r.add(Create(
         Spec::method(
@@ -117,18 +120,8 @@ async fn look(engine: &Engine, name: &str) -> Result<Volume> {
     engine.ask(&format!("looking at the volume {name} on \"{}\"", engine.name), engine.api.inspect_volume(name)).await
 }
 
-struct Inspect(Spec);
-
-#[async_trait]
-impl Primitive for Inspect {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        Ok(info::volume(look(&engine, name(call)).await?).into())
-    }
+async fn inspect(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    Ok(info::volume(look(engine, name(call)).await?).into())
 }
 
 struct Create(Spec);

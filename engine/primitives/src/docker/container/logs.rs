@@ -1,27 +1,28 @@
 //! `Container.logs`: what a container has written.
 
-use async_trait::async_trait;
 use bollard::container::LogOutput;
 use bollard::query_parameters::LogsOptions;
-use futures::StreamExt as _;
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use futures::{FutureExt as _, StreamExt as _};
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result};
 
 use crate::docker::engine::Engine;
+use crate::docker::reads::reading;
 use crate::docker::things::name;
 
 /// As many bytes at most are given to a script.
 const LIMIT: usize = 256 << 10;
 
 pub(super) fn register(r: &mut Registry) {
-    r.add(Logs(
+    r.add(reading(
         Spec::method("Container", "logs", Effect::Read, "Gives what the container has written last, both outputs in one; 256 KiB at most.")
             .option("tail", Ty::Int, "How many lines; 100 when not given.")
             .option("since", Ty::Duration, "Only what it wrote in the last so long.")
             .returns(Ty::Str)
             .example(r#"if docker("new").container("shop").logs(#{ tail: 50 }).contains("error") { throw "look at it"; }"#)
             .errors(&[Code::DOCKER, Code::DOCKER_MISSING, Code::DOCKER_CONNECT, Code::SSH_CONNECT]),
+        |cx, e, call| logs(cx, e, call).boxed(),
     ));
 }
 
@@ -53,22 +54,12 @@ async fn read(engine: &Engine, name: &str, lines: i64, since: i32) -> Result<Str
     Ok(String::from_utf8_lossy(text.get(from..).unwrap_or_default()).into_owned())
 }
 
-struct Logs(Spec);
-
-#[async_trait]
-impl Primitive for Logs {
-    fn spec(&self) -> &Spec {
-        &self.0
+async fn logs(cx: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let tail = call.opt_int("tail").unwrap_or(100);
+    if tail < 0 {
+        return Err(Error::new(Code::WRONG_TYPE, format!("`tail` is a number of lines, and {tail} is none")));
     }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        let tail = call.opt_int("tail").unwrap_or(100);
-        if tail < 0 {
-            return Err(Error::new(Code::WRONG_TYPE, format!("`tail` is a number of lines, and {tail} is none")));
-        }
-        let since = call.opt_duration("since").map_or(0, |d| cx.clock.now().as_second() - i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
-        let text = read(&engine, name(call), tail, i32::try_from(since.max(0)).unwrap_or(i32::MAX)).await?;
-        Ok(cx.redactor.text(&text).into())
-    }
+    let since = call.opt_duration("since").map_or(0, |d| cx.clock.now().as_second() - i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let text = read(engine, name(call), tail, i32::try_from(since.max(0)).unwrap_or(i32::MAX)).await?;
+    Ok(cx.redactor.text(&text).into())
 }

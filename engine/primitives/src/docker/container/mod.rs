@@ -9,15 +9,16 @@ mod tree;
 
 pub(super) use state::{HEALTHY_WITHIN, wait_well};
 
-use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, HealthStatusEnum};
+use futures::FutureExt as _;
 use jiff::Timestamp;
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Record, Result, Value};
 
 use super::engine::Engine;
 use super::info::{map, texts};
+use super::reads::reading;
 use super::things::name;
 
 pub(super) fn register(r: &mut Registry) {
@@ -39,11 +40,12 @@ pub(super) fn register(r: &mut Registry) {
             .field("volumes", Ty::List(Box::new(Ty::Str)), "The volumes that it has mounted.")
             .field("folders", Ty::List(Box::new(Ty::Str)), "The folders and files of the host that it has mounted."),
     );
-    r.add(Inspect(
+    r.add(reading(
         Spec::method("Container", "inspect", Effect::Read, "Tells what the container is and how it fares.")
             .returns(Ty::Record("ContainerInfo"))
             .example(r#"if docker("old").container("shop").inspect().restarts > 3 { throw "it is not well"; }"#)
             .errors(&[Code::DOCKER_MISSING, Code::DOCKER_CONNECT, Code::SSH_CONNECT]),
+        |cx, e, call| inspect(cx, e, call).boxed(),
     ));
     state::register(r);
     logs::register(r);
@@ -52,18 +54,8 @@ pub(super) fn register(r: &mut Registry) {
     run::register(r);
 }
 
-struct Inspect(Spec);
-
-#[async_trait]
-impl Primitive for Inspect {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        Ok(info(look(&engine, name(call)).await?).into())
-    }
+async fn inspect(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    Ok(info(look(engine, name(call)).await?).into())
 }
 
 /// What the engine says of a container.

@@ -10,13 +10,14 @@ use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
 use bollard::models::ImageInspect;
 use bollard::query_parameters::{CreateImageOptions, RemoveImageOptions, TagImageOptions};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
 
 use super::engine::Engine;
 use super::info::{map, texts};
+use super::reads::reading;
 use super::things::{name, named};
 
 const ERRORS: &[Code] = &[Code::DOCKER, Code::DOCKER_MISSING, Code::DOCKER_CONFLICT, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
@@ -32,11 +33,12 @@ pub(super) fn register(r: &mut Registry) {
             .field("digests", Ty::List(Box::new(Ty::Str)), "Its names in registries, with the hash by which it was pulled.")
             .field("labels", Ty::Map(Box::new(Ty::Str)), "Its labels."),
     );
-    r.add(Inspect(
+    r.add(reading(
         Spec::method("Image", "inspect", Effect::Read, "Tells what the image is.")
             .returns(Ty::Record("ImageInfo"))
             .example(r#"log(docker("old").image("shop:7").inspect().id);"#)
             .errors(ERRORS),
+        |cx, e, call| inspect(cx, e, call).boxed(),
     ));
     r.add(Pull(
         Spec::method(
@@ -109,18 +111,8 @@ fn split(name: &str) -> (&str, &str) {
     }
 }
 
-struct Inspect(Spec);
-
-#[async_trait]
-impl Primitive for Inspect {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        Ok(info(look(&engine, name(call)).await?).into())
-    }
+async fn inspect(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    Ok(info(look(engine, name(call)).await?).into())
 }
 
 struct Pull(Spec);

@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use bollard::errors::Error as Fault;
+use futures::future::BoxFuture;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
 use runbook_core::cancel::Cancel;
@@ -61,39 +62,41 @@ fn absent(answer: Result<Json>) -> Result<Option<Json>> {
 /// # Errors
 /// `RB1007` when the engine is no manager, `RB1009` when the managers are too few, `RB1012` when what is to be changed has been changed
 /// meanwhile; those of [`Engine::fault`].
-pub(super) async fn send(
-    cx: &Cx,
-    e: &Engine,
-    what: &str,
+pub(super) fn send<'a>(
+    cx: &'a Cx,
+    e: &'a Engine,
+    what: &'a str,
     method: Method,
-    path: &str,
-    body: Option<&Json>,
-    login: Option<&str>,
-) -> Result<Json> {
-    let version = e.api.client_version();
-    let uri = format!("/v{}.{}{path}", version.major_version, version.minor_version);
-    let mut request = Request::builder().method(method).uri(uri);
-    if body.is_some() {
-        request = request.header(CONTENT_TYPE, "application/json");
-    }
-    if let Some(login) = login {
-        request = request.header("X-Registry-Auth", login);
-    }
-    let request = request.body(body.map(Json::to_string).unwrap_or_default()).map_err(|e| Error::internal(e.to_string()))?;
-    let own = Cx { cancel: Cancel::default(), ..cx.clone() };
-    let answer = async {
-        let (status, body) = exchange(&own, &e.place, request).await?;
-        let json: Json = serde_json::from_slice(&body).unwrap_or(Json::Null);
-        if (200..300).contains(&status) {
-            return Ok(json);
+    path: &'a str,
+    body: Option<&'a Json>,
+    login: Option<&'a str>,
+) -> BoxFuture<'a, Result<Json>> {
+    Box::pin(async move {
+        let version = e.api.client_version();
+        let uri = format!("/v{}.{}{path}", version.major_version, version.minor_version);
+        let mut request = Request::builder().method(method).uri(uri);
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
         }
-        let message = match text(&json, "/message") {
-            "" => String::from_utf8_lossy(&body).into_owned(),
-            said => said.to_string(),
+        if let Some(login) = login {
+            request = request.header("X-Registry-Auth", login);
+        }
+        let request = request.body(body.map(Json::to_string).unwrap_or_default()).map_err(|e| Error::internal(e.to_string()))?;
+        let own = Cx { cancel: Cancel::default(), ..cx.clone() };
+        let answer = async {
+            let (status, body) = exchange(&own, &e.place, request).await?;
+            let json: Json = serde_json::from_slice(&body).unwrap_or(Json::Null);
+            if (200..300).contains(&status) {
+                return Ok(json);
+            }
+            let message = match text(&json, "/message") {
+                "" => String::from_utf8_lossy(&body).into_owned(),
+                said => said.to_string(),
+            };
+            Err(Fault::DockerResponseServerError { status_code: status, message })
         };
-        Err(Fault::DockerResponseServerError { status_code: status, message })
-    };
-    e.ask(what, answer).await.map_err(|fault| meant(e, fault))
+        e.ask(what, answer).await.map_err(|fault| meant(e, fault))
+    })
 }
 
 /// What a manager's words mean.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 use super::api::{flag, get, int, items, post, text};
 use super::role::{Managers, WITHIN, demote};
 use crate::docker::engine::Engine;
+use crate::docker::reads::reading;
 
 const ERRORS: &[Code] = &[Code::SWARM_STATE, Code::SWARM_QUORUM, Code::DOCKER, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
 /// Where a node listens for the others when nothing is said.
@@ -30,11 +32,12 @@ pub(super) fn register(r: &mut Registry) {
             .field("remotes", Ty::List(Box::new(Ty::Str)), "The addresses of the managers that it knows.")
             .field("error", Ty::Str, "What keeps it from being active."),
     );
-    r.add(Status(
+    r.add(reading(
         Spec::method("Swarm", "status", Effect::Read, "Tells what the engine is to a swarm. Any engine can be asked.")
             .returns(Ty::Record("SwarmStatus"))
             .example(r#"if docker("w1").swarm().status().state != "inactive" { throw "it is in a swarm"; }"#)
             .errors(&[Code::DOCKER, Code::DOCKER_CONNECT, Code::SSH_CONNECT]),
+        |cx, e, call| status(cx, e, call).boxed(),
     ));
     r.add(Init(
         Spec::method(
@@ -113,17 +116,8 @@ pub(super) fn info(swarm: &Json) -> Record {
     )
 }
 
-struct Status(Spec);
-
-#[async_trait]
-impl Primitive for Status {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        Ok(info(&look(cx, &Engine::on(cx, call).await?).await?).into())
-    }
+async fn status(cx: &Cx, e: &Engine, _: &Call) -> Result<Outcome> {
+    Ok(info(&look(cx, e).await?).into())
 }
 
 struct Init(Spec);

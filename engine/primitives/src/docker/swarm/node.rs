@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
@@ -12,6 +13,7 @@ use super::api::{all, delete, encoded, flag, get, int, post, text, texts};
 use super::{former, former_key};
 use crate::docker::engine::Engine;
 use crate::docker::info::in_order;
+use crate::docker::reads::reading;
 use crate::docker::things::name;
 
 pub(super) const ERRORS: &[Code] = &[
@@ -40,17 +42,19 @@ pub(super) fn register(r: &mut Registry) {
             .field("version", Ty::Str, "The version of its engine.")
             .field("labels", Ty::Map(Box::new(Ty::Str)), "Its labels, which constraints such as `node.labels.disk==ssd` are about."),
     );
-    r.add(List(
+    r.add(reading(
         Spec::method("Swarm", "nodes", Effect::Read, "Lists the nodes, in order of their names.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmNodeInfo"))))
             .example(r#"if docker("m1").swarm().nodes().some(|n| n.state != "ready") { throw "a node is not well"; }"#)
             .errors(ERRORS),
+        |cx, e, call| list(cx, e, call).boxed(),
     ));
-    r.add(Inspect(
+    r.add(reading(
         Spec::method("SwarmNode", "inspect", Effect::Read, "Tells what the node is and how it fares.")
             .returns(Ty::Record("SwarmNodeInfo"))
             .example(r#"log(docker("m1").swarm().node("web2").inspect().availability);"#)
             .errors(ERRORS),
+        |cx, e, call| inspect(cx, e, call).boxed(),
     ));
     r.add(Label(
         Spec::method(
@@ -164,32 +168,12 @@ fn info(n: &Json) -> Record {
     )
 }
 
-struct List(Spec);
-
-#[async_trait]
-impl Primitive for List {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        Ok(in_order(nodes(cx, &e).await?.iter().map(info).collect(), "name"))
-    }
+async fn list(cx: &Cx, e: &Engine, _: &Call) -> Result<Outcome> {
+    Ok(in_order(nodes(cx, e).await?.iter().map(info).collect(), "name"))
 }
 
-struct Inspect(Spec);
-
-#[async_trait]
-impl Primitive for Inspect {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        Ok(info(&need(cx, &e, name(call)).await?).into())
-    }
+async fn inspect(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    Ok(info(&need(cx, e, name(call)).await?).into())
 }
 
 struct Label(Spec);

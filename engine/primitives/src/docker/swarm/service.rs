@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bollard::container::LogOutput;
 use bollard::query_parameters::LogsOptions;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::units::show_duration;
@@ -21,6 +21,7 @@ use super::wait::{WITHIN, Wait, converged};
 use super::{MADE, STACK, by_this_run, former, former_key, options};
 use crate::docker::engine::Engine;
 use crate::docker::info::in_order;
+use crate::docker::reads::reading;
 use crate::docker::things::name;
 
 pub(super) const ERRORS: &[Code] = &[
@@ -62,18 +63,20 @@ pub(super) fn register(r: &mut Registry) {
             .field("labels", Ty::Map(Box::new(Ty::Str)), "Its labels.")
             .field("version", Ty::Int, "The swarm's count of changes at its last one."),
     );
-    r.add(List(
+    r.add(reading(
         Spec::method("Swarm", "services", Effect::Read, "Lists the services, in order of their names.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmServiceInfo"))))
             .example(r#"for s in docker("m1").swarm().services() { log(`${s.name}: ${s.image}`); }"#)
             .errors(ERRORS),
+        |cx, e, call| list(cx, e, call).boxed(),
     ));
-    r.add(Inspect(
+    r.add(reading(
         Spec::method("SwarmService", "inspect", Effect::Read, "Tells what the service is and how its last update stands.")
             .returns(Ty::Record("SwarmServiceInfo"))
             .example(r#"log(docker("m1").swarm().service("shop_web").inspect().image);"#)
             .errors(ERRORS),
+        |cx, e, call| inspect(cx, e, call).boxed(),
     ));
     r.add(Scale(options::waiting(
         Spec::method(
@@ -99,7 +102,7 @@ pub(super) fn register(r: &mut Registry) {
         .example(r#"docker("m1").swarm().service("shop_old").remove();"#)
         .errors(ERRORS),
     ));
-    r.add(WaitConverged(options::waiting(
+    r.add(reading(options::waiting(
         Spec::method(
             "SwarmService",
             "wait_converged",
@@ -110,8 +113,8 @@ pub(super) fn register(r: &mut Registry) {
         .returns(Ty::Record("SwarmServiceInfo"))
         .example(r#"docker("m1").swarm().service("shop_web").wait_converged(#{ within: "2m" });"#)
         .errors(ERRORS),
-    )));
-    r.add(Logs(
+    ), |cx, e, call| wait_converged(cx, e, call).boxed()));
+    r.add(reading(
         Spec::method(
             "SwarmService",
             "logs",
@@ -122,6 +125,7 @@ pub(super) fn register(r: &mut Registry) {
         .returns(Ty::Str)
         .example(r#"log(docker("m1").swarm().service("shop_web").logs(#{ tail: 20 }));"#)
         .errors(ERRORS),
+        |cx, e, call| logs(cx, e, call).boxed(),
     ));
 }
 
@@ -189,34 +193,14 @@ pub(super) fn info(s: &Json) -> Record {
     )
 }
 
-struct List(Spec);
-
-#[async_trait]
-impl Primitive for List {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        let by = call.opt_str("label").map_or(String::new(), |l| filters(&[("label", l)]));
-        let found = all(get(cx, &e, &format!("listing the services on \"{}\"", e.name), &format!("/services{by}")).await?);
-        Ok(in_order(found.iter().map(info).collect(), "name"))
-    }
+async fn list(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let by = call.opt_str("label").map_or(String::new(), |l| filters(&[("label", l)]));
+    let found = all(get(cx, e, &format!("listing the services on \"{}\"", e.name), &format!("/services{by}")).await?);
+    Ok(in_order(found.iter().map(info).collect(), "name"))
 }
 
-struct Inspect(Spec);
-
-#[async_trait]
-impl Primitive for Inspect {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        Ok(info(&look(cx, &e, name(call)).await?).into())
-    }
+async fn inspect(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    Ok(info(&look(cx, e, name(call)).await?).into())
 }
 
 struct Scale(Spec);
@@ -313,21 +297,10 @@ pub(super) async fn ended(cx: &Cx, e: &Engine, services: &[String], within: Dura
     }
 }
 
-struct WaitConverged(Spec);
-
-#[async_trait]
-impl Primitive for WaitConverged {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        Ok(info(&converged(cx, &e, &wait_of(call, name, 0)).await?).into())
-    }
+async fn wait_converged(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    Ok(info(&converged(cx, e, &wait_of(call, name, 0)).await?).into())
 }
-
-struct Logs(Spec);
 
 /// What the tasks of a service wrote last.
 pub(super) async fn last_lines(e: &Engine, name: &str) -> Result<String> {
@@ -356,19 +329,12 @@ async fn read(e: &Engine, name: &str, lines: i64) -> Result<String> {
     Ok(String::from_utf8_lossy(out.get(from..).unwrap_or_default()).into_owned())
 }
 
-#[async_trait]
-impl Primitive for Logs {
-    fn spec(&self) -> &Spec {
-        &self.0
+async fn logs(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let tail = call.opt_int("tail").unwrap_or(100);
+    if tail < 0 {
+        return Err(Error::new(Code::WRONG_TYPE, format!("`tail` is a number of lines, and {tail} is none")));
     }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        let tail = call.opt_int("tail").unwrap_or(100);
-        if tail < 0 {
-            return Err(Error::new(Code::WRONG_TYPE, format!("`tail` is a number of lines, and {tail} is none")));
-        }
-        look(cx, &e, name).await?;
-        Ok(cx.redactor.text(&read(&e, name, tail).await?).into())
-    }
+    look(cx, e, name).await?;
+    Ok(cx.redactor.text(&read(e, name, tail).await?).into())
 }

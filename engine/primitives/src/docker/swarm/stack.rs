@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
@@ -14,6 +15,7 @@ use super::wait::{WITHIN, converged};
 use super::{STACK, options};
 use crate::docker::engine::Engine;
 use crate::docker::info::in_order;
+use crate::docker::reads::reading;
 use crate::docker::things::{name, reveal};
 use crate::ssh::{Exec, connect, quote};
 
@@ -36,17 +38,19 @@ pub(super) fn register(r: &mut Registry) {
         Ty::Int,
         "How many services it has.",
     ));
-    r.add(List(
+    r.add(reading(
         Spec::method("Swarm", "stacks", Effect::Read, "Lists the stacks that have services, in order of their names.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmStackInfo"))))
             .example(r#"for s in docker("m1").swarm().stacks() { log(`${s.name}: ${s.services}`); }"#)
             .errors(ERRORS),
+        |cx, e, call| list(cx, e, call).boxed(),
     ));
-    r.add(Services(
+    r.add(reading(
         Spec::method("SwarmStack", "services", Effect::Read, "Lists the stack's services, in order of their names.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmServiceInfo"))))
             .example(r#"for s in docker("m1").swarm().stack("shop").services() { log(`${s.name}: ${s.replicas}`); }"#)
             .errors(ERRORS),
+        |cx, e, call| services(cx, e, call).boxed(),
     ));
     r.add(Deploy(options::waiting(
         Spec::method(
@@ -105,42 +109,20 @@ fn id(part: &Json) -> String {
     }
 }
 
-struct List(Spec);
-
-#[async_trait]
-impl Primitive for List {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        let mut count: BTreeMap<String, i64> = BTreeMap::new();
-        for s in
-            all(get(cx, &e, &format!("listing the stacks on \"{}\"", e.name), &format!("/services{}", filters(&[("label", STACK)])))
-                .await?)
-        {
-            if let Some(stack) = s.pointer("/Spec/Labels").and_then(|l| l.get(STACK)).and_then(Json::as_str) {
-                *count.entry(stack.to_string()).or_default() += 1;
-            }
+async fn list(cx: &Cx, e: &Engine, _: &Call) -> Result<Outcome> {
+    let mut count: BTreeMap<String, i64> = BTreeMap::new();
+    for s in all(get(cx, e, &format!("listing the stacks on \"{}\"", e.name), &format!("/services{}", filters(&[("label", STACK)]))).await?)
+    {
+        if let Some(stack) = s.pointer("/Spec/Labels").and_then(|l| l.get(STACK)).and_then(Json::as_str) {
+            *count.entry(stack.to_string()).or_default() += 1;
         }
-        let record = |(name, n): (String, i64)| Record::new("SwarmStackInfo", [("name", name.into()), ("services", Value::Int(n))]);
-        Ok(in_order(count.into_iter().map(record).collect(), "name"))
     }
+    let record = |(name, n): (String, i64)| Record::new("SwarmStackInfo", [("name", name.into()), ("services", Value::Int(n))]);
+    Ok(in_order(count.into_iter().map(record).collect(), "name"))
 }
 
-struct Services(Spec);
-
-#[async_trait]
-impl Primitive for Services {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        Ok(in_order(of_stack(cx, &e, name(call)).await?.iter().map(info).collect(), "name"))
-    }
+async fn services(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    Ok(in_order(of_stack(cx, e, name(call)).await?.iter().map(info).collect(), "name"))
 }
 
 struct Deploy(Spec);
