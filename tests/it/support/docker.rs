@@ -96,7 +96,7 @@ impl Engine {
         self.dir.path().join("docker.sock")
     }
 
-    /// The stock client, as anybody would use it: whether it succeeded, and what it printed.
+    /// The stock client, as anybody would use it: whether it succeeded, and what it printed; its warnings only when it failed.
     pub fn try_docker(&self, words: &[&str]) -> (bool, String) {
         let out = Command::new("docker")
             .args(["-H", &format!("unix://{}", self.socket().display())])
@@ -104,7 +104,11 @@ impl Engine {
             .stdin(Stdio::null())
             .output()
             .expect("docker starts");
-        (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+        let said = String::from_utf8_lossy(&out.stdout);
+        match out.status.success() {
+            true => (true, said.into_owned()),
+            false => (false, format!("{said}{}", String::from_utf8_lossy(&out.stderr))),
+        }
     }
 
     /// As [`Engine::try_docker`], which must succeed.
