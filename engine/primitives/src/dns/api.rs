@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, Request, StatusCode, Url};
 use runbook_core::error::Kind;
@@ -120,11 +121,13 @@ pub fn environment(name: &str) -> Option<String> {
 ///
 /// # Errors
 /// `RB0600`, retryable, when no answer comes; `RB0606`, retryable, when the provider is still busy after several waits; `RB0021`.
-pub async fn send(cx: &Cx, client: &Client, provider: &str, what: &str, request: Request) -> Result<Answer> {
-    tokio::select! {
-        r = send_inner(cx, client, provider, what, request) => r,
-        () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while {provider} was asked to {what}"))),
-    }
+pub fn send<'a>(cx: &'a Cx, client: &'a Client, provider: &'a str, what: &'a str, request: Request) -> BoxFuture<'a, Result<Answer>> {
+    Box::pin(async move {
+        tokio::select! {
+            r = send_inner(cx, client, provider, what, request) => r,
+            () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while {provider} was asked to {what}"))),
+        }
+    })
 }
 
 async fn send_inner(cx: &Cx, client: &Client, provider: &str, what: &str, request: Request) -> Result<Answer> {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use reqwest::header::{HOST, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, ClientBuilder, Method, Url};
@@ -95,12 +96,14 @@ pub fn parse_method(text: &str) -> Result<Method> {
 /// # Errors
 /// `RB0800`, retryable, when no answer comes; otherwise when the request is not well formed. `RB0803` when the server's TLS is not
 /// accepted. `RB0405` when the body is too large.
-pub async fn send(cx: &Cx, call: &Call) -> Result<Response> {
-    let limit = field_duration(call, "timeout").unwrap_or(TIMEOUT);
-    tokio::select! {
-        r = send_inner(cx, call, limit) => r,
-        () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while asking {}", url_of(call)))),
-    }
+pub fn send<'a>(cx: &'a Cx, call: &'a Call) -> BoxFuture<'a, Result<Response>> {
+    Box::pin(async move {
+        let limit = field_duration(call, "timeout").unwrap_or(TIMEOUT);
+        tokio::select! {
+            r = send_inner(cx, call, limit) => r,
+            () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, format!("stopped while asking {}", url_of(call)))),
+        }
+    })
 }
 
 /// The URL of the request, for messages.

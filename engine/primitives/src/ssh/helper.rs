@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use runbook_core::digest::sha256_of;
 use runbook_core::primitive::Cx;
@@ -84,20 +85,24 @@ impl Known {
 ///
 /// # Errors
 /// `RB0507` when it cannot run there; those of the connection.
-pub async fn put(cx: &Cx, session: &Session, host: &str, user: Option<&str>) -> Result<String> {
-    let slot = cx.shared.get::<Known>().slot(host, user).await;
-    let mut slot = slot.lock().await;
-    if let Some(path) = slot.as_ref() {
-        return Ok(path.clone());
-    }
-    let path = find(cx, session, user).await.map_err(|e| e.host(host))?;
-    *slot = Some(path.clone());
-    Ok(path)
+pub fn put<'a>(cx: &'a Cx, session: &'a Session, host: &'a str, user: Option<&'a str>) -> BoxFuture<'a, Result<String>> {
+    Box::pin(async move {
+        let slot = cx.shared.get::<Known>().slot(host, user).await;
+        let mut slot = slot.lock().await;
+        if let Some(path) = slot.as_ref() {
+            return Ok(path.clone());
+        }
+        let path = find(cx, session, user).await.map_err(|e| e.host(host))?;
+        *slot = Some(path.clone());
+        Ok(path)
+    })
 }
 
 /// Forgets where the login's helper is on a host.
-pub async fn forget(cx: &Cx, host: &str) {
-    cx.shared.get::<Known>().0.lock().await.remove(&(host.to_string(), String::new()));
+pub fn forget<'a>(cx: &'a Cx, host: &'a str) -> BoxFuture<'a, ()> {
+    Box::pin(async move {
+        cx.shared.get::<Known>().0.lock().await.remove(&(host.to_string(), String::new()));
+    })
 }
 
 /// The platform of this program as `uname -sm` says it.

@@ -28,6 +28,7 @@ pub mod tunnel;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use runbook_core::Result;
 use runbook_core::primitive::{Cx, Registry};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -109,7 +110,7 @@ pub struct Channel {
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
     /// Resolves when the command has ended: exit status and the end of its standard error. An error when the connection is lost.
     /// Dropping it ends the command.
-    pub done: futures::future::BoxFuture<'static, Result<(i32, String)>>,
+    pub done: BoxFuture<'static, Result<(i32, String)>>,
 }
 
 /// The connection to the host with this inventory name, made on first use and made again when it is gone.
@@ -117,17 +118,19 @@ pub struct Channel {
 /// # Errors
 /// `RB0106` for an unknown name, `RB0304` for settings that cannot be used, `RB0300` when the host cannot be reached, `RB0301` when it
 /// refuses the login, `RB0302` and `RB0303` for its key.
-pub async fn connect(cx: &Cx, host: &str) -> Result<Session> {
-    transport::session(cx, host).await
+pub fn connect<'a>(cx: &'a Cx, host: &'a str) -> BoxFuture<'a, Result<Session>> {
+    Box::pin(async move { transport::session(cx, host).await })
 }
 
 /// Makes connections to a host ahead, so that so many are there for what must not wait for them, such as a switch while users are cut off:
 /// logging in takes as long as many commands. They are used by whoever comes first, as all connections are; one that cannot be made
 /// now, or only by asking a person, is made when it is needed.
-pub async fn ready(cx: &Cx, host: &str, idle: usize) {
-    if let Ok(session) = connect(cx, host).await {
-        let _ = session.slot.ready(cx, idle).await;
-    }
+pub fn ready<'a>(cx: &'a Cx, host: &'a str, idle: usize) -> BoxFuture<'a, ()> {
+    Box::pin(async move {
+        if let Ok(session) = connect(cx, host).await {
+            let _ = session.slot.ready(cx, idle).await;
+        }
+    })
 }
 
 /// Quotes a word for a POSIX shell: always safe, also for empty words, quotes and newlines.

@@ -127,19 +127,21 @@ impl Session {
     ///
     /// # Errors
     /// `RB0300`–`RB0303` when no connection can be made; `RB0305` when it is lost; `RB0307` when nothing answers at a TCP port.
-    pub async fn socket(&self, cx: &Cx, to: &Place) -> Result<std::result::Result<Stream, NotOpened>> {
-        let lease = match self.slot.direct(cx, to).await? {
-            Ok(lease) => lease,
-            Err(ChannelOpenFailure::AdministrativelyProhibited) => return Ok(Err(NotOpened::Prohibited)),
-            Err(ChannelOpenFailure::UnknownChannelType) => return Ok(Err(NotOpened::Unknown)),
-            Err(_) => return Ok(Err(NotOpened::Failed)),
-        };
-        let (ours, theirs) = tokio::io::duplex(256 << 10);
-        let (alive, dropped) = tokio::sync::oneshot::channel();
-        let why = Arc::new(OnceLock::new());
-        tokio::spawn(carry(lease, theirs, dropped, why.clone(), format!("the SSH connection to {} was lost", self.name())));
-        let (read, write) = tokio::io::split(ours);
-        Ok(Ok(Stream { read: Box::new(read), write: Box::new(write), ending: Ending::Channel(why, alive) }))
+    pub fn socket<'a>(&'a self, cx: &'a Cx, to: &'a Place) -> BoxFuture<'a, Result<std::result::Result<Stream, NotOpened>>> {
+        Box::pin(async move {
+            let lease = match self.slot.direct(cx, to).await? {
+                Ok(lease) => lease,
+                Err(ChannelOpenFailure::AdministrativelyProhibited) => return Ok(Err(NotOpened::Prohibited)),
+                Err(ChannelOpenFailure::UnknownChannelType) => return Ok(Err(NotOpened::Unknown)),
+                Err(_) => return Ok(Err(NotOpened::Failed)),
+            };
+            let (ours, theirs) = tokio::io::duplex(256 << 10);
+            let (alive, dropped) = tokio::sync::oneshot::channel();
+            let why = Arc::new(OnceLock::new());
+            tokio::spawn(carry(lease, theirs, dropped, why.clone(), format!("the SSH connection to {} was lost", self.name())));
+            let (read, write) = tokio::io::split(ours);
+            Ok(Ok(Stream { read: Box::new(read), write: Box::new(write), ending: Ending::Channel(why, alive) }))
+        })
     }
 }
 

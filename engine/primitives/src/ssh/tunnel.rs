@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::Cx;
@@ -50,49 +51,51 @@ struct Known(Mutex<BTreeSet<(String, &'static str)>>);
 /// # Errors
 /// `RB0300`–`RB0305` of the SSH connection; `RB0307` when the socket cannot be reached, with the detail `reason` (`absent`, `refused`,
 /// `denied`, `timeout`, `forwarding` or `other`); the errors of raised privileges.
-pub async fn stream(cx: &Cx, host: &str, to: &Place, user: Option<&str>) -> Result<Stream> {
-    let session = connect(cx, host).await?;
-    let user = user.filter(|u| *u != session.login());
-    let known = cx.shared.get::<Known>();
-    let kind = match to {
-        Place::Unix(_) => "unix",
-        Place::Tcp(..) => "tcp",
-    };
-    let key = (format!("{}/{host}", cx.env.name), kind);
-    let refused = if user.is_some() || known.0.lock().contains(&key) {
-        None
-    } else {
-        match session.socket(cx, to).await? {
-            Ok(stream) => return Ok(stream),
-            Err(why) => Some(why),
-        }
-    };
-    let relayed = relay(cx, &session, host, to, user).await;
-    match (relayed, refused) {
-        (Ok(stream), None) => Ok(stream),
-        (Ok(stream), Some(_)) => {
-            if known.0.lock().insert(key) {
-                let option = if kind == "unix" { "AllowStreamLocalForwarding" } else { "AllowTcpForwarding" };
-                cx.message(format!("{host} does not forward to {to} ({option}, PermitOpen): a relay on the host is used instead"));
+pub fn stream<'a>(cx: &'a Cx, host: &'a str, to: &'a Place, user: Option<&'a str>) -> BoxFuture<'a, Result<Stream>> {
+    Box::pin(async move {
+        let session = connect(cx, host).await?;
+        let user = user.filter(|u| *u != session.login());
+        let known = cx.shared.get::<Known>();
+        let kind = match to {
+            Place::Unix(_) => "unix",
+            Place::Tcp(..) => "tcp",
+        };
+        let key = (format!("{}/{host}", cx.env.name), kind);
+        let refused = if user.is_some() || known.0.lock().contains(&key) {
+            None
+        } else {
+            match session.socket(cx, to).await? {
+                Ok(stream) => return Ok(stream),
+                Err(why) => Some(why),
             }
-            Ok(stream)
-        }
-        // The relay ran and says why: that is what the operator wants to know.
-        (Err(e), _) if e.code == Code::SSH_SOCKET => Err(e),
-        (Err(e), Some(NotOpened::Failed)) if e.retryable => Err(e),
-        (Err(e), Some(why)) => {
-            let why = match why {
-                NotOpened::Prohibited => "does not allow it",
-                NotOpened::Unknown => "cannot forward to such a socket",
-                NotOpened::Failed => "could not connect it or does not allow it",
-            };
-            Err(Error::new(Code::SSH_SOCKET, format!("there is no way to {to}: the SSH server {why}, and a relay: {}", e.message))
+        };
+        let relayed = relay(cx, &session, host, to, user).await;
+        match (relayed, refused) {
+            (Ok(stream), None) => Ok(stream),
+            (Ok(stream), Some(_)) => {
+                if known.0.lock().insert(key) {
+                    let option = if kind == "unix" { "AllowStreamLocalForwarding" } else { "AllowTcpForwarding" };
+                    cx.message(format!("{host} does not forward to {to} ({option}, PermitOpen): a relay on the host is used instead"));
+                }
+                Ok(stream)
+            }
+            // The relay ran and says why: that is what the operator wants to know.
+            (Err(e), _) if e.code == Code::SSH_SOCKET => Err(e),
+            (Err(e), Some(NotOpened::Failed)) if e.retryable => Err(e),
+            (Err(e), Some(why)) => {
+                let why = match why {
+                    NotOpened::Prohibited => "does not allow it",
+                    NotOpened::Unknown => "cannot forward to such a socket",
+                    NotOpened::Failed => "could not connect it or does not allow it",
+                };
+                Err(Error::new(Code::SSH_SOCKET, format!("there is no way to {to}: the SSH server {why}, and a relay: {}", e.message))
                 .host(host)
                 .hint("allow AllowTcpForwarding and AllowStreamLocalForwarding for this login in sshd_config, or install perl-base on the host")
                 .detail("reason", "forwarding"))
+            }
+            (Err(e), None) => Err(e),
         }
-        (Err(e), None) => Err(e),
-    }
+    })
 }
 
 /// Opens a stream through a relay on the host.
@@ -210,40 +213,43 @@ const LONGEST: usize = 100;
 ///
 /// # Errors
 /// As [`stream`]; `RB0500` when there is no place for the socket on this machine.
-pub async fn forward(cx: &Cx, host: &str, to: &Place, user: Option<&str>) -> Result<Forward> {
-    let first = stream(cx, host, to, user).await?;
-    let here = |e: std::io::Error| Error::new(Code::DB_CONNECT, format!("a socket for {to} on {host} cannot be made on this machine: {e}"));
-    let (folder, listener) = listen().map_err(here)?;
-    let last = Arc::new(Mutex::new(None));
-    let mut work = JoinSet::new();
-    // The connections may be made by later actions than this one.
-    let cx = Cx { cancel: Cancel::default(), ..cx.clone() };
-    let (host, to, user, seen) = (host.to_string(), to.clone(), user.map(String::from), last.clone());
-    work.spawn(async move {
-        let mut ready = Some((first, Instant::now()));
-        let mut open = JoinSet::new();
-        loop {
-            tokio::select! {
-                Ok((local, _)) = listener.accept() => {
-                    // A server gives up a client that says nothing for long.
-                    let fresh = ready.take().filter(|(_, since)| since.elapsed() < Duration::from_secs(3)).map(|(s, _)| s);
-                    let (cx, host, to, user, seen) = (cx.clone(), host.clone(), to.clone(), user.clone(), seen.clone());
-                    open.spawn(async move {
-                        let made = match fresh {
-                            Some(s) => Ok(s),
-                            None => stream(&cx, &host, &to, user.as_deref()).await,
-                        };
-                        match made {
-                            Ok(remote) => carry(local, remote).await,
-                            Err(e) => *seen.lock() = Some(e),
-                        }
-                    });
+pub fn forward<'a>(cx: &'a Cx, host: &'a str, to: &'a Place, user: Option<&'a str>) -> BoxFuture<'a, Result<Forward>> {
+    Box::pin(async move {
+        let first = stream(cx, host, to, user).await?;
+        let here =
+            |e: std::io::Error| Error::new(Code::DB_CONNECT, format!("a socket for {to} on {host} cannot be made on this machine: {e}"));
+        let (folder, listener) = listen().map_err(here)?;
+        let last = Arc::new(Mutex::new(None));
+        let mut work = JoinSet::new();
+        // The connections may be made by later actions than this one.
+        let cx = Cx { cancel: Cancel::default(), ..cx.clone() };
+        let (host, to, user, seen) = (host.to_string(), to.clone(), user.map(String::from), last.clone());
+        work.spawn(async move {
+            let mut ready = Some((first, Instant::now()));
+            let mut open = JoinSet::new();
+            loop {
+                tokio::select! {
+                    Ok((local, _)) = listener.accept() => {
+                        // A server gives up a client that says nothing for long.
+                        let fresh = ready.take().filter(|(_, since)| since.elapsed() < Duration::from_secs(3)).map(|(s, _)| s);
+                        let (cx, host, to, user, seen) = (cx.clone(), host.clone(), to.clone(), user.clone(), seen.clone());
+                        open.spawn(async move {
+                            let made = match fresh {
+                                Some(s) => Ok(s),
+                                None => stream(&cx, &host, &to, user.as_deref()).await,
+                            };
+                            match made {
+                                Ok(remote) => carry(local, remote).await,
+                                Err(e) => *seen.lock() = Some(e),
+                            }
+                        });
+                    }
+                    Some(_) = open.join_next() => {}
                 }
-                Some(_) = open.join_next() => {}
             }
-        }
-    });
-    Ok(Forward { folder, last, _work: work })
+        });
+        Ok(Forward { folder, last, _work: work })
+    })
 }
 
 /// A socket in a folder that only this user can enter.

@@ -8,6 +8,7 @@ mod services;
 
 use async_trait::async_trait;
 use dns_update::{DnsUpdater, Error as Fault};
+use futures::FutureExt as _;
 use hickory_proto::rr::{Name, RecordType};
 use parking_lot::Mutex;
 use reqwest::Url;
@@ -63,7 +64,8 @@ impl Other {
     async fn values(&self, cx: &Cx, name: &Name, ty: RecordType) -> Result<Vec<String>> {
         let Some(kind) = convert::kind(ty) else { return Ok(vec![]) };
         let (shown, origin) = (name::absolute(name), name::absolute(&self.origin));
-        let asked = self.updater.list_rrset(shown.as_str(), kind, origin.as_str());
+        // In a box, as each of its services has a future of its own that the compiler would look through wherever this is called from.
+        let asked = self.updater.list_rrset(shown.as_str(), kind, origin.as_str()).boxed();
         let found = tokio::select! {
             found = asked => found,
             () = cx.cancel.cancelled() => return Err(Error::new(Code::ABORTED, "stopped while reading a record")),
@@ -145,7 +147,7 @@ impl Provider for Other {
             let ttl = c.after.as_ref().or(c.before.as_ref()).map_or(3600, |s| s.ttl);
             let records = c.after.iter().flat_map(|s| &s.values).map(|v| convert::record(c.ty, v)).collect::<Result<Vec<_>>>()?;
             let (shown, origin) = (name::absolute(&c.name), name::absolute(&self.origin));
-            let sent = self.updater.set_rrset(shown.as_str(), kind, ttl, records, origin.as_str());
+            let sent = self.updater.set_rrset(shown.as_str(), kind, ttl, records, origin.as_str()).boxed();
             tokio::select! {
                 sent = sent => sent.map_err(|e| self.fault(cx, &format!("change {}", c.label()), e))?,
                 () = cx.cancel.cancelled() => return Err(Error::new(Code::ABORTED, "stopped while changing records")),

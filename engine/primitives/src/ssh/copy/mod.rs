@@ -27,6 +27,7 @@ mod xattrs;
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
@@ -221,19 +222,21 @@ pub(crate) enum CopyKind {
 ///
 /// # Errors
 /// Those of the primitives.
-pub(crate) async fn copy_folder(
-    cx: &Cx,
+pub(crate) fn copy_folder<'a>(
+    cx: &'a Cx,
     kind: CopyKind,
-    from: (&str, &str),
-    to: (&str, &str),
+    from: (&'a str, &'a str),
+    to: (&'a str, &'a str),
     options: BTreeMap<String, Value>,
-) -> Result<Outcome> {
-    let host = |name: &str| Record::handle("Host", name, BTreeMap::new());
-    let call = Call { receiver: Some(host(to.0)), args: vec![host(from.0).into(), from.1.into(), to.1.into()], options };
-    match kind {
-        CopyKind::Copy => CopyFrom::default().act(cx, &call).await,
-        CopyKind::Diff => DiffFrom::default().act(cx, &call).await,
-    }
+) -> BoxFuture<'a, Result<Outcome>> {
+    Box::pin(async move {
+        let host = |name: &str| Record::handle("Host", name, BTreeMap::new());
+        let call = Call { receiver: Some(host(to.0)), args: vec![host(from.0).into(), from.1.into(), to.1.into()], options };
+        match kind {
+            CopyKind::Copy => CopyFrom::default().act(cx, &call).await,
+            CopyKind::Diff => DiffFrom::default().act(cx, &call).await,
+        }
+    })
 }
 
 /// `Host.copy_from`.

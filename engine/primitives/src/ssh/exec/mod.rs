@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::{Cx, StreamKind};
@@ -40,8 +41,8 @@ impl Session {
     /// # Errors
     /// `RB0300`–`RB0303` when the host cannot be reached, `RB0305` when the connection is lost before the command's end, `RB0312`
     /// after `timeout`, `RB0314` and `RB0317` to `RB0323` when privileges are not raised, `RB0316` when the login runs no commands, `RB0021` when cancelled.
-    pub async fn exec(&self, cx: &Cx, exec: Exec) -> Result<Done> {
-        self.once(cx, exec, &Begun::default()).await
+    pub fn exec<'a>(&'a self, cx: &'a Cx, exec: Exec) -> BoxFuture<'a, Result<Done>> {
+        Box::pin(async move { self.once(cx, exec, &Begun::default()).await })
     }
 
     /// Runs a command that may be repeated (a read or a converge): when the connection is lost, it is made again within the host's
@@ -49,19 +50,24 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::exec`].
-    pub async fn exec_again(&self, cx: &Cx, exec: Exec) -> Result<Done> {
-        let mut session = self.clone();
-        for _ in 0..3 {
-            let begun = Begun::default();
-            let lost = match session.once(cx, exec.clone(), &begun).await {
-                Err(e) if e.code == Code::SSH_LOST && e.retryable => e,
-                done => return done,
-            };
-            session = self.reconnect(cx, lost).await?;
-            session.end(cx, &begun, &exec, true).await;
-            cx.message(format!("the connection to {} was lost in mid-command; the command may be repeated and begins anew", self.name()));
-        }
-        session.exec(cx, exec).await
+    pub fn exec_again<'a>(&'a self, cx: &'a Cx, exec: Exec) -> BoxFuture<'a, Result<Done>> {
+        Box::pin(async move {
+            let mut session = self.clone();
+            for _ in 0..3 {
+                let begun = Begun::default();
+                let lost = match session.once(cx, exec.clone(), &begun).await {
+                    Err(e) if e.code == Code::SSH_LOST && e.retryable => e,
+                    done => return done,
+                };
+                session = self.reconnect(cx, lost).await?;
+                session.end(cx, &begun, &exec, true).await;
+                cx.message(format!(
+                    "the connection to {} was lost in mid-command; the command may be repeated and begins anew",
+                    self.name()
+                ));
+            }
+            session.exec(cx, exec).await
+        })
     }
 
     /// Connects again, with longer and longer pauses, as long as the host's `reconnect_within`.

@@ -17,6 +17,7 @@ mod station;
 use std::pin::pin;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::{Cx, Outcome, Reconciled};
 use runbook_core::{Code, Error, Result};
@@ -39,23 +40,25 @@ use super::{Done, Exec, Session, connect, privilege, quote};
 /// `RB0300`–`RB0303` when the host cannot be reached before the command began; `RB0311` when it began and it cannot be known what
 /// became of it; `RB0312` after `timeout`; `RB0314` when `sudo` refuses; `RB0315` when the claim cannot be made; `RB0316` when
 /// the login runs no commands; `RB0021` when cancelled, after the command has been ended.
-pub async fn supervised(cx: &Cx, host: &str, exec: Exec) -> Result<Done> {
-    super::exec::check(&exec)?;
-    let session = connect(cx, host).await?;
-    let mut job =
-        Job { cx, host, follow: Follow::new(cx, exec.live, exec.whole), limit: exec.timeout, began: false, heard: false, own: false };
-    let first = job.start(&session, &exec, "").await?;
-    let claimed_before = first == Report::Taken;
-    let known = loop_until_known(&mut job, first, Some(&exec)).await?;
-    if claimed_before && !job.own && matches!(known, Known::Gone(_)) {
-        // An earlier controller's command, of which the host cannot know more: being asked to act all the same means that the
-        // operator has looked and wants it to run again.
-        job.follow = Follow::new(cx, exec.live, exec.whole);
+pub fn supervised<'a>(cx: &'a Cx, host: &'a str, exec: Exec) -> BoxFuture<'a, Result<Done>> {
+    Box::pin(async move {
+        super::exec::check(&exec)?;
         let session = connect(cx, host).await?;
-        let first = job.start(&session, &exec, "again").await?;
-        return loop_until_known(&mut job, first, Some(&exec)).await?.into_done(host, job);
-    }
-    known.into_done(host, job)
+        let mut job =
+            Job { cx, host, follow: Follow::new(cx, exec.live, exec.whole), limit: exec.timeout, began: false, heard: false, own: false };
+        let first = job.start(&session, &exec, "").await?;
+        let claimed_before = first == Report::Taken;
+        let known = loop_until_known(&mut job, first, Some(&exec)).await?;
+        if claimed_before && !job.own && matches!(known, Known::Gone(_)) {
+            // An earlier controller's command, of which the host cannot know more: being asked to act all the same means that the
+            // operator has looked and wants it to run again.
+            job.follow = Follow::new(cx, exec.live, exec.whole);
+            let session = connect(cx, host).await?;
+            let first = job.start(&session, &exec, "again").await?;
+            return loop_until_known(&mut job, first, Some(&exec)).await?.into_done(host, job);
+        }
+        known.into_done(host, job)
+    })
 }
 
 /// What became of a supervised command.
@@ -79,23 +82,25 @@ pub enum Left {
 ///
 /// # Errors
 /// `RB0300`–`RB0303`, `RB0311` when the host cannot be reached.
-pub async fn left_by(cx: &Cx, host: &str, live: bool) -> Result<Left> {
-    let session = connect(cx, host).await?;
-    let mut job = Job { cx, host, follow: Follow::new(cx, live, live), limit: None, began: false, heard: false, own: false };
-    let first = job.attach(&session).await?;
-    Ok(match loop_until_known(&mut job, first, None).await? {
-        Known::Absent => Left::NotStarted,
-        known => match known.into_done(host, job) {
-            Ok(done) => Left::Done(done),
-            Err(e) if e.code == Code::COMMAND_DOUBT => {
-                let mut known = e.message;
-                if let Some(out) = e.details.get("output").filter(|o| !o.is_empty()) {
-                    known.push_str(&format!("; its last output was:\n{out}"));
+pub fn left_by<'a>(cx: &'a Cx, host: &'a str, live: bool) -> BoxFuture<'a, Result<Left>> {
+    Box::pin(async move {
+        let session = connect(cx, host).await?;
+        let mut job = Job { cx, host, follow: Follow::new(cx, live, live), limit: None, began: false, heard: false, own: false };
+        let first = job.attach(&session).await?;
+        Ok(match loop_until_known(&mut job, first, None).await? {
+            Known::Absent => Left::NotStarted,
+            known => match known.into_done(host, job) {
+                Ok(done) => Left::Done(done),
+                Err(e) if e.code == Code::COMMAND_DOUBT => {
+                    let mut known = e.message;
+                    if let Some(out) = e.details.get("output").filter(|o| !o.is_empty()) {
+                        known.push_str(&format!("; its last output was:\n{out}"));
+                    }
+                    Left::Unknown { known }
                 }
-                Left::Unknown { known }
-            }
-            Err(e) => Left::Failed(e),
-        },
+                Err(e) => Left::Failed(e),
+            },
+        })
     })
 }
 
