@@ -20,6 +20,7 @@ mod databases;
 mod remote;
 mod restic;
 mod schedule;
+mod twins;
 
 /// A source host, the host of the repository, and what runs there.
 struct Lab {

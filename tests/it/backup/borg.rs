@@ -1,5 +1,6 @@
 //! Repositories of borg, with Debian's borg on real hosts.
 
+use super::twins::Place;
 use super::*;
 
 const PASSWORD: &str = "a password with 'quotes'";
@@ -62,12 +63,22 @@ impl Site {
         sh(&self.old.home(), &script)
     }
 
-    fn count(&self) -> usize {
-        self.borg("list --short --consider-checkpoints").lines().count()
-    }
-
     fn left(&self) -> String {
         sh(&self.old.home(), "ls -d ${TMPDIR:-/tmp}/runbook-restore.r1-* 2>/dev/null || true")
+    }
+}
+
+impl Place for Site {
+    fn old(&self) -> &Sshd {
+        &self.old
+    }
+
+    fn world(&self) -> &World {
+        &self.world
+    }
+
+    fn count(&self) -> usize {
+        self.borg("list --short --consider-checkpoints").lines().count()
     }
 }
 
@@ -83,13 +94,14 @@ async fn a_snapshot_is_read_by_the_stock_tool_and_one_of_the_stock_tool_is_read(
     // Eight files, without the one that is excluded; a further name of one of them is no file.
     let facts = (snapshot.get("files"), snapshot.str("host"), snapshot.str("id"), snapshot.get("tags"));
     assert_eq!(facts, (&Value::Int(8), "old", "old.r1-a", &list(&["before"])), "{snapshot:?}");
-    assert_eq!(snapshot.get("bytes"), &Value::Bytes(3_000_006 + 5 * 2));
+    assert_eq!(snapshot.get("bytes"), &Value::Unit, "borg tells the size of names and rights with it");
     let again = s.call("r1-a", "snapshot", take()).await.unwrap().value;
     assert_eq!((id(&again), s.count()), (id(&out.value), 1), "the same action makes it once");
     s.call("r1-b", "verify", vec![out.value.clone()]).await.unwrap();
     let compare = options(&[("compare", true.into())]);
     let t = s.call("r1-c", "restore_test", vec![out.value.clone(), compare.clone()]).await.unwrap();
-    assert_eq!(t.value.as_record().unwrap().get("files"), &Value::Int(9));
+    let test = t.value.as_record().unwrap();
+    assert_eq!((test.get("files"), test.get("bytes")), (&Value::Int(9), &Value::Bytes(3_000_006 + 5 * 2)));
 
     sh(&s.old.home(), "mkdir 'by hand'");
     s.borg("list --short >/dev/null; cd 'by hand'; borg extract ::old.r1-a");
@@ -224,71 +236,22 @@ async fn a_controller_that_dies_anywhere_makes_one_snapshot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_connection_does_not_disturb_it_and_the_password_is_nowhere() {
     let Some(s) = Site::start() else { return };
-    // Other tests have theirs on command lines of their own.
-    s.world.secrets.lock().insert("borg".into(), "this password is of one borg test".into());
-    s.call("r0-a", "init", vec![]).await.unwrap();
-    sh(&s.old.home(), "head -c 90000000 /dev/urandom >shop/zz");
-    let c = s.cx("r1-a");
-    let seen = Arc::new(parking_lot::Mutex::new((0usize, false)));
-    let watch = {
-        let (seen, s) = (seen.clone(), &s);
-        async move {
-            let mut cut = false;
-            loop {
-                for p in std::fs::read_dir("/proc").unwrap().flatten() {
-                    let line = std::fs::read(p.path().join("cmdline")).unwrap_or_default();
-                    let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                    if line.contains("borg") && line.contains(" create --progress") && line.contains("r1-a") {
-                        seen.lock().0 += 1;
-                    }
-                    if line.contains("this password is of one borg") {
-                        seen.lock().1 = true;
-                    }
-                }
-                if seen.lock().0 > 0 && !cut {
-                    cut = true;
-                    s.old.cut();
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
-    };
-    let made = tokio::select! {
-        m = s.call_as(&c, "snapshot", take()) => m.unwrap().value,
-        () = watch => unreachable!(),
-    };
-    assert!(seen.lock().0 > 0 && !seen.lock().1, "{:?}", seen.lock());
-    s.call("r1-b", "verify", vec![made]).await.unwrap();
-    assert_eq!(s.count(), 1);
-    assert!(!format!("{:?}", s.world.messages.lock()).contains("this password is"));
-    let left = sh(&s.old.home(), "grep -rl 'this password is' .runbook 2>/dev/null || true");
-    assert_eq!(left, "", "the supervisor keeps no environment");
+    twins::a_lost_connection_does_not_disturb_it(&s, "borg", 90_000_000, |l| {
+        l.contains("borg") && l.contains(" create --progress") && l.contains("r1-a")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_change_meanwhile_are_named_and_nothing_is_kept() {
     let Some(s) = Site::made().await else { return };
-    sh(&s.old.home(), "mkdir hot; head -c 20000000 /dev/urandom >hot/log");
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let writer = std::thread::spawn({
-        let (stop, file) = (stop.clone(), s.old.home().join("hot/log"));
-        move || {
-            use std::io::Write as _;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                std::fs::OpenOptions::new().append(true).open(&file).unwrap().write_all(b"x").unwrap();
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-    });
-    let args = |accept: bool| vec![host("old"), "hot".into(), options(&[("accept_changing", accept.into())])];
-    let e = s.fails("r1-a", "snapshot", args(false)).await;
-    let left = s.count();
-    let accepted = s.call("r1-b", "snapshot", args(true)).await;
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    writer.join().unwrap();
-    assert!(e.code == Code::BACKUP_SNAPSHOT && e.retryable && e.message.ends_with("3 times in a row; nothing was kept: hot/log"), "{e}");
-    assert_eq!(left, 0);
-    assert!(accepted.unwrap().note.unwrap().contains("changed while read: hot/log"));
+    twins::files_that_change_meanwhile_are_named(&s, Duration::from_millis(5), |n| n == "hot/log").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_snapshot_tells_is_what_is_listed_and_restored() {
+    let Some(s) = Site::made().await else { return };
+    twins::what_is_told_is_what_is_there(&s, 10, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! Repositories of restic, with Debian's restic on real hosts.
 
+use super::twins::Place;
 use super::*;
 
 pub(super) const PASSWORD: &str = "a password with 'quotes'";
@@ -61,8 +62,18 @@ impl Site {
         let script = format!("export RESTIC_REPOSITORY='{}' RESTIC_PASSWORD=\"{password}\" HOME=\"$PWD\"\nrestic {words}", self.repository);
         sh(&self.old.home(), &script)
     }
+}
 
-    pub(super) fn count(&self) -> usize {
+impl Place for Site {
+    fn old(&self) -> &Sshd {
+        &self.old
+    }
+
+    fn world(&self) -> &World {
+        &self.world
+    }
+
+    fn count(&self) -> usize {
         serde_json::from_str::<serde_json::Value>(&self.restic("snapshots --json")).unwrap().as_array().map_or(0, Vec::len)
     }
 }
@@ -207,74 +218,19 @@ async fn a_controller_that_dies_anywhere_makes_one_snapshot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_connection_does_not_disturb_it_and_the_password_is_nowhere() {
     let Some(s) = Site::start() else { return };
-    // Other tests have theirs on command lines of their own.
-    s.world.secrets.lock().insert("restic".into(), "this password is of one test".into());
-    s.call("r0-a", "init", vec![]).await.unwrap();
-    sh(&s.old.home(), "head -c 60000000 /dev/urandom >shop/zz");
-    let c = s.cx("r1-a");
-    let seen = Arc::new(parking_lot::Mutex::new((0usize, false)));
-    let watch = {
-        let (seen, s) = (seen.clone(), &s);
-        async move {
-            let mut cut = false;
-            loop {
-                for p in std::fs::read_dir("/proc").unwrap().flatten() {
-                    let line = std::fs::read(p.path().join("cmdline")).unwrap_or_default();
-                    let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                    if line.starts_with("restic backup ") {
-                        seen.lock().0 += 1;
-                    }
-                    if line.contains("this password is") {
-                        seen.lock().1 = true;
-                    }
-                }
-                if seen.lock().0 > 0 && !cut {
-                    cut = true;
-                    s.old.cut();
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
-    };
-    let made = tokio::select! {
-        m = s.call_as(&c, "snapshot", take()) => m.unwrap().value,
-        () = watch => unreachable!(),
-    };
-    assert!(seen.lock().0 > 0 && !seen.lock().1, "{:?}", seen.lock());
-    s.call("r1-b", "verify", vec![made]).await.unwrap();
-    assert_eq!(s.count(), 1);
-    assert!(!format!("{:?}", s.world.messages.lock()).contains("this password is"));
-    let left = sh(&s.old.home(), "grep -rl 'this password is' .runbook 2>/dev/null || true");
-    assert_eq!(left, "", "the supervisor keeps no environment");
+    twins::a_lost_connection_does_not_disturb_it(&s, "restic", 60_000_000, |l| l.starts_with("restic backup ")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_change_meanwhile_are_named_and_nothing_is_kept() {
     let Some(s) = Site::made().await else { return };
-    sh(&s.old.home(), "mkdir hot; head -c 20000000 /dev/urandom >hot/log");
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let writer = std::thread::spawn({
-        let (stop, file) = (stop.clone(), s.old.home().join("hot/log"));
-        move || {
-            use std::io::Write as _;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                std::fs::OpenOptions::new().append(true).open(&file).unwrap().write_all(b"x").unwrap();
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    });
-    let args = |accept: bool| vec![host("old"), "hot".into(), options(&[("accept_changing", accept.into())])];
-    let e = s.fails("r1-a", "snapshot", args(false)).await;
-    let left = s.count();
-    let accepted = s.call("r1-b", "snapshot", args(true)).await;
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    writer.join().unwrap();
-    assert!(
-        e.code == Code::BACKUP_SNAPSHOT && e.retryable && e.message.contains("3 times in a row") && e.message.contains("/hot/log"),
-        "{e}"
-    );
-    assert_eq!(left, 0);
-    assert!(accepted.unwrap().note.unwrap().contains("changed while read: /hot/log"));
+    twins::files_that_change_meanwhile_are_named(&s, Duration::from_millis(10), |n| n.ends_with("/hot/log")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_snapshot_tells_is_what_is_listed_and_restored() {
+    let Some(s) = Site::made().await else { return };
+    twins::what_is_told_is_what_is_there(&s, 12, Some(2 * 3_000_000 + 2 * 6 + 6 * 2 + (5 << 20))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

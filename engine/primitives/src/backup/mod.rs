@@ -47,7 +47,7 @@ pub fn register(r: &mut Registry) {
                 number(Ty::Int),
                 "How many files it holds; `()` in a list of a tool that does not tell: borg, restic before 0.17.",
             )
-            .field("bytes", number(Ty::Bytes), "The size of these files; `()` where that is not told.")
+            .field("bytes", number(Ty::Bytes), "The size of these files; `()` where that is not told, with borg by `snapshot` neither.")
             .field("tags", Ty::List(Box::new(Ty::Str)), "What it was marked with.")
             .field(
                 "database",

@@ -39,11 +39,19 @@ pub(super) fn name_of(v: &Value) -> &str {
 
 /// How large a snapshot is, when that is known.
 fn note(s: &Snapshot) -> Option<String> {
-    s.counted.then(|| size(s.files, s.bytes))
+    match (s.counted, s.sized) {
+        (true, true) => Some(size(s.files, s.bytes)),
+        (true, false) => Some(names(s.files)),
+        _ => None,
+    }
+}
+
+fn names(files: u64) -> String {
+    format!("{files} {}", if files == 1 { "file" } else { "files" })
 }
 
 fn size(files: u64, bytes: u64) -> String {
-    format!("{files} {}, {}", if files == 1 { "file" } else { "files" }, show_bytes(bytes))
+    format!("{}, {}", names(files), show_bytes(bytes))
 }
 
 /// Takes a snapshot.
@@ -87,7 +95,7 @@ fn plan(call: &Call) -> Plan {
 }
 
 fn taken(s: &Snapshot, changed: &[String]) -> Outcome {
-    let mut note = size(s.files, s.bytes);
+    let mut note = note(s).unwrap_or_default();
     if !changed.is_empty() {
         note.push_str(&format!("; changed while read: {}", changed.join(", ")));
     }

@@ -34,9 +34,12 @@ pub struct Snapshot {
     pub links: u64,
     /// The size of all files.
     pub bytes: u64,
-    /// Whether these numbers are known: some tools do not tell them in a list.
+    /// Whether the number of files is known: some tools do not tell it in a list.
     #[serde(default = "yes")]
     pub counted: bool,
+    /// Whether their size is known, and how many further names they have.
+    #[serde(default = "yes")]
+    pub sized: bool,
     /// What it was marked with.
     #[serde(default)]
     pub tags: Vec<String>,
@@ -76,7 +79,7 @@ impl Snapshot {
                 ("host", self.host.as_str().into()),
                 ("paths", texts(&self.paths)),
                 ("files", if self.counted { i64::try_from(self.files).unwrap_or(i64::MAX).into() } else { Value::Unit }),
-                ("bytes", if self.counted { Value::Bytes(self.bytes) } else { Value::Unit }),
+                ("bytes", if self.sized { Value::Bytes(self.bytes) } else { Value::Unit }),
                 ("tags", texts(&self.tags)),
                 ("archive", self.archive.as_str().into()),
                 ("database", super::database::named(self).into()),

@@ -178,6 +178,7 @@ impl Archive {
             links: p.links,
             bytes: p.bytes,
             counted: true,
+            sized: true,
             tags: plan.tags.clone(),
             archive_bytes: p.archive_bytes,
             archive_sha256: p.archive_sha256,

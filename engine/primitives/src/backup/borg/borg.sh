@@ -39,7 +39,7 @@ attempt() {
   id=$name
   : >"$t/log" || return 1
   # Progress for people, changed files into one list, the rest into the other.
-  { create "$@" 2>&1 >/dev/null; echo "$?" >"$t/status"; } | awk -v which="$t/which" -v log_="$t/log" '
+  { create "$@" 2>&1 >"$t/stats"; echo "$?" >"$t/status"; } | awk -v which="$t/which" -v log_="$t/log" '
     /"type": "archive_progress"/ {
       if (match($0, /"time": [0-9]+/)) now = substr($0, RSTART + 8, RLENGTH - 8)
       if (now >= last + 2 && match($0, /"original_size": [0-9]+/)) {
@@ -53,6 +53,8 @@ attempt() {
     /"levelname": "WARNING"/ && (/: file changed while we backed it up"/ || /\[Errno 2\] No such file/) { print >which; next }
     { print >log_ }'
   read -r s <"$t/status" || return 1
+  told=$(sed -n 's/^ *"start": "\([-0-9T:.]*\)",*$/\1/p' "$t/stats")
+  told="$told $(sed -n 's/^ *"nfiles": \([0-9]*\),*$/\1/p' "$t/stats")"
   case $s in
     0) return 0 ;;
     1)

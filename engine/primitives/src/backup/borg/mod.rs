@@ -49,12 +49,22 @@ struct Listed {
 
 impl Listed {
     fn snapshot(self) -> std::result::Result<Snapshot, String> {
-        // In UTC, which the zone of the process is, and without saying so.
-        let time = self.start.parse().or_else(|_| format!("{}Z", self.start).parse()).map_err(|e| format!("{}: {e}", self.start))?;
+        let time = time(&self.start)?;
         let ours = self.comment.strip_prefix(MARK).and_then(|j| serde_json::from_str::<(String, String, Vec<String>, Vec<String>)>(j).ok());
         let (action, host, tags, paths) = ours.unwrap_or_else(|| (String::new(), self.hostname, vec![], taken(&self.command_line)));
         Ok(Snapshot { id: self.name, action, time, host, paths, tags, ..Snapshot::default() })
     }
+}
+
+/// A time as borg writes it: in UTC, which the zone of the process is, and without saying so.
+fn time(text: &str) -> std::result::Result<jiff::Timestamp, String> {
+    text.parse().or_else(|_| format!("{text}Z").parse()).map_err(|e| format!("{text}: {e}"))
+}
+
+/// What the archive of an action is called.
+fn name(cx: &Cx, plan: &Plan) -> String {
+    let host: String = plan.host.chars().map(|c| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' }).collect();
+    format!("{host}.{}", cx.action_id)
 }
 
 /// The paths on the command line of a `borg create` that somebody else has called: what stands behind the archive's name.
@@ -167,20 +177,35 @@ impl Tool for Borg {
     }
 
     fn words(&self, cx: &Cx, plan: &Plan) -> Result<String> {
-        let host: String = plan.host.chars().map(|c| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' }).collect();
         if let Some(t) = plan.tags.iter().find(|t| t.is_empty() || t.contains(['\n', '\0'])) {
             return Err(Error::new(Code::BACKUP_SNAPSHOT, format!("{t:?} is not a tag")).host(&plan.host).hint("use words"));
         }
         let exclude: String = plan.exclude.iter().map(|w| format!(" --exclude={}", quote(w))).collect();
         Ok(format!(
-            "name={name}\ncreate() {{ borg create --progress --comment={comment}{exclude} -- \"::$name\" \"$@\"; }}",
-            name = quote(&format!("{host}.{}", cx.action_id)),
+            "name={name}\ncreate() {{ borg create --progress --json --comment={comment}{exclude} -- \"::$name\" \"$@\"; }}",
+            name = quote(&name(cx, plan)),
             comment = quote(&comment(&cx.action_id.to_string(), &plan.host, &plan.tags, &plan.paths)),
         ))
     }
 
     fn changed(line: &str) -> String {
         said::changed(line)
+    }
+
+    fn told(cx: &Cx, plan: &Plan, line: &str) -> Option<Snapshot> {
+        // Its size has what borg keeps of names and rights in it: not told.
+        let (start, files) = line.trim().split_once(' ')?;
+        Some(Snapshot {
+            id: name(cx, plan),
+            action: cx.action_id.to_string(),
+            time: time(start).ok()?,
+            host: plan.host.clone(),
+            paths: plan.paths.clone(),
+            tags: plan.tags.clone(),
+            files: files.parse().ok()?,
+            counted: true,
+            ..Snapshot::default()
+        })
     }
 
     fn listed(out: &[u8]) -> std::result::Result<Vec<Snapshot>, String> {

@@ -3,6 +3,7 @@
 //! A snapshot carries the tag `runbook:ACTION`; in restic it is there once it is whole.
 //! Formats of `--json`: <https://restic.readthedocs.io/en/stable/075_scripting.html>; tried with restic 0.14.
 
+mod said;
 mod stream;
 mod timed;
 
@@ -57,6 +58,7 @@ impl From<Listed> for Snapshot {
             files,
             bytes,
             counted: l.summary.is_some(),
+            sized: l.summary.is_some(),
             tags: l.tags.into_iter().filter(|t| !t.starts_with(TAG)).collect(),
             id: l.id,
             ..Snapshot::default()
@@ -86,6 +88,13 @@ fn command(r: &Resource) -> String {
         words.push_str(&format!(" --cacert={}", quote(c)));
     }
     words
+}
+
+/// A path as restic keeps it: absolute, and without what says nothing.
+fn whole(from: &str, path: &str) -> String {
+    let path = if path.starts_with('/') { path.to_string() } else { format!("{from}/{path}") };
+    let words: Vec<&str> = path.split('/').filter(|c| !c.is_empty() && *c != ".").collect();
+    format!("/{}", words.join("/"))
 }
 
 /// Percent-encoded, as the user part of an address wants it.
@@ -151,12 +160,34 @@ impl Tool for Restic {
         }
         let words = |option: &str, all: &[String]| all.iter().map(|w| format!(" {option}={}", quote(w))).collect::<String>();
         Ok(format!(
-            "RESTIC_PROGRESS_FPS=0.5\nexport RESTIC_PROGRESS_FPS\nbackup() {{ restic backup --tag={tag}{tags} --host={host}{exclude} -- \"$@\"; }}",
+            "RESTIC_PROGRESS_FPS=0.5\nexport RESTIC_PROGRESS_FPS\nbackup() {{ restic backup --json --tag={tag}{tags} --host={host}{exclude} \"$@\"; }}",
             tag = quote(&format!("{TAG}{}", cx.action_id)),
             tags = words("--tag", &plan.tags),
             host = quote(&plan.host),
             exclude = words("--exclude", &plan.exclude),
         ))
+    }
+
+    fn told(cx: &Cx, plan: &Plan, line: &str) -> Option<Snapshot> {
+        let mut words = line.splitn(5, ' ');
+        let (id, time) = (words.next()?, words.next()?);
+        let (files, bytes) = (words.next()?, words.next()?);
+        let from = words.next()?;
+        // As it lists them: whole.
+        (id.len() == 64).then_some(())?;
+        Some(Snapshot {
+            id: id.to_string(),
+            action: cx.action_id.to_string(),
+            time: time.parse().ok()?,
+            host: plan.host.clone(),
+            paths: plan.paths.iter().map(|p| whole(from, p)).collect(),
+            tags: plan.tags.clone(),
+            files: files.parse().ok()?,
+            bytes: bytes.parse().ok()?,
+            counted: true,
+            sized: true,
+            ..Snapshot::default()
+        })
     }
 
     fn listed(out: &[u8]) -> std::result::Result<Vec<Snapshot>, String> {
@@ -169,7 +200,8 @@ impl Tool for Restic {
     }
 
     fn trouble(stderr: &str) -> (String, Trouble) {
-        let own: String = stderr.lines().filter(|l| !l.contains("returned error, retrying after")).fold(String::new(), |t, l| t + l + "\n");
+        let lines = stderr.lines().filter(|l| !l.contains("returned error, retrying after")).map(said::plain);
+        let own: String = lines.fold(String::new(), |t, l| t + &l + "\n");
         let says = |any: &[&str]| any.iter().any(|w| own.contains(w));
         // Whatever the reason, restic asks whether there is a repository at all: the reason counts.
         let trouble = if says(&["wrong password"]) {

@@ -7,22 +7,41 @@ count() {
 /"type":"file"/ { n++; if (match($0, /"size":[0-9]+/)) b += substr($0, RSTART + 7, RLENGTH - 7) }
 END { printf "%d 0 %.0f\n", n, b }'
 }
+# The whole name of a snapshot that restic 0.14 tells by its first digits: what it has just written is in its cache.
+whole() {
+  set -- "$1" "${RESTIC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/restic}"/*/snapshots/*/"$1"*
+  if [ $# = 2 ] && [ -e "$2" ]; then echo "${2##*/}"; else echo "$1"; fi
+}
 attempt() {
-  : >"$t/begun" || return 1
-  { backup "$@"; echo "$?" >"$t/status"; } | awk -v out="$t/out" '/^\[/ { print; fflush() } { print >out }'
+  : >"$t/begun" && : >"$t/out" || return 1
+  # Given to it, since it does not tell when it has begun.
+  began=$(date -u '+%Y-%m-%d %H:%M:%S')
+  { (TZ=UTC && export TZ && backup --time="$began" -- "$@"); echo "$?" >"$t/status"; } | awk -v out="$t/out" '
+    function number(key) { return match($0, "\"" key "\":[0-9.e+-]+") ? substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3) : 0 }
+    /"message_type":"status"/ {
+      printf "%d of %d files, %.1f of %.1f MiB\n", number("files_done"), number("total_files"), number("bytes_done") / 1048576, number("total_bytes") / 1048576
+      fflush(); next
+    }
+    { print >out }'
   read -r s <"$t/status" || return 1
-  id=$(sed -n 's/^snapshot \([0-9a-f]*\) saved.*$/\1/p' "$t/out")
+  id=$(told snapshot_id)
   if [ "$s" != 0 ]; then
     [ -z "$id" ] || drop "$id"
     return "$s"
   fi
   [ -n "$id" ] || { echo 'restic has not told the name of the snapshot' >&2; return 1; }
+  id=$(whole "$id")
+  told="$id ${began% *}T${began#* }Z $(told total_files_processed) $(told total_bytes_processed) $PWD"
+  # The next one is a later one: a second is the least that restic is told.
+  while [ "$(date -u '+%Y-%m-%d %H:%M:%S')" = "$began" ]; do sleep .1 2>/dev/null || sleep 1; done
   # It does not tell what changed while it was read: what has changed since the beginning, of what was taken.
   find "$@" -type f -cnewer "$t/begun" 2>/dev/null | sed -e 's|^\./||' -e 's|^/*|/|' >"$t/changed"
   [ -s "$t/changed" ] || return 0
   restic ls --no-lock "$id" | grep -Fxf "$t/changed" | head -n 20 >"$t/which"
   return 0
 }
+# What the summary of the run says of this.
+told() { sed -n 's/^.*"message_type":"summary".*"'"$1"'":"\{0,1\}\([0-9a-f]*\).*$/\1/p' "$t/out"; }
 # The next of this action must be the only one.
 drop() {
   for pause in 1 2 3 4 5; do

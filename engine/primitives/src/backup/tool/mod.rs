@@ -8,7 +8,7 @@
 //! | `make` | makes the repository |
 //! | `snapshots` | prints the list that [`Tool::listed`] reads |
 //! | `count ID` | prints the number of files, of further names of them, and of their bytes |
-//! | `attempt PATH…` | takes a snapshot, sets `id` to its name and writes what changed meanwhile into `$t/which`, a line each; on failure nothing is left |
+//! | `attempt PATH…` | takes a snapshot, sets `id` to its name and `told` to a line that [`Tool::told`] reads (or to nothing), and writes what changed meanwhile into `$t/which`, a line each; on failure nothing is left |
 //! | `drop ID` | removes a snapshot that is not kept, without freeing its space |
 //! | `leftovers` | removes what an attempt of this action that nobody ended has left |
 //! | `read_all ID` | reads every piece of a snapshot from the repository and checks it, without a cache |
@@ -72,6 +72,9 @@ pub(super) trait Tool: Send + Sync + Sized + 'static {
     fn changed(line: &str) -> String {
         line.to_string()
     }
+    /// The snapshot of this plan as its own run told of it, and as `snapshots` would list it; `None` when that is not all known. Saves the tool from being
+    /// begun again: each time it opens the repository anew.
+    fn told(cx: &Cx, plan: &Plan, line: &str) -> Option<Snapshot>;
     /// What `snapshots` printed; where each lies is filled in afterwards.
     fn listed(out: &[u8]) -> std::result::Result<Vec<Snapshot>, String>;
     /// Whether a snapshot answers to this name.
@@ -174,7 +177,7 @@ impl<T: Tool> Kept<T> {
                 w if w.contains("no space left") || w.contains("No space left") => {
                     "free space there; nothing half is left in the repository"
                 }
-                w if w.contains("ermission denied") => "give the login these rights, or say sudo: true",
+                w if w.contains("ermission denied") || w.contains("it cannot be read") => "give the login these rights, or say sudo: true",
                 _ => "mend what is said there, then resume",
             }),
         }
@@ -207,14 +210,16 @@ impl<T: Tool> Kept<T> {
 
     /// Counts the files of a snapshot, and their bytes, from the repository's own list of them.
     pub(super) async fn count(&self, cx: &Cx, host: &str, s: &mut Snapshot) -> Result<()> {
-        if s.counted {
+        if s.counted && s.sized {
             return Ok(());
         }
         let done = self.run(cx, host, &format!("count {}", quote(&s.id))).await?;
         let text = String::from_utf8_lossy(&done.stdout);
         let numbers: Option<Vec<u64>> = text.split_whitespace().map(|n| n.parse().ok()).collect();
         match (done.status, numbers.as_deref()) {
-            (0, Some(&[files, links, bytes])) => (s.files, s.links, s.bytes, s.counted) = (files, links, bytes, true),
+            (0, Some(&[files, links, bytes])) => {
+                (s.files, s.links, s.bytes, s.counted, s.sized) = (files, links, bytes, true, true);
+            }
             _ => {
                 return Err(self.fault(host, Code::BACKUP_DAMAGED, &format!("the files of the snapshot {} cannot be listed", s.id), &done));
             }

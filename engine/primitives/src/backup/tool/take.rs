@@ -71,6 +71,9 @@ impl<T: Tool> Kept<T> {
         let Some(id) = out.lines().find_map(|l| l.strip_prefix("made ")).filter(|_| done.status == 0) else {
             return Err(self.failed(plan, done));
         };
+        if let Some(s) = out.lines().find_map(|l| T::told(cx, plan, l.strip_prefix("told ")?)) {
+            return Ok((Snapshot { archive: self.repository.clone(), ..s }, changed::<T>(&out)));
+        }
         let mut s = self.named(cx, &plan.host, id).await?.ok_or_else(|| {
             Error::new(
                 Code::BACKUP_SNAPSHOT,

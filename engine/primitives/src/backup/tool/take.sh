@@ -1,5 +1,5 @@
 # Takes a snapshot. Set before: the functions of a tool and what its `attempt` needs, tries (how often files may change), accept (1: once is
-# enough); the paths as positional parameters. Prints "made ID".
+# enough); the paths as positional parameters. Prints "told LINE" and "made ID".
 for p; do
   # Tools leave out what is not there, and some say that all is well.
   [ -e "$p" ] || [ -L "$p" ] || { printf '%s: there is no such file\n' "$p" >&2; exit 66; }
@@ -11,6 +11,7 @@ n=0
 while :; do
   n=$((n + 1))
   : >"$t/which" || exit 1
+  told=
   attempt "$@" || exit
   [ -s "$t/which" ] || break
   if [ "$accept" = 1 ]; then
@@ -23,4 +24,5 @@ while :; do
     exit 75
   fi
 done
+[ -z "$told" ] || printf 'told %s\n' "$told"
 echo "made $id"
