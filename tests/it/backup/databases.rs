@@ -1,4 +1,4 @@
-//! Databases streamed into snapshots of restic, through the binary: real MariaDB, PostgreSQL, restic, sshd.
+//! Databases streamed into snapshots of restic and borg, through the binary: real MariaDB, PostgreSQL, restic, borg, sshd.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ enum Server {
 
 /// A host with a server, a shop in it, and a repository.
 struct Site {
+    tool: &'static str,
     host: Sshd,
     server: Server,
     p: Project,
@@ -131,8 +132,8 @@ impl Server {
 }
 
 impl Site {
-    fn start(server: Option<Server>) -> Option<Site> {
-        if !crate::support::have("restic") {
+    fn start(tool: &'static str, server: Option<Server>) -> Option<Site> {
+        if !crate::support::have(tool) {
             return None;
         }
         let (server, host) = (server?, Sshd::start("")?);
@@ -146,16 +147,16 @@ impl Site {
             )
         };
         let inventory = format!(
-            "[environments.test.hosts.old]\n{hosts}{}{}[environments.test.backups.vault]\nkind = \"restic\"\nhost = \"old\"\nrepository = {:?}\npassword = \"restic\"\n\
-             [secrets]\nrestic = {{ file = \"restic.pw\" }}\nlogin = {{ file = \"login.pw\" }}\n",
+            "[environments.test.hosts.old]\n{hosts}{}{}[environments.test.backups.vault]\nkind = {tool:?}\nhost = \"old\"\nrepository = {:?}\npassword = \"store\"\n\
+             [secrets]\nstore = {{ file = \"store.pw\" }}\nlogin = {{ file = \"login.pw\" }}\n",
             db("shop", "shop"),
             db("copy", "shop_copy"),
             host.home().join("my repository"),
         );
         let p = Project::new(&inventory, "");
-        p.write("restic.pw", PASSWORD);
+        p.write("store.pw", PASSWORD);
         p.write("login.pw", LOGIN);
-        let s = Site { host, server, p };
+        let s = Site { tool, host, server, p };
         s.script("init", "vault.init();");
         s.p.expect(&["run", "init.rhai", "--env", "test"], 0);
         Some(s)
@@ -174,17 +175,41 @@ impl Site {
     }
 
     /// The stock tool.
-    fn restic(&self, words: &str) -> String {
+    fn stock(&self, words: &str) -> String {
+        let password = self.p.dir().join("store.pw").display().to_string();
         let script = format!(
-            "export RESTIC_REPOSITORY=\"$PWD/my repository\" HOME=\"$PWD\" RESTIC_PASSWORD_FILE='{}'\nrestic {words}",
-            self.p.dir().join("restic.pw").display()
+            "export RESTIC_REPOSITORY=\"$PWD/my repository\" BORG_REPO=\"$PWD/my repository\" HOME=\"$PWD\" RESTIC_PASSWORD_FILE='{password}' BORG_PASSCOMMAND=\"cat '{password}'\"\n\
+             borg() {{ command borg --lock-wait 20 \"$@\"; }}\n{words}"
         );
         sh(&self.host.home(), &script)
     }
 
+    /// What there is, halves too.
     fn snapshots(&self) -> Vec<String> {
-        let all: serde_json::Value = serde_json::from_str(&self.restic("snapshots --no-lock --json")).unwrap();
+        if self.tool == "borg" {
+            return self.stock("borg list --short --consider-checkpoints").lines().map(str::to_string).collect();
+        }
+        let all: serde_json::Value = serde_json::from_str(&self.stock("restic snapshots --no-lock --json")).unwrap();
         all.as_array().into_iter().flatten().map(|s| s["id"].as_str().unwrap().to_string()).collect()
+    }
+
+    /// The command of the stock tool that prints a stream.
+    fn print(&self, id: &str) -> String {
+        if self.tool == "borg" { format!("borg extract --stdout ::{id} shop.sql") } else { format!("restic dump --no-lock {id} /shop.sql") }
+    }
+
+    /// The command of the stock tool that keeps its input as a stream.
+    fn keep(&self) -> &'static str {
+        if self.tool == "borg" {
+            r#"borg create --stdin-name shop.sql --comment 'runbook:["","old",["database:shop"],["shop.sql"]]' ::cut -"#
+        } else {
+            "restic backup --quiet --stdin --stdin-filename shop.sql --tag database:shop --host old"
+        }
+    }
+
+    fn forget(&self, id: &str) {
+        let words = if self.tool == "borg" { format!("borg delete ::{id}") } else { format!("restic forget --quiet {id}") };
+        self.stock(&words);
     }
 
     /// Processes of a name that work for this site.
@@ -209,13 +234,22 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-fn both() -> Vec<Site> {
-    [Server::maria(), Server::pg()].into_iter().filter_map(Site::start).collect()
+fn both(tool: &'static str) -> Vec<Site> {
+    [Server::maria(), Server::pg()].into_iter().filter_map(|server| Site::start(tool, server)).collect()
 }
 
 #[test]
 fn a_database_goes_into_a_snapshot_and_comes_back() {
-    for s in both() {
+    goes_in_and_comes_back("restic");
+}
+
+#[test]
+fn a_database_goes_into_a_snapshot_and_comes_back_with_borg() {
+    goes_in_and_comes_back("borg");
+}
+
+fn goes_in_and_comes_back(tool: &'static str) {
+    for s in both(tool) {
         let kind = s.server.kind();
         let out = s.run("take", r#"let t = vault.snapshot_database(shop, #{ tags: ["before"] }); log(`${t.id} ${t.stream.rows} ${t.stream.sha256} ${t.database} ${t.stream.position}`);"#, 0);
         let all = s.snapshots();
@@ -249,13 +283,13 @@ fn a_database_goes_into_a_snapshot_and_comes_back() {
             Server::Maria(m) => {
                 m.sql("CREATE DATABASE by_hand");
                 let file = s.host.home().join("by hand.sql");
-                s.restic(&format!("dump {} /shop.sql >'by hand.sql'", all[0]));
+                s.stock(&format!("{} >'by hand.sql'", s.print(&all[0])));
                 sh(&s.host.home(), &format!("mariadb --no-defaults -uroot -S '{}' by_hand <'{}'", m.socket().display(), file.display()));
                 m.sql("SELECT COUNT(*) FROM by_hand.orders; CALL by_hand.twice(4)")
             }
             Server::Pg(c) => {
                 c.sql("postgres", "CREATE DATABASE by_hand");
-                s.restic(&format!("dump {} /shop.sql >/tmp/by-hand-{}.sql", all[0], c.port));
+                s.stock(&format!("{} >/tmp/by-hand-{}.sql", s.print(&all[0]), c.port));
                 let file = format!("/tmp/by-hand-{}.sql", c.port);
                 let folder = c.path("").display().to_string();
                 c.as_postgres(
@@ -314,22 +348,30 @@ fn a_database_goes_into_a_snapshot_and_comes_back() {
 
 #[test]
 fn what_is_killed_in_the_middle_leaves_no_snapshot() {
-    for s in both() {
+    killed_in_the_middle("restic");
+}
+
+#[test]
+fn what_is_killed_in_the_middle_leaves_no_snapshot_with_borg() {
+    killed_in_the_middle("borg");
+}
+
+fn killed_in_the_middle(tool: &'static str) {
+    for s in both(tool) {
         s.server.swell(60);
         let (dump, _) = s.server.tools();
         let mut counts = std::collections::BTreeMap::<&str, (u32, u32)>::new();
         s.script("take", "vault.snapshot_database(shop);");
-        for (n, victim) in [dump, "tee", "sha256sum", "restic", dump, "the script", "its group", dump].into_iter().enumerate() {
+        for (n, victim) in [dump, "tee", "sha256sum", s.tool, dump, "the script", "its group", dump].into_iter().enumerate() {
             let before = s.snapshots().len();
             let mut run = s.p.start(&["run", "take.rhai", "--env", "test"]);
-            until("the dump is at work", || !s.pids("restic").is_empty() && !s.pids(dump).is_empty());
+            until("the dump is at work", || !s.pids(s.tool).is_empty() && !s.pids(dump).is_empty());
             std::thread::sleep(Duration::from_millis(20 + 90 * n as u64));
             let pids = match victim {
                 "the script" | "its group" => {
-                    // The shell above restic.
-                    let restic = s.pids("restic");
-                    restic
-                        .first()
+                    // The shell above the tool.
+                    let tool = s.pids(s.tool);
+                    tool.first()
                         .and_then(|p| std::fs::read_to_string(format!("/proc/{p}/stat")).ok())
                         .and_then(|t| t.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok())
                         .into_iter()
@@ -343,7 +385,7 @@ fn what_is_killed_in_the_middle_leaves_no_snapshot() {
                 let _ = Command::new("kill").args(["-KILL", "--", &who]).output();
             }
             let status = run.wait();
-            until("all has ended", || s.pids("restic").is_empty() && s.pids(dump).is_empty());
+            until("all has ended", || s.pids(s.tool).is_empty() && s.pids(dump).is_empty());
             let after = s.snapshots().len();
             let c = counts.entry(victim).or_default();
             c.0 += 1;
@@ -353,12 +395,12 @@ fn what_is_killed_in_the_middle_leaves_no_snapshot() {
                 continue;
             }
             c.1 += 1;
-            assert_eq!(after, before, "{}: {victim} killed: nothing that looks like a snapshot is left", s.server.kind());
+            assert_eq!(after, before, "{} into {}: {victim} killed: nothing that looks like a snapshot is left", s.server.kind(), s.tool);
             s.p.expect(&["resume"], 0);
             assert_eq!(s.snapshots().len(), before + 1, "{victim}");
         }
         s.run("verify", "for t in vault.list() { vault.verify(t); }", 0);
-        println!("{}: killed (tries, caught in the middle): {counts:?}", s.server.kind());
+        println!("{} into {}: killed (tries, caught in the middle): {counts:?}", s.server.kind(), s.tool);
         assert!(counts.values().map(|c| c.1).sum::<u32>() >= 5, "{counts:?}");
     }
 }
@@ -370,8 +412,17 @@ fn group_of(pid: u32) -> String {
 
 #[test]
 fn a_controller_killed_at_random_makes_one_snapshot_and_leaves_no_database() {
+    controller_killed("restic");
+}
+
+#[test]
+fn a_controller_killed_at_random_makes_one_snapshot_and_leaves_no_database_with_borg() {
+    controller_killed("borg");
+}
+
+fn controller_killed(tool: &'static str) {
     let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12 } else { 2 };
-    for s in both() {
+    for s in both(tool) {
         s.server.swell(25);
         s.script("all", "let t = vault.snapshot_database(shop); vault.restore_test(t, #{ server: copy, compare: true });");
         let began = Instant::now();
@@ -414,12 +465,13 @@ fn a_controller_killed_at_random_makes_one_snapshot_and_leaves_no_database() {
                 run = s.p.start(&["resume"]);
             }
             assert_eq!(s.server.named("runbook_test"), "", "round {n}");
-            assert_eq!(s.snapshots().len(), n + 2, "{}: round {n}: one snapshot for each run", s.server.kind());
+            assert_eq!(s.snapshots().len(), n + 2, "{} into {}: round {n}: one snapshot for each run", s.server.kind(), s.tool);
         }
         s.run("verify", "for t in vault.list() { vault.verify(t); }", 0);
         println!(
-            "{}: {rounds} runs of {whole:?}, the controller killed {kills} times: one whole snapshot each, no database left",
-            s.server.kind()
+            "{} into {}: {rounds} runs of {whole:?}, the controller killed {kills} times: one whole snapshot each, no database left",
+            s.server.kind(),
+            s.tool
         );
         assert!(kills >= rounds);
     }
@@ -427,16 +479,23 @@ fn a_controller_killed_at_random_makes_one_snapshot_and_leaves_no_database() {
 
 #[test]
 fn a_restore_test_fails_by_name() {
-    for s in both() {
+    fails_by_name("restic");
+}
+
+#[test]
+fn a_restore_test_fails_by_name_with_borg() {
+    fails_by_name("borg");
+}
+
+fn fails_by_name(tool: &'static str) {
+    for s in both(tool) {
         s.server.swell(3);
         s.run("take", "vault.snapshot_database(shop);", 0);
         let test = "vault.restore_test(vault.list().pop(), #{ server: copy });";
         // A dump that was cut off, by a tool that does not look.
         let whole = s.snapshots().pop().unwrap();
         for (cut, said) in [("head -c 1000000", "its last line is missing"), ("sed 's/big 77/big 78/'", "its SHA-256 is")] {
-            s.restic(&format!(
-                "dump --no-lock {whole} /shop.sql | {cut} | restic backup --quiet --stdin --stdin-filename shop.sql --tag database:shop --host old"
-            ));
+            s.stock(&format!("{} >cut.sql; {cut} <cut.sql | {}", s.print(&whole), s.keep()));
             let out = s.run("cut", test, 1);
             assert!(out.contains("RB0703") && out.contains(said), "{out}");
             let out = s.run("verify", "vault.verify(vault.list().pop());", 1);
@@ -446,21 +505,21 @@ fn a_restore_test_fails_by_name() {
             let left = s.server.named("shop_copy");
             assert!(left.is_empty() || s.run("look", "let c = copy.facts(); log(`tables ${c.tables}`);", 0).contains("tables"), "{left}");
             let id = s.snapshots().pop().unwrap();
-            s.restic(&format!("forget --quiet {id}"));
+            s.forget(&id);
         }
         s.run("none", "vault.restore_database(vault.list().pop(), copy);", 0);
         // A wrong password.
-        s.p.write("restic.pw", "another");
+        s.p.write("store.pw", "another");
         let out = s.run("password", test, 1);
         assert!(out.contains("RB0704") && out.contains("is not opened by its password"), "{out}");
-        s.p.write("restic.pw", PASSWORD);
+        s.p.write("store.pw", PASSWORD);
         // A damaged repository.
         sh(
             &s.host.home(),
             "find 'my repository/data' -type f -size +100k | while read -r f; do chmod u+w \"$f\"; printf XXXX | dd of=\"$f\" bs=1 seek=5000 conv=notrunc status=none; done",
         );
         let out = s.run("damaged", test, 1);
-        assert!(out.contains("RB0703") && (out.contains("damaged") || out.contains("verification failed")), "{out}");
+        assert!(out.contains("RB0703") && ["damaged", "verification failed", "integrity"].iter().any(|w| out.contains(w)), "{out}");
         assert_eq!(s.server.named("runbook_test"), "");
     }
 }

@@ -35,11 +35,9 @@ count() {
 /^h/ { l++ }
 END { printf "%d %d %.0f\n", n, l, b }'
 }
-attempt() {
-  id=$name
-  : >"$t/log" || return 1
-  # Progress for people, changed files into one list, the rest into the other.
-  { create "$@" 2>&1 >"$t/stats"; echo "$?" >"$t/status"; } | awk -v which="$t/which" -v log_="$t/log" '
+# Progress for people, changed files into one list, what it tells of the archive into another, the rest into the third.
+hear() {
+  awk -v which="$t/which" -v stats="$t/stats" -v log_="$t/log" '
     /"type": "archive_progress"/ {
       if (match($0, /"time": [0-9]+/)) now = substr($0, RSTART + 8, RLENGTH - 8)
       if (now >= last + 2 && match($0, /"original_size": [0-9]+/)) {
@@ -50,11 +48,21 @@ attempt() {
       next
     }
     /"type": "progress_/ { next }
+    /^(\{$|\}| )/ { print >stats; next }
     /"levelname": "WARNING"/ && (/: file changed while we backed it up"/ || /\[Errno 2\] No such file/) { print >which; next }
     { print >log_ }'
-  read -r s <"$t/status" || return 1
+}
+# What it told of the archive.
+summary() {
   told=$(sed -n 's/^ *"start": "\([-0-9T:.]*\)",*$/\1/p' "$t/stats")
   told="$told $(sed -n 's/^ *"nfiles": \([0-9]*\),*$/\1/p' "$t/stats")"
+}
+attempt() {
+  id=$name
+  : >"$t/log" && : >"$t/stats" || return 1
+  { create borg -- "$archive" "$@" 2>&1; echo "$?" >"$t/status"; } | hear
+  read -r s <"$t/status" || return 1
+  summary
   case $s in
     0) return 0 ;;
     1)
@@ -81,11 +89,25 @@ drop() {
     borg delete "::$1" >/dev/null 2>&1 && return
     sleep "$pause"
   done
-  echo "the incomplete archive $1 could not be removed: borg delete ::$1" >&2
+  echo "runbook: the incomplete archive $1 could not be removed: borg delete ::$1" >&2
+  return 1
 }
+found() { borg list --short --consider-checkpoints --glob-archives "$name*" 2>/dev/null; }
 leftovers() {
   borg list --short --consider-checkpoints --glob-archives "$name.checkpoint*" | while IFS= read -r c; do drop "$c"; done
 }
+become() { exec borg --log-json --lock-wait 20 "$@"; }
+# An interrupt would have it keep a checkpoint.
+quit=TERM
+keep() { create become --stdin-name="$file" -- "$archive" - 2>&1; }
+kept() {
+  summary
+  id=$name
+  # Its own number has more in it than the file.
+  kept_bytes=$(borg list --format '{size}' "$archive")
+  told="$told $kept_bytes"
+}
+give_of() { become extract --stdout "::$1" "$2"; }
 read_all() { named borg extract --dry-run --list "::$1"; }
 bring() (cd "$2" && named borg extract --list "::$1")
 bring_over() { bring "$@"; }

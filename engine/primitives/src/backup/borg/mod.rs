@@ -8,6 +8,7 @@
 //! <https://borgbackup.readthedocs.io/en/1.2-maint/usage/general.html#environment-variables>
 
 mod said;
+mod timed;
 
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
@@ -15,6 +16,8 @@ use runbook_core::{Code, Error, Result};
 use serde::Deserialize;
 
 use super::repository::{Plan, Snapshot};
+use super::schedule::timed::Job;
+use super::tool::timed::FromFile;
 use super::tool::{Tool, Trouble};
 use crate::ssh::quote;
 
@@ -61,10 +64,14 @@ fn time(text: &str) -> std::result::Result<jiff::Timestamp, String> {
     text.parse().or_else(|_| format!("{text}Z").parse()).map_err(|e| format!("{text}: {e}"))
 }
 
+/// A host's name as a part of the name of an archive.
+fn sound(host: &str) -> String {
+    host.chars().map(|c| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' }).collect()
+}
+
 /// What the archive of an action is called.
 fn name(cx: &Cx, plan: &Plan) -> String {
-    let host: String = plan.host.chars().map(|c| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' }).collect();
-    format!("{host}.{}", cx.action_id)
+    format!("{}.{}", sound(&plan.host), cx.action_id)
 }
 
 /// The paths on the command line of a `borg create` that somebody else has called: what stands behind the archive's name.
@@ -182,8 +189,9 @@ impl Tool for Borg {
         }
         let exclude: String = plan.exclude.iter().map(|w| format!(" --exclude={}", quote(w))).collect();
         Ok(format!(
-            "name={name}\ncreate() {{ borg create --progress --json --comment={comment}{exclude} -- \"::$name\" \"$@\"; }}",
+            "name={name} archive={archive}\ncreate() {{ by=$1; shift; \"$by\" create --progress --json --comment={comment}{exclude} \"$@\"; }}",
             name = quote(&name(cx, plan)),
+            archive = quote(&Self::trace(cx, plan)),
             comment = quote(&comment(&cx.action_id.to_string(), &plan.host, &plan.tags, &plan.paths)),
         ))
     }
@@ -193,8 +201,9 @@ impl Tool for Borg {
     }
 
     fn told(cx: &Cx, plan: &Plan, line: &str) -> Option<Snapshot> {
-        // Its size has what borg keeps of names and rights in it: not told.
-        let (start, files) = line.trim().split_once(' ')?;
+        // Of files borg's own number has what it keeps of names and rights in it: it tells the size of a single one alone.
+        let mut words = line.split_whitespace();
+        let (start, files, bytes) = (words.next()?, words.next()?, words.next());
         Some(Snapshot {
             id: name(cx, plan),
             action: cx.action_id.to_string(),
@@ -203,7 +212,9 @@ impl Tool for Borg {
             paths: plan.paths.clone(),
             tags: plan.tags.clone(),
             files: files.parse().ok()?,
+            bytes: bytes.map_or(Some(0), |b| b.parse().ok())?,
             counted: true,
+            sized: bytes.is_some(),
             ..Snapshot::default()
         })
     }
@@ -219,6 +230,18 @@ impl Tool for Borg {
 
     fn trouble(stderr: &str) -> (String, Trouble) {
         said::trouble(stderr)
+    }
+
+    fn trace(cx: &Cx, plan: &Plan) -> String {
+        format!("::{}", name(cx, plan))
+    }
+
+    fn from_file(path: &str) -> FromFile {
+        FromFile { instead_of: "BORG_PASSPHRASE", variable: "BORG_PASSCOMMAND", value: format!("cat {}", quote(path)) }
+    }
+
+    fn timer(_r: &Resource, job: &Job<'_>, plan: &Plan) -> String {
+        timed::script(job, plan)
     }
 
     fn source(&self, cx: &Cx, r: &Resource) -> Result<Vec<(&'static str, String)>> {

@@ -78,7 +78,7 @@ pub(super) fn register(r: &mut Registry) {
 fn streams<'a>(repo: &'a dyn Repository, call: &Call, code: Code) -> Result<&'a dyn Streams> {
     repo.streams().ok_or_else(|| {
         Error::new(code, format!("the repository \"{}\" takes no databases", call.target()))
-            .hint("use one of kind restic, not on a disk that is attached at times (`mount`); or dump the database into a folder and take a snapshot of that")
+            .hint("use one of kind restic or borg, not on a disk that is attached at times (`mount`); or dump the database into a folder and take a snapshot of that")
     })
 }
 
@@ -128,7 +128,7 @@ impl Primitive for Take {
         let repo = of(cx, call)?;
         let streams = streams(repo.as_ref(), call, Code::BACKUP_SNAPSHOT)?;
         let db = Db::argument(cx, call, 0)?;
-        Ok(match take::taken(cx, streams, &db).await? {
+        Ok(match take::taken(cx, streams, &db, &texts(call.opt("tags"))).await? {
             Became::Done(t) => Reconciled::Done(outcome(&t)),
             Became::NotStarted => Reconciled::NotStarted,
             Became::Failed(e) => Reconciled::Failed(*e),

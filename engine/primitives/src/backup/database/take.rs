@@ -3,9 +3,9 @@
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
-use super::streams::{Keep, Streams};
+use super::streams::Streams;
 use super::{DATABASE, stream};
-use crate::backup::repository::Snapshot;
+use crate::backup::repository::{Plan, Snapshot};
 use crate::db::driver::Db;
 use crate::db::stream::{About, Told, WRITE, shown};
 use crate::ssh::{Done, Exec, Left, connect, left_by, quote, supervised};
@@ -30,22 +30,26 @@ fn file(db: &Db) -> String {
     format!("{name}.sql")
 }
 
+/// What is in the snapshot: one file.
+fn plan(db: &Db, tags: &[String], sudo: bool) -> Plan {
+    let tags = [format!("{DATABASE}{}", db.name)].into_iter().chain(tags.iter().cloned()).collect();
+    Plan { host: db.host.clone(), paths: vec![file(db)], tags, sudo, ..Plan::default() }
+}
+
 /// Takes the snapshot.
 pub(super) async fn take(cx: &Cx, repo: &dyn Streams, db: &Db, tags: &[String]) -> Result<Taken> {
     let flow = db.driver(cx)?.outflow(cx, db).await?;
     let first = serde_json::to_string(&flow.about).map_err(|e| Error::internal(e.to_string()))?;
     let own = format!("-- runbook:{:032x}", rand::random::<u128>());
-    let all: Vec<String> = [format!("{DATABASE}{}", db.name)].into_iter().chain(tags.iter().cloned()).collect();
-    let action = cx.action_id.to_string();
-    let keep = Keep { host: &db.host, name: &file(db), action: &action, tags: &all, sudo: flow.sudo };
+    let plan = plan(db, tags, flow.sudo);
     let script = format!("own={}\nfirst={}\n{}{WRITE}", quote(&own), quote(&first), flow.text);
-    let mut exec = repo.keeper(cx, &keep, &script)?;
+    let mut exec = repo.keeper(cx, &plan, &script)?;
     exec.env.extend(flow.env);
     let done = supervised(cx, &db.host, exec).await?;
-    result(cx, repo, db, flow.about, &done).await
+    result(cx, repo, db, &plan, flow.about, &done).await
 }
 
-async fn result(cx: &Cx, repo: &dyn Streams, db: &Db, about: About, done: &Done) -> Result<Taken> {
+async fn result(cx: &Cx, repo: &dyn Streams, db: &Db, plan: &Plan, about: About, done: &Done) -> Result<Taken> {
     let out = String::from_utf8_lossy(&done.stdout);
     let err = String::from_utf8_lossy(&done.stderr);
     let what = format!("\"{}\" cannot be taken into a snapshot; nothing was kept", db.name);
@@ -54,7 +58,7 @@ async fn result(cx: &Cx, repo: &dyn Streams, db: &Db, about: About, done: &Done)
         (0, Some(id)) => {
             let told = Told::read(&about.kind, out.lines());
             let about = placed(about, &told);
-            Ok(Taken { snapshot: repo.kept(cx, &db.host, id).await?, about, told })
+            Ok(Taken { snapshot: repo.kept(cx, plan, &out, id).await?, about, told })
         }
         (70, _) => {
             let said = shown(&err);
@@ -91,7 +95,8 @@ fn placed(about: About, told: &Told) -> About {
 }
 
 /// What became of the snapshot of this action: asked of the supervisor first, since it may still be at work.
-pub(super) async fn taken(cx: &Cx, repo: &dyn Streams, db: &Db) -> Result<Became> {
+pub(super) async fn taken(cx: &Cx, repo: &dyn Streams, db: &Db, tags: &[String]) -> Result<Became> {
+    let plan = plan(db, tags, db.settings.flag("sudo"));
     let done = match left_by(cx, &db.host, false).await? {
         Left::NotStarted => return Ok(Became::NotStarted),
         Left::Failed(e) => return Ok(Became::Failed(Box::new(e))),
@@ -99,7 +104,7 @@ pub(super) async fn taken(cx: &Cx, repo: &dyn Streams, db: &Db) -> Result<Became
         Left::Unknown { .. } => None,
     };
     if let Some(done) = done {
-        return Ok(match result(cx, repo, db, About::default(), &done).await {
+        return Ok(match result(cx, repo, db, &plan, About::default(), &done).await {
             Ok(t) => {
                 let (_, about) = stream::head(cx, repo, &db.host, &t.snapshot).await?;
                 let told = Told::read(&about.kind, String::from_utf8_lossy(&done.stdout).lines());
@@ -109,11 +114,11 @@ pub(super) async fn taken(cx: &Cx, repo: &dyn Streams, db: &Db) -> Result<Became
         });
     }
     // Gone without a word: nothing may go on behind our back, and what it has left is asked for its last line.
-    end_all(cx, repo, db).await?;
+    end_all(cx, repo, &plan).await?;
     let mut whole = None;
     for s in repo.of_action(cx, &db.host).await? {
         match stream::read(cx, repo, &db.host, &s).await {
-            Ok((about, told)) if whole.is_none() => whole = Some((repo.kept(cx, &db.host, &s.id).await?, about, told)),
+            Ok((about, told)) if whole.is_none() => whole = Some((repo.kept(cx, &plan, "", &s.id).await?, about, told)),
             Ok(_) => {}
             Err(e) if e.code == Code::BACKUP_DAMAGED => repo.forget(cx, &db.host, &s).await?,
             Err(e) => return Err(e),
@@ -121,21 +126,25 @@ pub(super) async fn taken(cx: &Cx, repo: &dyn Streams, db: &Db) -> Result<Became
     }
     Ok(match whole {
         Some((snapshot, about, told)) => Became::Done(Box::new(Taken { snapshot, about: placed(about, &told), told })),
-        None => Became::NotStarted,
+        None => {
+            repo.tidy(cx, &plan).await?;
+            Became::NotStarted
+        }
     })
 }
 
-/// Ends what a supervisor that was killed has left at work: whatever carries the action's tag.
-async fn end_all(cx: &Cx, repo: &dyn Streams, db: &Db) -> Result<()> {
-    let action = cx.action_id.to_string();
-    let keep = Keep { host: &db.host, name: "", action: &action, tags: &[], sudo: db.settings.flag("sudo") };
-    let session = connect(cx, &db.host).await?;
-    let sudo = repo.keeper(cx, &keep, "")?.sudo && session.login() != "root";
+/// Ends what a supervisor that was killed has left at work: whatever carries the trace of the action.
+async fn end_all(cx: &Cx, repo: &dyn Streams, plan: &Plan) -> Result<()> {
+    let session = connect(cx, &plan.host).await?;
+    let sudo = repo.keeper(cx, plan, "")?.sudo && session.login() != "root";
+    let trace = repo.trace(cx, plan);
+    let (first, rest) = trace.split_at_checked(4).unwrap_or((&trace, ""));
+    // Never whole in this text, which stands on a command line itself.
     let script = format!(
-        "a=runbook n=0\nwhile [ $n -lt 50 ]; do\n  k=\n  for p in $(grep -alF \"$a:\"{action} /proc/[0-9]*/cmdline 2>/dev/null); do\n    \
+        "a={} n=0\nwhile [ $n -lt 50 ]; do\n  k=\n  for p in $(grep -alwF \"$a\"{} /proc/[0-9]*/cmdline 2>/dev/null); do\n    \
          p=${{p#/proc/}} p=${{p%/cmdline}}\n    [ \"$p\" = $$ ] || {{ kill -KILL \"$p\" 2>/dev/null && k=1; }}\n  done\n  [ -n \"$k\" ] || exit 0\n  n=$((n + 1))\n  sleep .1\ndone",
-        // Not whole in this text, which stands on a command line itself.
-        action = quote(&action)
+        quote(first),
+        quote(rest)
     );
     session.exec_again(cx, Exec { sudo, ..Exec::new(script) }).await.map(drop)
 }

@@ -4,7 +4,6 @@
 //! Formats of `--json`: <https://restic.readthedocs.io/en/stable/075_scripting.html>; tried with restic 0.14.
 
 mod said;
-mod stream;
 mod timed;
 
 use runbook_core::inventory::Resource;
@@ -12,10 +11,10 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use serde::Deserialize;
 
-use super::database::streams::Streams;
 use super::repository::{Plan, Snapshot};
-use super::schedule::timed::Timed;
-use super::tool::{Kept, Tool, Trouble};
+use super::schedule::timed::Job;
+use super::tool::timed::FromFile;
+use super::tool::{Tool, Trouble};
 use crate::ssh::quote;
 
 /// What marks the snapshot of an action.
@@ -147,7 +146,8 @@ impl Tool for Restic {
 
     fn functions(&self, r: &Resource) -> String {
         // There are no variables for them: a function of the script's own puts them before everything else. So no script says `exec restic`.
-        format!("restic() {{ command {} \"$@\"; }}\n{FUNCTIONS}", command(r))
+        let words = command(r);
+        format!("restic() {{ command {words} \"$@\"; }}\nbecome() {{ exec {words} \"$@\"; }}\n{FUNCTIONS}")
     }
 
     fn words(&self, cx: &Cx, plan: &Plan) -> Result<String> {
@@ -160,8 +160,9 @@ impl Tool for Restic {
         }
         let words = |option: &str, all: &[String]| all.iter().map(|w| format!(" {option}={}", quote(w))).collect::<String>();
         Ok(format!(
-            "RESTIC_PROGRESS_FPS=0.5\nexport RESTIC_PROGRESS_FPS\nbackup() {{ restic backup --json --tag={tag}{tags} --host={host}{exclude} \"$@\"; }}",
-            tag = quote(&format!("{TAG}{}", cx.action_id)),
+            "RESTIC_PROGRESS_FPS=0.5\nexport RESTIC_PROGRESS_FPS\nmark={tag}\n\
+             backup() {{ by=$1; shift; \"$by\" backup --json --tag={tag}{tags} --host={host}{exclude} \"$@\"; }}",
+            tag = quote(&Self::trace(cx, plan)),
             tags = words("--tag", &plan.tags),
             host = quote(&plan.host),
             exclude = words("--exclude", &plan.exclude),
@@ -175,12 +176,14 @@ impl Tool for Restic {
         let from = words.next()?;
         // As it lists them: whole.
         (id.len() == 64).then_some(())?;
+        let mut paths: Vec<String> = plan.paths.iter().map(|p| whole(from, p)).collect();
+        paths.sort();
         Some(Snapshot {
             id: id.to_string(),
             action: cx.action_id.to_string(),
             time: time.parse().ok()?,
             host: plan.host.clone(),
-            paths: plan.paths.iter().map(|p| whole(from, p)).collect(),
+            paths,
             tags: plan.tags.clone(),
             files: files.parse().ok()?,
             bytes: bytes.parse().ok()?,
@@ -254,12 +257,16 @@ impl Tool for Restic {
         format!("restic copy{ids}")
     }
 
-    fn streams(kept: &Kept<Self>) -> Option<&dyn Streams> {
-        Some(kept)
+    fn trace(cx: &Cx, _plan: &Plan) -> String {
+        format!("{TAG}{}", cx.action_id)
     }
 
-    fn timed(kept: &Kept<Self>) -> Option<&dyn Timed> {
-        Some(kept)
+    fn from_file(path: &str) -> FromFile {
+        FromFile { instead_of: "RESTIC_PASSWORD", variable: "RESTIC_PASSWORD_FILE", value: path.to_string() }
+    }
+
+    fn timer(r: &Resource, job: &Job<'_>, plan: &Plan) -> String {
+        timed::script(r, job, plan)
     }
 }
 
@@ -268,6 +275,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::backup::tool::Kept;
     use crate::ssh::Done;
 
     fn settings(repository: &str) -> Resource {

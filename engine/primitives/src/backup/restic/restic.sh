@@ -7,50 +7,74 @@ count() {
 /"type":"file"/ { n++; if (match($0, /"size":[0-9]+/)) b += substr($0, RSTART + 7, RLENGTH - 7) }
 END { printf "%d 0 %.0f\n", n, b }'
 }
+# Given to it, since it does not tell when it has begun.
+begin() { began=$(date -u '+%Y-%m-%d %H:%M:%S') && echo "$began" >"$t/began"; }
+# The next one is a later one: a second is the least that restic is given.
+later() { while [ "$(date -u '+%Y-%m-%d %H:%M:%S')" = "$began" ]; do sleep .1 2>/dev/null || sleep 1; done; }
+# Runs restic, or becomes it, with that time.
+backup_at() {
+  who=$1
+  shift
+  TZ=UTC && export TZ && backup "$who" --time="$began" "$@"
+}
+hear() {
+  awk -v out="$t/out" '
+    function number(key) { return match($0, "\"" key "\":[0-9.e+-]+") ? substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3) : 0 }
+    /"message_type":"status"/ {
+      printf "%d files, %.1f MiB read", number("files_done"), number("bytes_done") / 1048576
+      if (number("total_bytes") > number("bytes_done")) printf " of %d, %.1f MiB", number("total_files"), number("total_bytes") / 1048576
+      print ""; fflush(); next
+    }
+    { print >out }'
+}
+# What the summary of the run says of this.
+summary() { sed -n 's/^.*"message_type":"summary".*"'"$1"'":"\{0,1\}\([0-9a-f]*\).*$/\1/p' "$t/out"; }
 # The whole name of a snapshot that restic 0.14 tells by its first digits: what it has just written is in its cache.
 whole() {
   set -- "$1" "${RESTIC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/restic}"/*/snapshots/*/"$1"*
   if [ $# = 2 ] && [ -e "$2" ]; then echo "${2##*/}"; else echo "$1"; fi
 }
+# Reads what it told; $1 is the folder in which it was.
+kept() {
+  id=$(summary snapshot_id) kept_bytes=$(summary total_bytes_processed)
+  read -r began <"$t/began" || return 1
+  [ -n "$id" ] || { echo 'restic has not told the name of the snapshot' >&2; return 1; }
+  id=$(whole "$id")
+  told="$id ${began% *}T${began#* }Z $(summary total_files_processed) $kept_bytes $1"
+  later
+}
 attempt() {
-  : >"$t/begun" && : >"$t/out" || return 1
-  # Given to it, since it does not tell when it has begun.
-  began=$(date -u '+%Y-%m-%d %H:%M:%S')
-  { (TZ=UTC && export TZ && backup --time="$began" -- "$@"); echo "$?" >"$t/status"; } | awk -v out="$t/out" '
-    function number(key) { return match($0, "\"" key "\":[0-9.e+-]+") ? substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3) : 0 }
-    /"message_type":"status"/ {
-      printf "%d of %d files, %.1f of %.1f MiB\n", number("files_done"), number("total_files"), number("bytes_done") / 1048576, number("total_bytes") / 1048576
-      fflush(); next
-    }
-    { print >out }'
+  begin && : >"$t/begun" && : >"$t/out" || return 1
+  { (backup_at restic -- "$@"); echo "$?" >"$t/status"; } | hear
   read -r s <"$t/status" || return 1
-  id=$(told snapshot_id)
   if [ "$s" != 0 ]; then
+    id=$(summary snapshot_id)
     [ -z "$id" ] || drop "$id"
     return "$s"
   fi
-  [ -n "$id" ] || { echo 'restic has not told the name of the snapshot' >&2; return 1; }
-  id=$(whole "$id")
-  told="$id ${began% *}T${began#* }Z $(told total_files_processed) $(told total_bytes_processed) $PWD"
-  # The next one is a later one: a second is the least that restic is told.
-  while [ "$(date -u '+%Y-%m-%d %H:%M:%S')" = "$began" ]; do sleep .1 2>/dev/null || sleep 1; done
+  kept "$PWD" || return 1
   # It does not tell what changed while it was read: what has changed since the beginning, of what was taken.
   find "$@" -type f -cnewer "$t/begun" 2>/dev/null | sed -e 's|^\./||' -e 's|^/*|/|' >"$t/changed"
   [ -s "$t/changed" ] || return 0
   restic ls --no-lock "$id" | grep -Fxf "$t/changed" | head -n 20 >"$t/which"
   return 0
 }
-# What the summary of the run says of this.
-told() { sed -n 's/^.*"message_type":"summary".*"'"$1"'":"\{0,1\}\([0-9a-f]*\).*$/\1/p' "$t/out"; }
 # The next of this action must be the only one.
 drop() {
   for pause in 1 2 3 4 5; do
     restic forget "$1" >/dev/null 2>&1 && return
+    restic unlock >/dev/null 2>&1
     sleep "$pause"
   done
-  echo "the incomplete snapshot $1 could not be removed: restic forget $1" >&2
+  echo "runbook: the incomplete snapshot $1 could not be removed: restic forget $1" >&2
+  return 1
 }
 leftovers() { :; }
+# An interrupt lets it take its lock away.
+quit=INT
+keep() { begin && backup_at become --stdin --stdin-filename="$file"; }
+found() { restic snapshots --no-lock --json --tag="$mark" 2>/dev/null | tr ',{}' '[\n*]' | sed -n 's/^"id":"\([0-9a-f]*\)"$/\1/p'; }
+give_of() { become dump --no-lock --no-cache "$1" "/${2#/}"; }
 read_all() { restic dump --no-lock --no-cache --archive tar "$1" / >/dev/null; }
 bring() { restic restore --no-lock --no-cache --verify --target "$2" "$1" >/dev/null; }
 # What restic 0.14 does not overwrite well makes way: it writes through a link where a file was, gives up where a link was, and removes a

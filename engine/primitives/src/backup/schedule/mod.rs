@@ -1,4 +1,4 @@
-//! Snapshots that a host takes by itself: a systemd timer and service for the host's own restic, written, looked at and taken back.
+//! Snapshots that a host takes by itself: a systemd timer and service for the host's own restic or borg, written, looked at and taken back.
 //!
 //! `timed.rs`: what a kind of repository must be able to do; `units.rs`: the texts; `apply.sh`, `remove.sh`, `look.sh`: what is done on the host. There,
 //! `/etc/runbook/backup/NAME/` (for root alone) has the script, its environment, the password, and the units as they were written, so that
@@ -51,7 +51,7 @@ pub(super) fn register(r: &mut Registry) {
         "Backup",
         "schedule",
         Effect::Converge,
-        "Has a host take snapshots by itself: a systemd timer and service for the host's own restic.\n\nNothing is installed before systemd \
+        "Has a host take snapshots by itself: a systemd timer and service for the host's own restic or borg.\n\nNothing is installed before systemd \
          has found the calendar and both units right. The password stands in a file that only root can read. The snapshots carry the tag \
          `schedule:NAME`, by which `require_fresh` finds them. A path that is not there, or a file that cannot be read, makes the service fail; whether files \
          change while they are read is not looked at. With rules (`keep_daily` and so on) the service removes its own old snapshots as well.\n\n\
@@ -64,7 +64,7 @@ pub(super) fn register(r: &mut Registry) {
     .arg("host", host_ty(), "The host that takes them.")
     .arg("paths", texts_ty(), "Folders and files, by their absolute paths.")
     .option("tags", texts_ty(), "Further words to find them by.")
-    .option("exclude", texts_ty(), "What to leave out, as patterns of `restic --exclude`.")
+    .option("exclude", texts_ty(), "What to leave out, as patterns of `--exclude` of restic or borg.")
     .option("randomized_delay", Ty::Duration, "Begins up to so much later, at random, so that not all hosts begin at once.")
     .option("persistent", Ty::Bool, "Whether a time that passed while the host was down is made up for; true by default.")
     .option("replace", Ty::Bool, "Whether what somebody else has changed is replaced; false by default.")
@@ -224,7 +224,7 @@ impl Primitive for Set {
         let repo = of(cx, call)?;
         let timed = repo.timed().ok_or_else(|| {
             error(Code::BACKUP_SCHEDULE, host, format!("the repository \"{}\" is of a kind that no timer can write to", plan.repository))
-                .hint("use one of kind restic; an archive is made through the controller")
+                .hint("use one of kind restic or borg; an archive is made through the controller")
         })?;
         let password_file = format!("{}/password", units::folder(name));
         let job = Job { name, host, paths: &paths, exclude: &exclude, tags: &tags, keep: keep.as_ref(), password_file: &password_file };

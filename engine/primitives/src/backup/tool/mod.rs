@@ -10,6 +10,11 @@
 //! | `count ID` | prints the number of files, of further names of them, and of their bytes |
 //! | `attempt PATH…` | takes a snapshot, sets `id` to its name and `told` to a line that [`Tool::told`] reads (or to nothing), and writes what changed meanwhile into `$t/which`, a line each; on failure nothing is left |
 //! | `drop ID` | removes a snapshot that is not kept, without freeing its space |
+//! | `keep` | becomes the tool that makes a snapshot of its input, as the file `$file`; what it prints goes to `hear` |
+//! | `hear` | reads that, prints progress for people, and keeps the rest in `$t`; complaints in `$t/log` |
+//! | `kept` | after that: sets `id`, `told`, and `n` to the bytes of the file |
+//! | `found` | prints the names of what there is of this action, halves too |
+//! | `give_of ID FILE` | becomes the tool that prints a file of a snapshot |
 //! | `leftovers` | removes what an attempt of this action that nobody ended has left |
 //! | `read_all ID` | reads every piece of a snapshot from the repository and checks it, without a cache |
 //! | `bring ID FOLDER` | restores into an empty folder, likewise |
@@ -19,12 +24,15 @@
 //! | `sound PERCENT` | checks the repository, and so much of its data |
 //! | `unlock FORCE` | removes locks of the dead; with 1, all |
 //!
-//! `take.rs` takes snapshots under the supervisor, `restore.rs` restores and tests, `copy.rs` copies from one repository into another.
+//! `quit` is the signal by which it gives up what it is at. `take.rs` takes snapshots under the supervisor, `stream.rs` those of databases, `restore.rs` restores and tests, `copy.rs` copies from one repository into another,
+//! `timed.rs` has timers take them.
 //! Passwords and keys go through the environment of the remote process, which its owner alone sees.
 
 mod copy;
 mod restore;
+mod stream;
 mod take;
+pub(super) mod timed;
 
 use async_trait::async_trait;
 use runbook_core::inventory::Resource;
@@ -34,7 +42,7 @@ use runbook_core::{Code, Error, Result};
 use super::database::streams::Streams;
 use super::on_host::said;
 use super::repository::{Copied, Made, Plan, Repository, Restored, Snapshot};
-use super::schedule::timed::Timed;
+use super::schedule::timed::{Job, Timed};
 use crate::ssh::{Done, Exec, connect, quote};
 
 /// What a tool complained of.
@@ -66,7 +74,7 @@ pub(super) trait Tool: Send + Sync + Sized + 'static {
     fn environment(&self, cx: &Cx, r: &Resource) -> Result<Vec<(&'static str, String)>>;
     /// The functions of the table above.
     fn functions(&self, r: &Resource) -> String;
-    /// What `attempt` needs to know of a plan, as shell text.
+    /// What `attempt` and `keep` need to know of a plan, as shell text.
     fn words(&self, cx: &Cx, plan: &Plan) -> Result<String>;
     /// A file in a line of `$t/which`.
     fn changed(line: &str) -> String {
@@ -85,14 +93,12 @@ pub(super) trait Tool: Send + Sync + Sized + 'static {
     fn source(&self, cx: &Cx, r: &Resource) -> Result<Vec<(&'static str, String)>>;
     /// The script that copies these from there, with all functions of the table at hand.
     fn copy(snapshots: &[Snapshot]) -> String;
-    /// How a repository of it takes databases; `None` when it does not.
-    fn streams(_kept: &Kept<Self>) -> Option<&dyn Streams> {
-        None
-    }
-    /// How timers write to a repository of it; `None` when they do not.
-    fn timed(_kept: &Kept<Self>) -> Option<&dyn Timed> {
-        None
-    }
+    /// What is on the command line of every process that makes the snapshot of this plan, and nowhere else.
+    fn trace(cx: &Cx, plan: &Plan) -> String;
+    /// How it gets its password from a file of the host.
+    fn from_file(path: &str) -> timed::FromFile;
+    /// POSIX sh text for a timer: takes the positional parameters into a snapshot as the plan has it, and removes old ones.
+    fn timer(r: &Resource, job: &Job<'_>, plan: &Plan) -> String;
 }
 
 /// A repository that a tool keeps.
@@ -302,10 +308,10 @@ impl<T: Tool> Repository for Kept<T> {
     }
 
     fn streams(&self) -> Option<&dyn Streams> {
-        T::streams(self)
+        Some(self)
     }
 
     fn timed(&self) -> Option<&dyn Timed> {
-        T::timed(self)
+        Some(self)
     }
 }

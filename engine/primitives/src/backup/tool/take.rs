@@ -34,9 +34,7 @@ impl<T: Tool> Kept<T> {
                         Ok(Made::Yes(Box::new(s)))
                     }
                     None => {
-                        let script = format!("{}\nleftovers", self.tool.words(cx, plan)?);
-                        let what = "what a dead attempt has left cannot be removed";
-                        self.must(cx, &plan.host, &script, Code::BACKUP_REPOSITORY, what).await?;
+                        self.clear(cx, plan).await?;
                         Ok(Made::No)
                     }
                 }
@@ -44,16 +42,37 @@ impl<T: Tool> Kept<T> {
         }
     }
 
+    /// Removes what a dead attempt of the action has left, when it has made no snapshot.
+    pub(super) async fn clear(&self, cx: &Cx, plan: &Plan) -> Result<()> {
+        let script = format!("{}\nleftovers", self.tool.words(cx, plan)?);
+        let what = "what a dead attempt has left cannot be removed";
+        self.must(cx, &plan.host, &script, Code::BACKUP_REPOSITORY, what).await.map(drop)
+    }
+
+    /// Whether the host of a plan reaches the repository.
+    pub(super) fn within_reach(&self, plan: &Plan, code: Code) -> Result<()> {
+        if !self.local() || plan.host == self.host {
+            return Ok(());
+        }
+        Err(Error::new(code, format!("the repository \"{}\" is a folder on {} and takes snapshots of that host alone", self.name, self.host))
+            .host(&plan.host)
+            .hint("give it as the source host reaches it, such as sftp: or s3: for restic, ssh: for borg; or use a repository of the kind archive"))
+    }
+
+    /// The snapshot as the script that made it told of it.
+    pub(super) fn told(&self, cx: &Cx, plan: &Plan, out: &str) -> Option<Snapshot> {
+        let s = out.lines().find_map(|l| T::told(cx, plan, l.strip_prefix("told ")?))?;
+        Some(Snapshot { archive: self.repository.clone(), ..s })
+    }
+
+    pub(super) fn vanished(&self, host: &str, id: &str) -> Error {
+        Error::new(Code::BACKUP_SNAPSHOT, format!("{} has made the snapshot {id}, which is not in the repository any more", T::PROGRAM.0))
+            .host(host)
+    }
+
     /// The command for the source host.
     fn backup(&self, cx: &Cx, plan: &Plan) -> Result<Exec> {
-        if self.local() && plan.host != self.host {
-            return Err(Error::new(
-                Code::BACKUP_SNAPSHOT,
-                format!("the repository \"{}\" is a folder on {} and takes snapshots of that host alone", self.name, self.host),
-            )
-            .host(&plan.host)
-            .hint("give it as the source host reaches it, such as sftp: or s3: for restic, ssh: for borg; or use a repository of the kind archive"));
-        }
+        self.within_reach(plan, Code::BACKUP_SNAPSHOT)?;
         plan.check()?;
         let paths: Vec<String> = plan.paths.iter().map(|p| quote(&safe(p))).collect();
         let script = format!(
@@ -71,16 +90,10 @@ impl<T: Tool> Kept<T> {
         let Some(id) = out.lines().find_map(|l| l.strip_prefix("made ")).filter(|_| done.status == 0) else {
             return Err(self.failed(plan, done));
         };
-        if let Some(s) = out.lines().find_map(|l| T::told(cx, plan, l.strip_prefix("told ")?)) {
-            return Ok((Snapshot { archive: self.repository.clone(), ..s }, changed::<T>(&out)));
+        if let Some(s) = self.told(cx, plan, &out) {
+            return Ok((s, changed::<T>(&out)));
         }
-        let mut s = self.named(cx, &plan.host, id).await?.ok_or_else(|| {
-            Error::new(
-                Code::BACKUP_SNAPSHOT,
-                format!("{} has made the snapshot {id}, which is not in the repository any more", T::PROGRAM.0),
-            )
-            .host(&plan.host)
-        })?;
+        let mut s = self.named(cx, &plan.host, id).await?.ok_or_else(|| self.vanished(&plan.host, id))?;
         self.count(cx, &plan.host, &mut s).await?;
         Ok((s, changed::<T>(&out)))
     }
@@ -113,7 +126,7 @@ mod tests {
     fn scripts_are_clean() {
         let tools = [include_str!("../restic/restic.sh"), include_str!("../borg/borg.sh")];
         let all: Vec<String> = tools.iter().map(|t| format!("{t}\n{SCRIPT}")).collect();
-        // Settings come from outside.
-        runbook_testkit::shellcheck(&all.iter().map(String::as_str).collect::<Vec<_>>(), "SC2154");
+        // Settings come from outside, and go there.
+        runbook_testkit::shellcheck(&all.iter().map(String::as_str).collect::<Vec<_>>(), "SC2154,SC2034");
     }
 }

@@ -1,7 +1,6 @@
 # Pipes a database into a snapshot; nothing of it is written to a disk of this host. Set before: own (the mark of our lines), first (the
 # text of the first), and functions: `dump` (writes the database), `count` (reads it, prints "bytes N", "rows N TABLE", "position TEXT",
-# "complete"), `keep` (becomes the program that makes a snapshot of its input), `found` (prints the ids of the snapshots of this action),
-# `drop` (removes one).
+# "complete"), and those of a tool that keeps snapshots (backup/tool/mod.rs): `keep`, `hear`, `kept`, `found`, `drop`, with the signal `quit`.
 #
 # What keeps the snapshot sees the end of its input only after all of the database is known to have gone in: until then this script and a
 # guard hold the pipe open, and whichever of both still lives ends the keeper first.
@@ -14,8 +13,7 @@ over() {
   [ ! -r "/proc/$k/stat" ] || grep -q ') Z ' "/proc/$k/stat"
 }
 halt() {
-  # An interrupt lets it take its lock away.
-  kill -INT "$k" 2>/dev/null
+  kill -"$quit" "$k" 2>/dev/null
   n=0
   until over || [ "$n" -ge 30 ]; do
     n=$((n + 1))
@@ -39,24 +37,17 @@ ended() {
 trap ended EXIT
 trap 'exit 143' TERM INT HUP
 say() { printf 'runbook: %s\n' "$*" >&2; }
+# What the keeper said of why it ended.
+complaint() {
+  wait "$a"
+  cat "$t/keeper" "$t/log" 2>/dev/null >&2
+}
 size() { wc -c <"$1" | tr -d ' '; }
 for p in awk sha256sum mkfifo tee grep; do
   command -v "$p" >/dev/null || { say "missing tool $p"; exit 70; }
 done
 mkfifo "$t/in" "$t/sum" "$t/count" "$t/said" || exit 1
-awk -v out="$t/summary" '
-  /"message_type":"summary"/ {
-    if (match($0, /"snapshot_id":"[0-9a-f]+/)) id = substr($0, RSTART + 15, RLENGTH - 15)
-    if (match($0, /"total_bytes_processed":[0-9]+/)) n = substr($0, RSTART + 24, RLENGTH - 24)
-    print id, n >out
-    close(out)
-    next
-  }
-  match($0, /"bytes_done":[0-9]+/) {
-    n = substr($0, RSTART + 13, RLENGTH - 13)
-    printf "%.1f MiB streamed\n", n / 1048576
-    fflush()
-  }' <"$t/said" &
+hear <"$t/said" &
 a=$!
 exec 8<>"$t/in"
 (
@@ -90,7 +81,7 @@ p=$?
 d=$(cat "$t/dumped" 2>/dev/null)
 if [ "$p" != 0 ] || [ "$d" != 0 ]; then
   if over; then
-    cat "$t/keeper" >&2
+    complaint
     exit 71
   fi
   cat "$t/dumper" >&2
@@ -112,7 +103,7 @@ sum=$(cut -c 1-64 "$t/sha") bytes=$(sed -n 's/^bytes //p' "$t/counted")
   printf '%s end %s %s\n' "$own" "$sum" "$bytes"
 } >"$t/tail"
 cat "$t/tail" >&7 || {
-  cat "$t/keeper" >&2
+  complaint
   exit 71
 }
 # Now it is whole.
@@ -124,21 +115,21 @@ wait "$k"
 s=$?
 wait "$a"
 if [ "$s" != 0 ]; then
-  cat "$t/keeper" >&2
+  complaint
   exit 71
 fi
-id="" n=""
-read -r id n <"$t/summary"
-[ -n "$id" ] || {
-  cat "$t/keeper" >&2
+id="" told="" kept_bytes=""
+kept / || {
+  complaint
   say "the snapshot's name was not told"
   exit 71
 }
-if [ "$n" != $(($(size "$t/head") + bytes + $(size "$t/tail"))) ]; then
-  say "the snapshot has $n bytes, and $(size "$t/head") + $bytes + $(size "$t/tail") were written"
+if [ "$kept_bytes" != $(($(size "$t/head") + bytes + $(size "$t/tail"))) ]; then
+  say "the snapshot has $kept_bytes bytes, and $(size "$t/head") + $bytes + $(size "$t/tail") were written"
   exit 70
 fi
 made=$id
 cat "$t/counted"
 echo "sum $sum"
+[ -z "$told" ] || printf 'told %s\n' "$told"
 echo "made $id"
