@@ -2,6 +2,7 @@
 
 mod compare;
 mod data;
+mod delayed;
 mod dumps;
 mod large;
 mod logical;

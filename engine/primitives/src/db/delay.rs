@@ -12,11 +12,11 @@ pub(super) fn register(r: &mut Registry) {
         method(
             "set_delay",
             Effect::Converge,
-            "Lets this replica lag behind its primary on purpose, so that a mistake there can be taken back here.\n\nWhat it has not applied \
-             yet it fetches again from its primary, so the primary must be reached and still have it; otherwise nothing is changed. The delay \
-             outlives restarts. `0s` ends it. Nothing is done when it is so already.",
+            "Lets this replica lag behind its primary on purpose, so that a mistake there can be taken back here.\n\nMariaDB and \
+             MySQL: what it has not applied yet it fetches again from its primary, so the primary must be reached and still have it; otherwise \
+             nothing is changed. PostgreSQL: a physical standby, whose primary is not asked. The delay outlives restarts. `0s` ends it. Nothing is done when it is so already.",
         )
-        .arg("delay", Ty::Duration, "How far behind, in whole seconds; `0s` for not at all.")
+        .arg("delay", Ty::Duration, "How far behind, in whole seconds (PostgreSQL: milliseconds, 24 days at most); `0s` for not at all.")
         .example("database(\"shop_late\").set_delay(\"1h\");")
         .errors(&[Code::DB_CONNECT, Code::DB_LOGIN, Code::DB_REPLICATION, Code::DB_CANNOT]),
     ));
@@ -33,8 +33,10 @@ pub(super) fn register(r: &mut Registry) {
         .arg(
             "before",
             Ty::OneOf(vec![Ty::Time, Ty::Str]),
-            "The moment (RFC 3339, such as `2026-11-21T14:03:00Z`; servers count whole seconds) or the position of the first change that is \
-             *not* applied. MariaDB and MySQL: its GTID (`0-1-4711`), or file and byte of the primary's binary log (`mysql-bin.000007:1532`).",
+            "The moment (RFC 3339, such as `2026-11-21T14:03:00Z`; MariaDB and MySQL count whole seconds) or the position of the first change that is \
+             *not* applied. MariaDB and MySQL: its GTID (`0-1-4711`), or file and byte of the primary's binary log (`mysql-bin.000007:1532`). PostgreSQL: a \
+             place in the write-ahead log (`16/B374D848`); the first transaction that is committed there or behind it is left out. PostgreSQL \
+             counts microseconds.",
         )
         .returns(Ty::Record("RolledForward"))
         .example("database(\"shop_late\").roll_forward(\"2026-11-21T14:03:00Z\");")

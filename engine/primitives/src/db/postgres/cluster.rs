@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result, Value};
 
@@ -40,12 +41,26 @@ pub(super) struct Control {
     pub state: String,
     /// Where its last checkpoint is.
     pub checkpoint: Lsn,
+    /// Where it begins again after a crash.
+    pub redo: Lsn,
+    /// The segment of the log in which that is.
+    pub segment: String,
+    /// When the last checkpoint was made, on the primary.
+    pub checkpoint_time: Option<Timestamp>,
+    /// How far it must go before it can be read.
+    pub consistent: Lsn,
     /// Whether `pg_rewind` can work on it.
     pub can_rewind: bool,
     /// Whether it is a standby when it starts.
     pub standby: bool,
     /// Whether a server runs on it.
     pub running: bool,
+}
+
+/// A time in UTC as the programs write it: `Sat Nov 21 14:03:00 2026`.
+fn moment(text: &str) -> Option<Timestamp> {
+    let at = jiff::civil::DateTime::strptime("%a %b %e %H:%M:%S %Y", text).ok()?;
+    Some(at.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
 impl Cluster<'_> {
@@ -55,6 +70,11 @@ impl Cluster<'_> {
     /// `RB0300`–`RB0305`.
     pub(super) async fn of<'a>(cx: &'a Cx, db: &'a Db) -> Result<Cluster<'a>> {
         Ok(Cluster { cx, db, session: ssh::connect(cx, &db.host).await? })
+    }
+
+    /// Whose it is.
+    pub(super) fn db(&self) -> &Db {
+        self.db
     }
 
     /// A command as the user to whom the cluster belongs.
@@ -161,7 +181,7 @@ impl Cluster<'_> {
              if [ ! -f \"$d/PG_VERSION\" ]; then echo 'is foreign'; exit 0; fi\n\
              echo 'is cluster'; [ -e \"$d/standby.signal\" ] && echo 'standby yes'\n\
              pg_ctl -D \"$d\" status >/dev/null 2>&1 && echo 'running yes'\n\
-             pg_controldata -D \"$d\" | sed 's/: */=/'",
+             TZ=UTC pg_controldata -D \"$d\" | sed 's/: */=/'",
         )?;
         let text = self.must("looking at the data folder", &script, None).await?;
         let word = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')).unwrap_or("");
@@ -180,10 +200,34 @@ impl Cluster<'_> {
             system: control("Database system identifier"),
             state: control("Database cluster state"),
             checkpoint: Lsn::parse(&control("Latest checkpoint location")).unwrap_or_default(),
+            redo: Lsn::parse(&control("Latest checkpoint's REDO location")).unwrap_or_default(),
+            segment: control("Latest checkpoint's REDO WAL file"),
+            checkpoint_time: moment(&control("Time of latest checkpoint")),
+            consistent: Lsn::parse(&control("Minimum recovery ending location")).unwrap_or_default(),
             can_rewind: control("wal_log_hints setting") == "on" || control("Data page checksum version") != "0",
             standby: word("standby") == "yes",
             running: word("running") == "yes",
         })))
+    }
+
+    /// Sets settings in `postgresql.auto.conf`, where they stay; `None` takes one away. A server that runs is not told.
+    ///
+    /// # Errors
+    /// `RB0505` with what was said.
+    pub(super) async fn set(&self, settings: &[(&str, Option<String>)]) -> Result<()> {
+        let names: Vec<String> = settings.iter().map(|(k, _)| k.replace('.', "[.]")).collect();
+        let mut lines = String::new();
+        for (key, value) in settings {
+            if let Some(v) = value {
+                lines.push_str(&format!("{key} = '{}'\n", v.replace('\\', "\\\\").replace('\'', "''")));
+            }
+        }
+        let script = self.script(&format!(
+            "set -e; umask 077; f=\"$d/postgresql.auto.conf\"\n\
+             {{ grep -vE {} \"$f\" || :; cat; }} >\"$f.runbook\"; mv -f \"$f.runbook\" \"$f\"; sync \"$f\" 2>/dev/null || sync",
+            quote(&format!("^[[:space:]]*({})[[:space:]=]", names.join("|")))
+        ))?;
+        self.must("writing settings", &script, Some(lines.into_bytes())).await.map(drop)
     }
 
     async fn control(&self, verb: &str) -> Result<()> {
@@ -277,11 +321,18 @@ impl Cluster<'_> {
     }
 
     /// Relations that were written to between two positions, by their file numbers, from the write-ahead log itself; `None` when it
-    /// cannot be read there. Whoever wrote may be gone: the log knows.
+    /// cannot be read there. Whoever wrote may be gone: the log knows. With `xid`, by that transaction alone.
     ///
     /// # Errors
     /// Those of the connection.
-    pub(super) async fn written(&self, data: &str, oid: &str, timeline: u32, from: Lsn, to: Lsn) -> Result<Option<BTreeMap<String, u64>>> {
+    pub(super) async fn written(
+        &self,
+        data: &str,
+        oid: &str,
+        timeline: u32,
+        (from, to): (Lsn, Lsn),
+        xid: Option<&str>,
+    ) -> Result<Option<BTreeMap<String, u64>>> {
         if to <= from {
             return Ok(Some(BTreeMap::new()));
         }
@@ -294,8 +345,9 @@ impl Cluster<'_> {
         );
         let body = format!(
             "command -v pg_waldump >/dev/null || exit 97\n\
-             pg_waldump -p {}/pg_wal -t {timeline} -s {from} -e {to} 2>/dev/null | awk {}",
+             pg_waldump -p {}/pg_wal -t {timeline} -s {from} -e {to} {} 2>/dev/null | awk {}",
             quote(data),
+            xid.map_or(String::new(), |x| format!("-x {}", quote(x))),
             quote(&count)
         );
         let done = self.sh(&format!("{}{body}", self.path()), None, Some(Duration::from_secs(120))).await?;
@@ -305,7 +357,7 @@ impl Cluster<'_> {
             return Ok(None);
         }
         // The log between the two positions is gone.
-        if all == Some(0) && to.0 - from.0 > 100 {
+        if xid.is_none() && all == Some(0) && to.0 - from.0 > 100 {
             return Ok(None);
         }
         let found = text.lines().filter_map(|l| {
@@ -313,5 +365,17 @@ impl Cluster<'_> {
             Some((path.rsplit('/').next()?.to_string(), n.parse().ok()?))
         });
         Ok(Some(found.collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_read_as_the_programs_write_it() {
+        assert_eq!(moment("Sun Nov 22 04:14:37 2026"), Some("2026-11-22T04:14:37Z".parse().unwrap()));
+        assert_eq!(moment("Sun Nov  2 04:14:37 2025"), Some("2025-11-02T04:14:37Z".parse().unwrap()));
+        assert_eq!(moment(""), None);
     }
 }

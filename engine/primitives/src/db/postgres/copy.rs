@@ -7,6 +7,7 @@ use runbook_core::primitive::Cx;
 
 use super::client::{Conn, col};
 use super::cluster::Cluster;
+use super::delayed::kept_delay;
 use super::login::{conninfo, put_password};
 use super::settings::Replication;
 use super::slots::{ensure_slot, free_slot, slot};
@@ -19,7 +20,8 @@ async fn follow_lines(primary: &Db, conn: &Conn, r: &Replication, data: &str, na
     let own = primary_settings(conn).await?;
     let quoted = |v: &str| format!("'{}'", v.replace('\\', "\\\\").replace('\'', "''"));
     let mut lines = format!(
-        "# by runbook: follows {}\nprimary_conninfo = {}\nprimary_slot_name = {}\nrunbook.primary = {}\nrecovery_target_timeline = 'latest'\n",
+        "# by runbook: follows {}\nprimary_conninfo = {}\nprimary_slot_name = {}\nrunbook.primary = {}\nrecovery_target_timeline = 'latest'\n\
+         recovery_target_lsn = ''\nrunbook.rolled = ''\nrunbook.delay = ''\n",
         primary.name.replace('\n', " "),
         quoted(&conninfo(r, data, name)),
         quoted(name),
@@ -81,7 +83,9 @@ pub(super) async fn rebuild(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &D
         done = cluster.must("pg_basebackup", &copy, None) => done.map(|_| ())?,
         () = progress => {}
     }
-    let lines = follow_lines(primary, conn, r, &data, &name).await?;
+    let mut lines = follow_lines(primary, conn, r, &data, &name).await?;
+    // Its own, and not that of its primary, which may have been such a standby once.
+    lines.push_str(&format!("recovery_min_apply_delay = '{}'\n", kept_delay(cluster).await?));
     let script = cluster.script(
         "set -e; s=\"$d.runbook-new\"; cat >> \"$s/postgresql.auto.conf\"; : > \"$s/standby.signal\"; rm -f \"$s/runbook-start.log\" \"$s/recovery.signal\"\n\
          du -sk \"$s\" | cut -f 1",

@@ -8,6 +8,7 @@ mod client;
 mod cluster;
 mod copy;
 mod data;
+mod delayed;
 mod demote;
 mod dump;
 mod fence;
@@ -24,6 +25,7 @@ mod streamed;
 mod subscribed;
 mod switch;
 mod value;
+mod wal;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,8 +36,8 @@ use runbook_core::{Result, Value};
 
 use self::chunks::What;
 use super::driver::{
-    Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Row, Span, Status,
-    Switched, TableOptions, cannot,
+    Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Rolled, Row,
+    Span, Status, Switched, TableOptions, cannot,
 };
 use super::stream::{About, Inflow, Outflow, Settle};
 
@@ -172,5 +174,13 @@ impl Driver for Postgres {
 
     async fn status(&self, cx: &Cx, db: &Db) -> Result<Status> {
         status::status(cx, db).await
+    }
+
+    async fn set_delay(&self, cx: &Cx, db: &Db, delay: Duration) -> Result<bool> {
+        delayed::set_delay(cx, db, delay).await
+    }
+
+    async fn roll_forward(&self, cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
+        delayed::roll_forward(cx, db, before).await
     }
 }

@@ -11,6 +11,7 @@ use super::client::{Conn, col};
 use super::cluster::{Cluster, Data};
 use super::copy::rebuild;
 use super::data::{admin, unless_stopped};
+use super::delayed::{go_on, held};
 use super::login::{conninfo, prepare};
 use super::slots::{drop_slot, slot};
 use super::sql::lit;
@@ -134,7 +135,11 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
 /// Goes on with a standby of this primary that is there; `None` when it must be made anew.
 async fn already(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &Db, p: &Conn, node: &Node) -> Result<Option<Replicated>> {
     let ran = cluster.running().await?;
-    let (conn, there) = cluster.start().await?;
+    let (mut conn, mut there) = cluster.start().await?;
+    let went_on = go_on(cx, db, cluster, &conn).await?;
+    if went_on {
+        (conn, there) = cluster.start().await?;
+    }
     let name = lit(&slot(db));
     let slots = p.texts(&format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = {name}")).await?;
     if slots.first().is_none_or(|r| col(r, 0) == "lost") {
@@ -144,6 +149,11 @@ async fn already(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &Db, p: &Conn
     if let Err(e) = streams(cx, db, p, Duration::from_secs(3)).await {
         if e.code != Code::DB_REPLICATION {
             return Err(e);
+        }
+        if held(&conn).await?.waits {
+            let note = "it waits for its delay to be over, and receives again when it has applied what it holds";
+            let position = there.lsn.to_string();
+            return Ok(Some(Replicated { changed: went_on || !ran, position, note: note.into(), ..Replicated::default() }));
         }
         // Its password or the primary's address may have changed.
         let r = prepare(cx, cluster, db, primary, p, node).await?;
@@ -158,6 +168,9 @@ async fn already(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &Db, p: &Conn
             note: "it streams again".into(),
             ..Replicated::default()
         }));
+    }
+    if went_on {
+        return Ok(Some(Replicated { changed: true, position: there.lsn.to_string(), note: "it goes on".into(), ..Replicated::default() }));
     }
     let note = if ran { "it streams from there already" } else { "it was a standby of it already and was started" };
     Ok(Some(Replicated { changed: !ran, position: there.lsn.to_string(), note: note.into(), ..Replicated::default() }))

@@ -7,6 +7,7 @@ use runbook_core::{Code, Result, Value};
 
 use super::client::{Conn, Texts, col};
 use super::data::admin;
+use super::delayed::held;
 use super::sql::lit;
 use super::state::Lsn;
 use crate::db::driver::{Db, ReplicationError, Status};
@@ -103,6 +104,12 @@ pub(super) async fn status(cx: &Cx, db: &Db) -> Result<Status> {
     s.lag = seconds(col(&row, 3));
     for (key, i) in [("receiver", 0), ("replay", 5), ("conflicts", 6), ("received", 7)] {
         s.detail.insert(key.into(), col(&row, i).into());
+    }
+    let held = held(&conn).await?;
+    s.running |= held.waits && !held.paused;
+    s.detail.insert("delay".into(), Value::Duration(held.delay));
+    if let Some(to) = held.rolled {
+        s.detail.insert("rolled_forward".into(), to.into());
     }
     if !s.running {
         s.error = broken(cx, &conn).await?;

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::client::{Conn, Dialled, For, connect, dial};
 use super::data::{admin, database_ident, unless_stopped};
+use super::delayed::held;
 use super::fence::confirm;
 use super::kept;
 use super::slots::{drop_slot, slot};
@@ -57,7 +58,10 @@ pub(super) async fn caught_up(cx: &Cx, db: &Db, fence: &Fence) -> Result<Caught>
                 if let Some(e) = broken(cx, &conn).await? {
                     return Err(e.stopped(db));
                 }
-                return Ok(Caught::Behind { missing: format!("{bytes} bytes of the write-ahead log up to {until}"), may_pass: true });
+                let held = held(&conn).await?;
+                let why = held.why().map_or(String::new(), |why| format!("; {why}"));
+                let may_pass = held.rolled.is_none() && !held.paused;
+                return Ok(Caught::Behind { missing: format!("{bytes} bytes of the write-ahead log up to {until}{why}"), may_pass });
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

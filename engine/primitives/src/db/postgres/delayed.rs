@@ -1,0 +1,452 @@
+//! `set_delay` and `roll_forward`: a standby that lags on purpose, and how it is brought to just before a mistake.
+//!
+//! What it takes is in the standby's own folder: the log that it has received and not applied. So the primary is not needed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use runbook_core::primitive::Cx;
+use runbook_core::{Code, Error, Result};
+use tokio::time::Instant;
+
+use super::client::{Conn, col};
+use super::cluster::{Cluster, Control, Data};
+use super::data::{admin, unless_stopped};
+use super::kept;
+use super::sql::lit;
+use super::state::{Lsn, Node};
+use super::wal::{self, Commit, Found, Wanted};
+use crate::db::driver::{Before, Db, Rolled, cannot};
+
+/// The server's setting of the delay.
+const DELAY: &str = "recovery_min_apply_delay";
+
+/// Every setting that says where recovery ends.
+const TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_lsn", "recovery_target_time", "recovery_target_name", "recovery_target_xid"];
+
+/// How a standby stands with its delay.
+pub(super) struct Held {
+    /// By how much it lags on purpose.
+    pub delay: Duration,
+    /// Before what it was rolled forward.
+    pub rolled: Option<String>,
+    /// Whether nothing more is applied.
+    pub paused: bool,
+    /// Whether it waits for its delay to be over. After a start it begins to receive only when it has applied what lies in its folder.
+    pub waits: bool,
+}
+
+/// Asks a server in recovery.
+pub(super) async fn held(conn: &Conn) -> Result<Held> {
+    let sql = format!(
+        "SELECT setting, current_setting('runbook.rolled', true), pg_get_wal_replay_pause_state(), \
+         (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup') FROM pg_settings WHERE name = '{DELAY}'"
+    );
+    let row = conn.texts(&sql).await?.into_iter().next().unwrap_or_default();
+    Ok(Held {
+        delay: Duration::from_millis(col(&row, 0).parse().unwrap_or(0)),
+        rolled: Some(col(&row, 1)).filter(|r| !r.is_empty()).map(str::to_string),
+        paused: col(&row, 2) != "not paused",
+        waits: col(&row, 3) == "RecoveryApplyDelay",
+    })
+}
+
+impl Held {
+    /// Why waiting for it is no use, or takes long.
+    pub(super) fn why(&self) -> Option<String> {
+        if let Some(to) = &self.rolled {
+            return Some(format!("it was rolled forward to just before {to} and stays there: replicate_from lets it go on"));
+        }
+        if self.paused {
+            return Some("its replay is paused: replicate_from lets it go on".into());
+        }
+        (!self.delay.is_zero()).then(|| format!("it lags by {} s on purpose: set_delay(\"0s\") ends that", self.delay.as_secs_f64()))
+    }
+}
+
+/// The standby, up.
+fn standby(db: &Db, node: &Node) -> Result<()> {
+    if node.replica.is_some() {
+        return Err(cannot(db, "delaying a logical replica; a physical standby can be delayed"));
+    }
+    if !node.in_recovery {
+        return Err(Error::new(Code::DB_REPLICATION, format!("\"{}\" does not replicate: there is nothing to delay", db.name))
+            .host(&db.host)
+            .hint("begin with replicate_from"));
+    }
+    Ok(())
+}
+
+/// Lets the standby lag; false when it does so already.
+pub(super) async fn set_delay(cx: &Cx, db: &Db, delay: Duration) -> Result<bool> {
+    unless_stopped(cx, db, async {
+        let (conn, node) = admin(cx, db).await?;
+        standby(db, &node)?;
+        let refuse = |why: String, hint: &str| Err(Error::new(Code::DB_REPLICATION, why).host(&db.host).hint(hint));
+        let ms = delay.as_millis();
+        if ms > 2_147_483_647 || delay.subsec_nanos() % 1_000_000 != 0 {
+            return refuse(
+                format!("\"{}\" cannot be delayed by that: the server counts milliseconds, 24 days at most", db.name),
+                "give a shorter one",
+            );
+        }
+        let now = held(&conn).await?;
+        if let Some(to) = now.rolled {
+            return refuse(
+                format!("\"{}\" was rolled forward to just before {to}, and stays there", db.name),
+                "let it go on with replicate_from, or end its replication",
+            );
+        }
+        if now.delay == delay {
+            return Ok(false);
+        }
+        Cluster::of(cx, db).await?.set(&[(DELAY, Some(ms.to_string()))]).await?;
+        conn.run("SELECT pg_reload_conf()").await?;
+        let began = Instant::now();
+        while held(&conn).await?.delay != delay {
+            if began.elapsed() > Duration::from_secs(20) {
+                return refuse(
+                    format!("\"{}\" does not take its delay of {ms} ms", db.name),
+                    "is recovery_min_apply_delay given on its command line? Look at its log",
+                );
+            }
+            cx.sleep(Duration::from_millis(20)).await?;
+        }
+        Ok(true)
+    })
+    .await
+}
+
+const TOO_LATE: &str = "it is too late for this standby; recover from a base backup and the archived log";
+
+fn refused(db: &Db, why: String) -> Error {
+    Error::new(Code::DB_POSITION, format!("\"{}\" cannot be rolled forward to there: {why}", db.name))
+        .host(&db.host)
+        .hint("replication into it stays stopped, so that nothing comes through meanwhile: roll forward to another place, or let it go on with replicate_from")
+}
+
+/// Reads the argument.
+pub(super) fn wanted(before: &Before) -> Result<Wanted> {
+    Ok(match before {
+        Before::Time(t) => Wanted::Time(*t),
+        Before::Position(p) => Wanted::Lsn(Lsn::parse(p).ok_or_else(|| {
+            Error::new(Code::DB_POSITION, format!("\"{p}\" is no position of a PostgreSQL server"))
+                .hint("give a position in the write-ahead log (16/B374D848), or a moment (2026-11-21T14:03:00Z)")
+        })?),
+    })
+}
+
+/// Stops applying, and returns when nothing more can come through.
+async fn pause(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
+    conn.run("SELECT pg_wal_replay_pause()").await?;
+    let began = Instant::now();
+    loop {
+        // One that waits for its delay to be over looks at the pause again before it applies anything.
+        let row = conn
+            .texts("SELECT pg_get_wal_replay_pause_state(), (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')")
+            .await?
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        if col(&row, 0) == "paused" || col(&row, 0) == "pause requested" && col(&row, 1) == "RecoveryApplyDelay" {
+            return Ok(());
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            return Err(Error::new(Code::DB_REPLICATION, format!("the replay of \"{}\" does not pause ({})", db.name, col(&row, 0)))
+                .hint("look at what its server does")
+                .host(&db.host)
+                .retryable(true));
+        }
+        cx.sleep(Duration::from_millis(10)).await?;
+    }
+}
+
+/// Applies what the standby holds, up to just before a moment or a position.
+///
+/// 1. Nothing more is applied from here on. One that is down stays down for now.
+/// 2. The log in its folder says which commit is the first that must be left out, and which one comes before that.
+/// 3. The place right behind the latter is written down as the end of its recovery, so that a restart stops there as well. The delay goes.
+/// 4. It is started again, applies what comes before, and stops there by itself.
+/// 5. It stands there, and what should not be applied lies behind.
+pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
+    unless_stopped(cx, db, async {
+        let wanted = wanted(before)?;
+        if let Wanted::Time(t) = wanted
+            && t > cx.clock.now()
+        {
+            return Err(refused(db, format!("{t} has not come yet")).hint("give the moment of the first change that must not be applied"));
+        }
+        let cluster = Cluster::of(cx, db).await?;
+        let Data::Cluster(mut control) = cluster.look().await? else {
+            return Err(Error::new(Code::DB_REPLICATION, format!("there is no standby in {} on {}", cluster.data()?, db.host)).host(&db.host));
+        };
+        let mut stands = control.consistent;
+        let mut latest = None;
+        if control.running {
+            let (conn, node) = admin(cx, db).await?;
+            standby(db, &node)?;
+            pause(cx, db, &conn).await?;
+            let row = conn.texts(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}")).await?.into_iter().next().unwrap_or_default();
+            stands = Lsn::parse(col(&row, 0)).unwrap_or_default();
+            latest = col(&row, 1).parse::<Timestamp>().ok();
+            // A checkpoint may have come meanwhile.
+            if let Data::Cluster(now) = cluster.look().await? {
+                control = now;
+            }
+        } else if !control.standby {
+            return Err(Error::new(Code::DB_REPLICATION, format!("\"{}\" does not run, and was no standby", db.name)).host(&db.host));
+        }
+        let found = wal::scan(&cluster, &control, wanted).await?;
+        let target = check(db, wanted, &control, stands, latest, &found)?;
+        // Right behind the last commit that is wanted, and not at the first that is not: its locks would be held there.
+        let stop = found.before.as_ref().map_or(stands, |b| Lsn(b.lsn.0 + 1)).max(stands);
+        let there = stop == stands && control.running;
+        stay(cx, &cluster, &target, stop).await?;
+        let conn = if there { admin(cx, db).await?.0 } else { restart(cx, db, &cluster, stop).await? };
+        let row = conn
+            .texts(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}, pg_is_in_recovery()::text"))
+            .await?
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        let position = Lsn::parse(col(&row, 0)).unwrap_or_default();
+        if position > target.lsn || col(&row, 2) != "true" {
+            let what = format!("\"{}\" stands at {position} and has applied {}, which it should have left out", db.name, target.show());
+            return Err(Error::new(Code::DB_REPLICATION, what).host(&db.host));
+        }
+        let node = super::state::look(&conn).await?;
+        let statement = describe(&cluster, &conn, &node, &control, &target).await?;
+        let locked = locked(&conn).await?;
+        if !locked.is_empty() {
+            cx.message(format!(
+                "\"{}\": the transaction that was left out had begun, and locks {locked}; SELECT pg_promote() there makes them readable, and the server one of its own",
+                db.name
+            ));
+        }
+        Ok(Rolled {
+            changed: position != stands || !control.running,
+            position: position.to_string(),
+            left_out: target.lsn.to_string(),
+            time: target.time,
+            statement,
+        })
+    })
+    .await
+}
+
+/// When the last transaction was made that was applied.
+pub(super) const APPLIED: &str = "to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+
+/// The first commit that is left out, when leaving it out is possible and beyond doubt.
+fn check(db: &Db, wanted: Wanted, control: &Control, stands: Lsn, latest: Option<Timestamp>, found: &Found) -> Result<Commit> {
+    let past = |what: String| Err(refused(db, format!("it has applied more than that: {what}")).hint(TOO_LATE));
+    match wanted {
+        Wanted::Lsn(l) if l < stands && found.target.as_ref().is_none_or(|t| t.lsn < stands) => {
+            return past(format!("it stands at {stands}"));
+        }
+        Wanted::Time(t) if latest.is_some_and(|l| l >= t) => {
+            return past(format!("it stands at {stands}, of {}", latest.map_or(String::new(), |l| l.to_string())));
+        }
+        _ => {}
+    }
+    let Some(target) = &found.target else {
+        let newest = found.before.as_ref().map_or_else(
+            || "it has received no transaction since its last checkpoint".to_string(),
+            |b| format!("the last transaction that it has received is at {}", b.show()),
+        );
+        return Err(refused(db, format!("nothing would be left out: {newest}")));
+    };
+    if target.lsn < stands {
+        return past(format!("it stands at {stands}, and {} is applied", target.show()));
+    }
+    // What came before the last checkpoint is no longer looked at.
+    let known = found.before.is_some() || latest.is_some();
+    if let (Wanted::Time(t), false) = (wanted, known)
+        && control.checkpoint_time.is_none_or(|c| t <= c)
+    {
+        return Err(refused(db, "whether it has applied anything of that moment already is not known".into())
+            .hint("give the position of the first change that must not be applied; pg_waldump shows them"));
+    }
+    Ok(target.clone())
+}
+
+/// Writes down where its recovery ends.
+async fn stay(cx: &Cx, cluster: &Cluster<'_>, target: &Commit, stop: Lsn) -> Result<()> {
+    let before = kept_delay(cluster).await?;
+    let mut settings: Vec<(&str, Option<String>)> = TARGETS.iter().map(|t| (*t, Some(String::new()))).collect();
+    settings.retain(|(k, _)| *k != "recovery_target_lsn");
+    settings.extend([
+        ("recovery_target_lsn", Some(stop.to_string())),
+        ("recovery_target_inclusive", Some("off".into())),
+        ("recovery_target_action", Some("pause".into())),
+        (DELAY, Some("0".into())),
+        ("runbook.delay", Some(before)),
+        ("runbook.rolled", Some(target.lsn.to_string())),
+    ]);
+    cluster.set(&settings).await?;
+    if cluster.running().await? {
+        // Only so that everybody sees it; where it ends is read at a start.
+        let (conn, _) = admin(cx, cluster.db()).await?;
+        conn.run("SELECT pg_reload_conf()").await?;
+    }
+    Ok(())
+}
+
+/// The delay of a standby as its folder has it, also while it was rolled forward and has none; `0` for none.
+pub(super) async fn kept_delay(cluster: &Cluster<'_>) -> Result<String> {
+    let script = cluster.script(&format!(
+        "for k in runbook[.]delay {DELAY}; do v=$(sed -n \"s/^$k *= *'\\(.*\\)'.*/\\1/p\" \"$d/postgresql.auto.conf\" 2>/dev/null | tail -n 1)\n\
+         [ -z \"$v\" ] || {{ printf '%s' \"$v\"; exit; }}; done; printf 0"
+    ))?;
+    cluster.must("reading the delay", &script, None).await
+}
+
+/// Starts it (again), and waits until it has stopped applying where it should.
+async fn restart(cx: &Cx, db: &Db, cluster: &Cluster<'_>, stop: Lsn) -> Result<Conn> {
+    cluster.stop().await?;
+    let (conn, _) = cluster.start().await?;
+    let (mut last, mut since) = (Lsn::default(), Instant::now());
+    loop {
+        let row = conn
+            .texts("SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn(), pg_is_in_recovery()::text")
+            .await?
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        let now = Lsn::parse(col(&row, 1)).unwrap_or_default();
+        if col(&row, 0) == "paused" || col(&row, 2) != "true" {
+            return Ok(conn);
+        }
+        if now != last {
+            (last, since) = (now, Instant::now());
+        } else if since.elapsed() > Duration::from_secs(60) {
+            return Err(Error::new(Code::DB_REPLICATION, format!("\"{}\" does not go on from {now} to {stop}", db.name))
+                .hint("look at its log; roll forward again when that is mended")
+                .host(&db.host)
+                .retryable(true));
+        }
+        cx.progress(format!("rolling {} forward", db.name), now.0, Some(stop.0), "bytes of the log");
+        cx.sleep(Duration::from_millis(100)).await?;
+    }
+}
+
+/// What a transaction does, as far as the log tells; the first 200 characters.
+pub(super) async fn describe(cluster: &Cluster<'_>, conn: &Conn, node: &Node, control: &Control, target: &Commit) -> Result<String> {
+    let data = cluster.data()?;
+    let end = Lsn(target.lsn.0 + 1);
+    let rows = cluster.written(&data, &node.oid, node.timeline.max(1), (control.redo, end), Some(&target.xid)).await?.unwrap_or_default();
+    let prefix = format!("base/{}/", node.oid);
+    let dropped: Vec<String> = target.files.iter().filter_map(|f| f.strip_prefix(&prefix)).map(str::to_string).collect();
+    let names = names(conn, rows.keys().cloned().chain(dropped.iter().cloned())).await?;
+    let mut parts = Vec::new();
+    for file in &dropped {
+        if let Some(name) = names.get(file) {
+            parts.push(format!("drops or empties {name}"));
+        }
+    }
+    for (file, n) in rows {
+        if let Some(name) = names.get(&file).filter(|_| !dropped.contains(&file)) {
+            parts.push(format!("changes {n} rows of {name}"));
+        }
+    }
+    let what = if parts.is_empty() { "changes nothing that can be named".to_string() } else { parts.join(", ") };
+    Ok(format!("transaction {}: {what}", target.xid).chars().take(200).collect())
+}
+
+/// The users' tables that have these files.
+async fn names(conn: &Conn, files: impl Iterator<Item = String>) -> Result<BTreeMap<String, String>> {
+    let list: Vec<String> = files.filter(|f| f.parse::<u32>().is_ok()).map(|f| lit(&f)).collect();
+    if list.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let sql = format!(
+        "SELECT f, c.oid::regclass FROM unnest(ARRAY[{}]::text[]) f, pg_class c WHERE c.oid = pg_filenode_relation(0, f::oid) \
+         AND c.oid >= 16384 AND c.relkind IN ('r', 'm')",
+        list.join(",")
+    );
+    Ok(conn.texts(&sql).await?.iter().map(|r| (col(r, 0).to_string(), col(r, 1).to_string())).collect())
+}
+
+/// Tables that nobody can read on a standby, since a transaction that was not applied to its end locks them.
+async fn locked(conn: &Conn) -> Result<String> {
+    let sql = "SELECT string_agg(DISTINCT c.oid::regclass::text, ', ') FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
+               WHERE l.mode = 'AccessExclusiveLock' AND l.granted AND c.relkind IN ('r', 'm', 'p') \
+               AND l.pid = (SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup') \
+               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    Ok(conn.text(sql).await?.unwrap_or_default())
+}
+
+/// Lets a standby go on that was paused or rolled forward, with the delay that it had; false when there was nothing to do.
+pub(super) async fn go_on(cx: &Cx, db: &Db, cluster: &Cluster<'_>, conn: &Conn) -> Result<bool> {
+    let now = held(conn).await?;
+    if now.rolled.is_none() {
+        if now.paused {
+            conn.run("SELECT pg_wal_replay_resume()").await?;
+        }
+        return Ok(now.paused);
+    }
+    // At its end a server that is told to resume would become a primary: it is started anew without one.
+    let delay = kept_delay(cluster).await?;
+    cluster.stop().await?;
+    let mut settings: Vec<(&str, Option<String>)> = TARGETS.iter().map(|t| (*t, None)).collect();
+    settings.extend([
+        ("recovery_target_inclusive", None),
+        ("recovery_target_action", None),
+        ("runbook.rolled", None),
+        ("runbook.delay", None),
+        (DELAY, Some(delay)),
+    ]);
+    cluster.set(&settings).await?;
+    kept::forget(cx, db)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use runbook_core::inventory::Resource;
+
+    use super::*;
+
+    fn commit(lsn: u64, time: &str) -> Commit {
+        Commit { lsn: Lsn(lsn), xid: "7".into(), time: time.parse().unwrap(), files: vec![] }
+    }
+
+    #[test]
+    fn what_is_left_out_is_beyond_doubt() {
+        let db = Db {
+            name: "late".into(),
+            host: "h".into(),
+            settings: Resource { name: "late".into(), kind: "postgresql".into(), settings: BTreeMap::new() },
+        };
+        let at = |t: &str| t.parse::<Timestamp>().unwrap();
+        let (early, noon, late) = ("2026-11-22T11:00:00Z", "2026-11-22T12:00:00Z", "2026-11-22T13:00:00Z");
+        let control = Control { checkpoint_time: Some(at(early)), ..Control::default() };
+        let found = Found { target: Some(commit(200, late)), before: Some(commit(100, early)) };
+        let ask = |wanted, stands, latest, found: &Found| check(&db, wanted, &control, Lsn(stands), latest, found).map_err(|e| e.message);
+        assert_eq!(ask(Wanted::Time(at(noon)), 150, None, &found).unwrap().lsn, Lsn(200));
+        assert_eq!(ask(Wanted::Lsn(Lsn(120)), 150, None, &found).unwrap().lsn, Lsn(200));
+        assert!(ask(Wanted::Time(at(noon)), 201, None, &found).unwrap_err().contains("has applied more than that"));
+        assert!(ask(Wanted::Time(at(noon)), 150, Some(at(noon)), &found).unwrap_err().contains("has applied more than that"));
+        assert!(
+            ask(Wanted::Lsn(Lsn(50)), 150, None, &Found { target: Some(commit(60, noon)), before: None })
+                .unwrap_err()
+                .contains("it stands at 0/96")
+        );
+        let none = Found { target: None, before: Some(commit(100, early)) };
+        assert!(ask(Wanted::Time(at(noon)), 150, None, &none).unwrap_err().contains("nothing would be left out"));
+        // Nothing is known of the time before: only the checkpoint tells.
+        let alone = Found { target: Some(commit(200, late)), before: None };
+        assert!(ask(Wanted::Time(at(early)), 150, None, &alone).unwrap_err().contains("is not known"));
+        assert!(ask(Wanted::Time(at(noon)), 150, None, &alone).is_ok());
+        assert!(ask(Wanted::Lsn(Lsn(190)), 150, None, &alone).is_ok());
+    }
+
+    #[test]
+    fn positions_are_those_of_the_server() {
+        assert_eq!(wanted(&Before::Position("16/B374D848".into())).unwrap(), Wanted::Lsn(Lsn(0x16_B374_D848)));
+        let e = wanted(&Before::Position("0-1-4711".into())).unwrap_err();
+        assert!(e.code == Code::DB_POSITION && e.message.contains("is no position"), "{e}");
+    }
+}
