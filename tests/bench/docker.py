@@ -10,37 +10,27 @@ journal; the median counts. The most memory that runbook held is printed. Uses t
 Needs root, and the packages docker.io, openssh-server and rsync.
 """
 
-import argparse
-import json
 import os
 import shlex
-import shutil
-import signal
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parent.parent.parent
+sys.dont_write_bytecode = True
+
+from common import Place, arguments, run, sh  # noqa: E402
+
 CAPSULE = """ip link set lo up
 exec dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/pid" -H "unix://$1/docker.sock" --iptables=false --ip-masq=false \
   --ip-forward=false --userland-proxy=false --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$2" --log-level=error"""
 
 
-def sh(script, **more):
-    done = subprocess.run(["bash", "-c", "set -e -o pipefail; " + script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more)
-    if done.returncode:
-        sys.exit(f"tests/bench/docker.py: {script}\n{done.stdout}")
-    return done.stdout.strip()
-
-
-class Site:
+class Site(Place):
     """Two hosts, `old` and `new`, with an engine each, and a project that knows them."""
 
     def __init__(self, folder, runbook):
-        self.at, self.runbook, self.peak, self.children = folder, runbook, 0, []
+        super().__init__(folder, runbook)
         sh(f"mkdir -p /run/sshd {folder}/project; ssh-keygen -q -t ed25519 -N '' -f {folder}/key")
         self.port, inventory = {}, ["[environments.bench]"]
         for i, host in enumerate(["old", "new"]):
@@ -69,28 +59,11 @@ class Site:
                 time.sleep(0.1)
         self.ssh = f"ssh -F /dev/null -i {folder}/key -o IdentitiesOnly=yes -o UserKnownHostsFile={folder}/known_hosts -p {self.port['new']} root@127.0.0.1"
 
-    def start(self, *words):
-        self.children.append(subprocess.Popen([str(w) for w in words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-
     def docker(self, host, words):
         return f"docker -H unix://{self.at}/{host}/engine/docker.sock {words}"
 
-    def run(self, script):
-        """Runs a runbook of one step; remembers the most memory that it took."""
-        (self.at / "project/a.rhai").write_text(f'step "Copy" {{ {script} }}\n')
-        with open(self.at / "out", "wb") as out:
-            words = [self.runbook, "run", "a.rhai", "--env", "bench", "--yes"]
-            child = subprocess.Popen(words, cwd=self.at / "project", stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            sys.exit((self.at / "out").read_text())
-        self.peak = max(self.peak, usage.ru_maxrss // 1024)
-
     def end(self):
-        for child in self.children:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
+        super().end()
         for group in Path("/sys/fs/cgroup").glob(f"**/rb-bench-{os.getpid()}-*"):
             for folder, _, _ in os.walk(group, topdown=False):
                 try:
@@ -99,36 +72,7 @@ class Site:
                     pass
 
 
-def main():
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--rounds", type=int, default=3)
-    ask.add_argument("--layers", type=int, default=6)
-    ask.add_argument("--mib", type=int, default=40)
-    ask.add_argument("--json", action="store_true")
-    given = ask.parse_args()
-    built = [os.environ.get("RUNBOOK"), TOP / "target/release/runbook", TOP / "target/debug/runbook"]
-    runbook = next((str(b) for b in built if b and os.access(b, os.X_OK)), None) or sys.exit("build the binary first: cargo build --release")
-    folder = Path(tempfile.mkdtemp(prefix="rb-bench-", dir="/tmp"))
-    site = Site(folder, runbook)
-    try:
-        times = measure(site, given)
-    finally:
-        site.end()
-        shutil.rmtree(folder, ignore_errors=True)
-    rows = []
-    for what in dict.fromkeys(w for w, _ in times):
-        hand, ours = (statistics.median(times[what, way]) for way in ["by hand", "runbook"])
-        rows.append({"what": what, "by_hand": round(hand, 2), "runbook": round(ours, 2), "ratio": round(ours / hand, 2)})
-    if given.json:
-        print(json.dumps({"passes": rows, "memory_mib": site.peak}, indent=1))
-        return
-    print("| what | by hand (s) | runbook (s) | ratio |\n|---|---:|---:|---:|")
-    for r in rows:
-        print(f"| {r['what']} | {r['by_hand']:.2f} | {r['runbook']:.2f} | {r['ratio']:.2f} |")
-    print(f"\nThe most memory that runbook held: {site.peak} MiB")
-
-
-def measure(site, given):
+def measure(site, given, timed):
     old, new = (lambda words: sh(site.docker("old", words))), (lambda words: sh(site.docker("new", words)))
     build = site.at / "build"
     build.mkdir()
@@ -141,24 +85,16 @@ def measure(site, given):
         old(f"build -q -t shop:{version} {build}")
     volume = old("volume create data") and old("volume inspect -f '{{.Mountpoint}}' data")
     sh(f"cd {volume}; head -c 300M /dev/urandom >big; for i in $(seq 2000); do head -c 9000 /dev/urandom >f$i; done")
-    times = {}
-
-    def timed(what, way, work):
-        sh("sync")
-        began = time.monotonic()
-        work()
-        times.setdefault((what, way), []).append(time.monotonic() - began)
-        print(f"   {what}, {way}: {times[what, way][-1]:.2f} s", file=sys.stderr)
 
     def image(version, way):
         if way == "runbook":
-            return lambda: site.run(f'docker("new").image("shop:{version}").copy_from(docker("old"));')
+            return lambda: site.step(f'docker("new").image("shop:{version}").copy_from(docker("old"));')
         load = shlex.quote(site.docker("new", "load -q"))
         return lambda: sh(f"{site.docker('old', f'save shop:{version}')} | {site.ssh} {load}")
 
     def files(way):
         if way == "runbook":
-            return lambda: site.run('docker("new").volume("runbook").copy_from(docker("old"), #{ name: "data" });')
+            return lambda: site.step('docker("new").volume("runbook").copy_from(docker("old"), #{ name: "data" });')
         target = new("volume create hand") and new("volume inspect -f '{{.Mountpoint}}' hand")
         ssh = shlex.quote(site.ssh.rsplit(" ", 1)[0])
         return lambda: sh(f"rsync -aHAX --numeric-ids --delete -e {ssh} {volume}/ root@127.0.0.1:{target}/")
@@ -181,7 +117,10 @@ def measure(site, given):
             timed("volume, delta", way, files(way))
         for name in ["runbook", "hand"]:
             sh(f"diff -r {volume} {new('volume inspect -f {{.Mountpoint}} ' + name)}")
-    return times
+
+
+def main():
+    run(Site, "by hand", measure, arguments(__doc__, layers=6, mib=40).parse_args())
 
 
 if __name__ == "__main__":
