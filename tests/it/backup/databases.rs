@@ -478,6 +478,24 @@ fn controller_killed(tool: &'static str) {
 }
 
 #[test]
+fn what_a_run_that_was_given_up_has_left_is_named() {
+    for s in both("restic") {
+        s.server.swell(25);
+        s.run("take", "vault.snapshot_database(shop);", 0);
+        s.script("test", "vault.restore_test(vault.list().pop(), #{ server: copy });");
+        let mut run = s.p.start(&["run", "test.rhai", "--env", "test"]);
+        until("its throw-away database is there", || !s.server.named("runbook_test").is_empty());
+        run.0.kill().unwrap();
+        run.0.wait().unwrap();
+        let left = s.server.named("runbook_test").trim().to_string();
+        let out = s.p.expect(&["run", "test.rhai", "--env", "test", "--take-over"], 0);
+        assert!(out.contains(&format!("another throw-away database, {left}: ")), "{left}: {out}");
+        // It may be another one's: it is left, and nothing else.
+        assert_eq!(s.server.named("runbook_test").trim(), left);
+    }
+}
+
+#[test]
 fn a_restore_test_fails_by_name() {
     fails_by_name("restic");
 }

@@ -329,6 +329,11 @@ pub trait Driver: Send + Sync {
         Err(cannot(db, "loading a snapshot"))
     }
 
+    /// Databases of the server whose names begin like this.
+    async fn begin_with(&self, _cx: &Cx, _db: &Db, _name: &str) -> Result<Vec<String>> {
+        Ok(vec![])
+    }
+
     /// Ends what [`Driver::make_ready`] with that id has begun; anything else is left alone.
     async fn settle(&self, _cx: &Cx, db: &Db, _id: &str, _how: Settle) -> Result<()> {
         Err(cannot(db, "loading a snapshot"))

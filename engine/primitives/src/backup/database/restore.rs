@@ -9,7 +9,7 @@ use super::{named, stream};
 use crate::backup::repository::Snapshot;
 use crate::db::compare;
 use crate::db::driver::Db;
-use crate::db::stream::{About, Inflow, Settle, Told, beside, test_name};
+use crate::db::stream::{About, Inflow, Settle, TEST, Told, beside, test_name};
 
 /// What was loaded and found right.
 pub(super) struct Loaded {
@@ -55,6 +55,14 @@ pub(super) async fn test(cx: &Cx, repo: &dyn Streams, s: &Snapshot, server: &Db,
     // Whatever an earlier try has left, half or whole.
     let drv = server.driver(cx)?;
     drv.settle(cx, &test, id, Settle::Drop).await?;
+    // Of others nothing proves that nobody is at work in them.
+    for other in drv.begin_with(cx, server, TEST).await? {
+        cx.message(format!(
+            "the server of \"{}\" has another throw-away database, {other}: of a restore test that still runs, or of a run that was given up after a crash. \
+             If none runs, drop it",
+            server.name
+        ));
+    }
     let tested = async {
         drv.make_ready(cx, &test, &about, id).await?;
         pour(cx, repo, s, &test, &own, &about, true).await?;

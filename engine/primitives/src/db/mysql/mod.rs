@@ -129,6 +129,10 @@ impl Driver for Mysql {
         streamed::make_ready(cx, db, about, id).await
     }
 
+    async fn begin_with(&self, cx: &Cx, db: &Db, name: &str) -> Result<Vec<String>> {
+        streamed::begin_with(cx, db, name).await
+    }
+
     async fn inflow(&self, cx: &Cx, db: &Db, flow: Inflow<'_>) -> Result<()> {
         streamed::inflow(cx, db, flow).await
     }

@@ -186,6 +186,20 @@ pub async fn make_ready(cx: &Cx, db: &Db, about: &About, id: &str) -> Result<boo
     Ok(true)
 }
 
+/// Schemas whose names begin like this.
+pub async fn begin_with(cx: &Cx, db: &Db, name: &str) -> Result<Vec<String>> {
+    let mut s = session(cx, db).await?;
+    let found = s
+        .column(format!(
+            "SELECT schema_name FROM information_schema.schemata WHERE LEFT(schema_name, {}) = {} ORDER BY 1",
+            name.len(),
+            text(name)
+        ))
+        .await?;
+    s.close().await;
+    Ok(found)
+}
+
 /// Loads a stream.
 pub async fn inflow(cx: &Cx, db: &Db, flow: Inflow<'_>) -> Result<()> {
     let at = server(cx, db).await?;

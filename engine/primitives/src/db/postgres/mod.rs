@@ -124,6 +124,10 @@ impl Driver for Postgres {
         streamed::make_ready(cx, db, about, id).await
     }
 
+    async fn begin_with(&self, cx: &Cx, db: &Db, name: &str) -> Result<Vec<String>> {
+        streamed::begin_with(cx, db, name).await
+    }
+
     async fn inflow(&self, cx: &Cx, db: &Db, flow: Inflow<'_>) -> Result<()> {
         streamed::inflow(cx, db, flow).await
     }

@@ -151,6 +151,13 @@ pub(super) async fn make_ready(cx: &Cx, db: &Db, about: &About, id: &str) -> Res
     Ok(true)
 }
 
+/// Databases whose names begin like this.
+pub(super) async fn begin_with(cx: &Cx, db: &Db, name: &str) -> Result<Vec<String>> {
+    let conn = outside(cx, db).await?;
+    let rows = conn.texts(&format!("SELECT datname FROM pg_database WHERE starts_with(datname, {}) ORDER BY 1", lit(name))).await?;
+    Ok(rows.iter().map(|r| col(r, 0).to_string()).collect())
+}
+
 /// Loads a stream.
 pub(super) async fn inflow(cx: &Cx, db: &Db, flow: Inflow<'_>) -> Result<()> {
     let tools = Tools::of(cx, db, Some(1)).await?;

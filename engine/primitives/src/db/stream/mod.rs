@@ -208,10 +208,13 @@ fn name_of(kind: &str, table: &str) -> String {
     }
 }
 
+/// What the names of throw-away databases begin with.
+pub const TEST: &str = "runbook_test_";
+
 /// A name that no database has yet, always the same for an action.
 pub fn test_name(cx: &Cx) -> String {
     let hash = runbook_core::digest::sha256_hex(cx.action_id.to_string().as_bytes());
-    format!("runbook_test_{}", hash.get(..16).unwrap_or(""))
+    format!("{TEST}{}", hash.get(..16).unwrap_or(""))
 }
 
 /// The same server, with a database of another name in it; what is kept of connections is apart.
