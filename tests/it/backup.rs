@@ -21,6 +21,7 @@ mod remote;
 mod restic;
 mod schedule;
 mod twins;
+mod ways;
 
 /// A source host, the host of the repository, and what runs there.
 struct Lab {

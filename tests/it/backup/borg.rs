@@ -3,21 +3,25 @@
 use super::twins::Place;
 use super::*;
 
-const PASSWORD: &str = "a password with 'quotes'";
+pub(super) const PASSWORD: &str = "a password with 'quotes'";
 
 /// A host with a shop and a repository in a folder beside it; another host.
-struct Site {
-    old: Sshd,
-    new: Sshd,
-    settings: BTreeMap<String, Value>,
+pub(super) struct Site {
+    pub(super) old: Sshd,
+    pub(super) new: Sshd,
+    /// What is different about the login of the old host.
+    pub(super) login: BTreeMap<String, Value>,
+    pub(super) settings: BTreeMap<String, Value>,
     /// A second repository, `other`.
-    other: Option<BTreeMap<String, Value>>,
-    world: Arc<World>,
+    pub(super) other: Option<BTreeMap<String, Value>>,
+    pub(super) world: Arc<World>,
 }
 
 impl Store for Site {
     fn cx(&self, action: &str) -> Cx {
-        let mut env = environment(&[("old", self.old.settings()), ("new", self.new.settings())]);
+        let mut old = self.old.settings();
+        old.extend(self.login.clone());
+        let mut env = environment(&[("old", old), ("new", self.new.settings())]);
         let backups = env.resources.entry(Section::Backups).or_default();
         let stores = [("store", Some(&self.settings)), ("other", self.other.as_ref())];
         for (name, settings) in stores.into_iter().filter_map(|(n, s)| Some((n, s?))) {
@@ -27,12 +31,12 @@ impl Store for Site {
     }
 }
 
-fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, Value> {
+pub(super) fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, Value> {
     pairs.iter().map(|(k, v)| ((*k).to_string(), Value::from(*v))).collect()
 }
 
 impl Site {
-    fn start() -> Option<Site> {
+    pub(super) fn start() -> Option<Site> {
         if !crate::support::have("borg") {
             return None;
         }
@@ -40,23 +44,23 @@ impl Site {
         lab.shop();
         lab.world.secrets.lock().insert("borg".into(), PASSWORD.into());
         let settings = settings(&[("host", "old"), ("repository", "my repository"), ("password", "borg")]);
-        Some(Site { old: lab.old, new: lab.vault, settings, other: None, world: lab.world })
+        Some(Site { old: lab.old, new: lab.vault, login: BTreeMap::new(), settings, other: None, world: lab.world })
     }
 
     /// One whose repository is made.
-    async fn made() -> Option<Site> {
+    pub(super) async fn made() -> Option<Site> {
         let s = Site::start()?;
         assert_eq!(s.call("r0-a", "init", vec![]).await.unwrap().changed, Some(true));
         assert_eq!(s.call("r0-b", "init", vec![]).await.unwrap().changed, Some(false));
         Some(s)
     }
 
-    fn set(&mut self, key: &str, value: &str) {
+    pub(super) fn set(&mut self, key: &str, value: &str) {
         self.settings.insert(key.into(), value.into());
     }
 
     /// The stock tool, as anybody would use it on the host.
-    fn borg(&self, words: &str) -> String {
+    pub(super) fn borg(&self, words: &str) -> String {
         let repository = self.settings["repository"].as_str().unwrap().to_string();
         let password = self.world.secrets.lock()["borg"].clone();
         let script = format!("export BORG_REPO=\"$PWD/{repository}\" BORG_PASSPHRASE=\"{password}\" HOME=\"$PWD\" TZ=UTC\nborg {words}");
@@ -82,7 +86,7 @@ impl Place for Site {
     }
 }
 
-fn id(v: &Value) -> &str {
+pub(super) fn id(v: &Value) -> &str {
     v.as_record().unwrap().str("id")
 }
 
@@ -246,6 +250,14 @@ async fn a_lost_connection_does_not_disturb_it_and_the_password_is_nowhere() {
 async fn files_that_change_meanwhile_are_named_and_nothing_is_kept() {
     let Some(s) = Site::made().await else { return };
     twins::files_that_change_meanwhile_are_named(&s, Duration::from_millis(5), |n| n == "hot/log").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_dies_while_copying_makes_each_copy_once() {
+    let Some(mut s) = Site::made().await else { return };
+    s.world.secrets.lock().insert("second".into(), "another password".into());
+    s.other = Some(settings(&[("host", "old"), ("repository", "second"), ("password", "second")]));
+    twins::a_controller_that_dies_while_copying(&s, Duration::from_millis(350)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

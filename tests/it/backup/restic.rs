@@ -228,6 +228,14 @@ async fn files_that_change_meanwhile_are_named_and_nothing_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_dies_while_copying_makes_each_copy_once() {
+    let Some(mut s) = Site::made().await else { return };
+    s.world.secrets.lock().insert("second".into(), "another password".into());
+    s.other = Some(settings_of("second", "second"));
+    twins::a_controller_that_dies_while_copying(&s, Duration::from_millis(250)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_snapshot_tells_is_what_is_listed_and_restored() {
     let Some(s) = Site::made().await else { return };
     twins::what_is_told_is_what_is_there(&s, 12, Some(2 * 3_000_000 + 2 * 6 + 6 * 2 + (5 << 20))).await;

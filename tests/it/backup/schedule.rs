@@ -81,7 +81,7 @@ fn a_timer_fires_and_its_snapshots_are_fresh_with_borg() {
 fn fires(tool: &'static str) {
     let Some(s) = Site::start(tool) else { return };
     let fast =
-        r#"vault.schedule("fast", ["*:*:0/3", "*:*:1/3"], old, ["/srv/shop"], #{ exclude: "*.tmp", tags: ["timer"], keep_last: 2 });"#;
+        r#"vault.schedule("fast", ["*:*:0/6", "*:*:3/6"], old, ["/srv/shop"], #{ exclude: "*.tmp", tags: ["timer"], keep_last: 2 });"#;
     s.run("fast", fast, 0);
     // Nobody but systemd starts it.
     let count = || s.count("fast");
