@@ -30,7 +30,7 @@ pub(super) async fn what_is_told_is_what_is_there(s: &impl Place, files: i64, by
             assert_eq!(made.get(field), listed.get(field), "{field}");
         }
         assert_eq!((made.get("files"), made.get("bytes")), (&Value::Int(files), &bytes.map_or(Value::Unit, Value::Bytes)), "{made:?}");
-        let test = s.call("r1-t", "restore_test", vec![made.clone().into()]).await.unwrap().value;
+        let test = s.call(&format!("r{}-t", s.old().port), "restore_test", vec![made.clone().into()]).await.unwrap().value;
         let test = test.as_record().unwrap();
         // Ten files, and two further names of them.
         assert_eq!(test.get("files"), &Value::Int(12));

@@ -7,12 +7,12 @@ use super::twins::Place;
 use super::*;
 use crate::support::users::User;
 
-/// Takes, lists, verifies and tests a snapshot.
+/// Takes, verifies and tests a snapshot. The folder of a test is named by its action, and other tests are at work beside.
 async fn works(s: &Site, n: &str) -> Value {
     let made = s.call(&format!("r{n}-a"), "snapshot", take()).await.unwrap().value;
     s.call(&format!("r{n}-b"), "verify", vec![made.clone()]).await.unwrap();
     let compare = options(&[("compare", true.into())]);
-    let test = s.call(&format!("r{n}-c"), "restore_test", vec![made.clone(), compare]).await.unwrap().value;
+    let test = s.call(&format!("r{}-{n}", s.old.port), "restore_test", vec![made.clone(), compare]).await.unwrap().value;
     assert_eq!(test.as_record().unwrap().get("files"), &Value::Int(9));
     made
 }
@@ -48,7 +48,7 @@ async fn a_key_in_a_file_must_be_where_it_is_used() {
     let made = works(&s, "1").await;
     // Another host has none, and is told how to get it.
     let there = || vec![made.clone(), options(&[("on", host("new"))])];
-    let e = s.fails("r1-d", "restore_test", there()).await;
+    let e = s.fails(&format!("r{}-d", s.old.port), "restore_test", there()).await;
     assert!(e.code == Code::BACKUP_REPOSITORY && e.message.contains("has its key elsewhere"), "{e}");
     assert!(e.hint.unwrap().contains("borg key export"));
     let (old, new) = (s.old.home(), s.new.home());
@@ -59,7 +59,7 @@ async fn a_key_in_a_file_must_be_where_it_is_used() {
             new.display()
         ),
     );
-    s.call("r1-e", "restore_test", there()).await.unwrap();
+    s.call(&format!("r{}-e", s.old.port), "restore_test", there()).await.unwrap();
     // The key is gone: nothing is written under another one.
     sh(&old, "mv .config/borg/keys kept");
     let e = s.fails("r1-f", "snapshot", take()).await;
@@ -117,13 +117,13 @@ async fn a_login_that_is_not_root_takes_what_is_roots_with_sudo() {
     s.call("r0-b", "init", vec![]).await.unwrap();
     let made = s.call("r1-a", "snapshot", take()).await.unwrap().value;
     s.call("r1-b", "verify", vec![made.clone()]).await.unwrap();
-    s.call("r1-c", "restore_test", vec![made.clone(), options(&[("compare", true.into())])]).await.unwrap();
+    s.call(&format!("r{}-c", s.old.port), "restore_test", vec![made.clone(), options(&[("compare", true.into())])]).await.unwrap();
     sh(&s.old.home(), "rm -rf shop/plain shop/hard");
     let back = vec![made, host("old"), "/".into(), options(&[("sudo", true.into())])];
     assert_eq!(s.call("r1-d", "restore", back.clone()).await.unwrap().changed, Some(true));
     assert_eq!(sh(&s.old.home(), "stat -c '%U %G %h %a' shop/plain").trim(), "daemon bin 2 640");
     assert_eq!(s.call("r1-e", "restore", back).await.unwrap().changed, Some(false));
-    assert_eq!(sh(&s.old.home(), "ls -d ${TMPDIR:-/tmp}/runbook-restore.r1-* 2>/dev/null || true"), "");
+    assert_eq!(sh(&s.old.home(), &format!("ls -d ${{TMPDIR:-/tmp}}/runbook-restore.r{}-* 2>/dev/null || true", s.old.port)), "");
     let left =
         sh(Path::new("/"), &format!("grep -rlF -- \"{PASSWORD}\" {}/.runbook {home}/.runbook 2>/dev/null || true", user.home().display()));
     assert_eq!(left, "");
