@@ -336,6 +336,20 @@ impl Carried for Site {
         self.shared = Arc::default();
     }
 
+    fn hosts(&self) -> [&crate::support::sshd::Sshd; 2] {
+        [&self._hosts[0], &self._hosts[1]]
+    }
+
+    async fn level(&self) {
+        for _ in 0..500 {
+            if self.old.sql(ORDERS) == self.new.sql(ORDERS) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the replica does not get the last order");
+    }
+
     fn kept(&self) -> usize {
         let there = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'shop' AND table_name = '_runbook_loaded'";
         if self.new.sql(there) == "1" { self.new.sql("SELECT COUNT(*) FROM shop._runbook_loaded").parse().unwrap() } else { 0 }
@@ -358,4 +372,10 @@ async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
 async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
     let Some(s) = Site::new() else { return };
     dumps::a_full_disk_is_said(&s).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_at_random_lose_and_double_nothing() {
+    let Some(s) = Site::new() else { return };
+    dumps::connections_are_cut_at_random(&s).await;
 }

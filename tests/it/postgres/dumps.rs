@@ -195,6 +195,21 @@ impl Carried for Site {
         self.new.start();
     }
 
+    fn hosts(&self) -> [&crate::support::sshd::Sshd; 2] {
+        [&self.old_host, &self.new_host]
+    }
+
+    async fn level(&self) {
+        let orders = "SELECT string_agg(item, ' ' ORDER BY id) FROM orders";
+        for _ in 0..500 {
+            if self.old.sql("shop", orders) == self.new.sql("shop", orders) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the standby does not get the last order");
+    }
+
     fn kept(&self) -> usize {
         if self.new.sql("shop", "SELECT count(*) FROM pg_tables WHERE schemaname = '_runbook'") == "1" {
             return self.new.sql("shop", "SELECT count(*) FROM _runbook.loaded").parse().unwrap();
@@ -219,4 +234,11 @@ async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
 async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
     let Some(s) = site() else { return };
     dumps::a_full_disk_is_said(&s).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_at_random_lose_and_double_nothing() {
+    let Some(s) = site() else { return };
+    s.allow_replication();
+    dumps::connections_are_cut_at_random(&s).await;
 }

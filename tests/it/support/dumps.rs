@@ -119,6 +119,10 @@ pub trait Carried {
     fn kill(&self);
     /// Waits for the end of the server that was killed, and starts it again.
     async fn again(&mut self);
+    /// The hosts of both.
+    fn hosts(&self) -> [&super::sshd::Sshd; 2];
+    /// Waits until the new server, which replicates, has the old one's last row.
+    async fn level(&self);
     /// How many pieces the new server knows to be loaded.
     fn kept(&self) -> usize;
 
@@ -238,4 +242,59 @@ pub async fn a_full_disk_is_said(s: &impl Carried) {
     s.dump(&dump, None).await.unwrap();
     s.load(&dump, false, None).await.unwrap();
     s.equal().await;
+}
+
+/// Cuts the connections to both hosts at random moments all over a dump, a load and the set-up of replication. Whatever fails is done
+/// again, as `resume` does; what is there in the end is equal. Prints how often.
+pub async fn connections_are_cut_at_random(s: &impl Carried) {
+    s.fill();
+    let f = Folder::new();
+    let mut random = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
+    println!("seed {random}\n| what | cuts | tries | result |\n|---|---|---|---|");
+    for n in 0..if all() { 20 } else { 1 } {
+        s.write(&format!("before round {n}"));
+        let folder = f.at(&format!("d{n}"));
+        // Each try is an action of its own here, for which an earlier one's dump is another's.
+        let replace = || options(&[("replace", true.into())]);
+        cut_while(s, &mut random, "shop_old", "dump", vec![folder.clone(), replace()]).await;
+        cut_while(s, &mut random, "shop_new", "load", vec![folder, replace()]).await;
+        s.equal().await;
+    }
+    let args = vec![handle("shop_old").into(), options(&[("replace", true.into())])];
+    cut_while(s, &mut random, "shop_new", "replicate_from", args).await;
+    s.write("while it replicates");
+    s.level().await;
+    s.equal().await;
+}
+
+async fn cut_while(s: &impl Carried, random: &mut u64, on: &str, what: &'static str, args: Vec<Value>) {
+    let (mut cuts, mut tries) = (0, 0);
+    loop {
+        tries += 1;
+        let cutter = async {
+            // A host that is cut off for ever is nothing to go on with.
+            while cuts < if all() { 8 } else { 4 } {
+                // xorshift: moments that a failure's seed brings back.
+                *random ^= *random << 13;
+                *random ^= *random >> 7;
+                *random ^= *random << 17;
+                tokio::time::sleep(Duration::from_millis(20 + *random % 1500)).await;
+                for host in s.hosts() {
+                    host.cut();
+                }
+                cuts += 1;
+            }
+            std::future::pending::<()>().await;
+        };
+        let done = tokio::select! {
+            done = s.act(on, what, args.clone(), None) => done,
+            () = cutter => unreachable!("it never ends"),
+        };
+        match done {
+            Ok(_) => break,
+            Err(e) if e.retryable && tries < 20 => println!("| {what} | {cuts} | {tries} | {} |", e.message),
+            Err(e) => panic!("{what}, try {tries}, cut {cuts} times: {e:?}"),
+        }
+    }
+    println!("| {what} | {cuts} | {tries} | done |");
 }

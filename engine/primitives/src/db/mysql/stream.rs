@@ -186,13 +186,18 @@ impl Loaders {
     async fn push(&mut self, sql: String) -> Result<()> {
         self.pending.fetch_add(1, Ordering::AcqRel);
         let rows = self.rows.clone();
-        tokio::select! {
-            sent = rows.send(sql) => sent.map_err(|_| Error::internal("no session loads")),
-            Some(done) = self.work.join_next() => match done {
-                Ok(Err(e)) => Err(e),
-                Ok(Ok(())) => Err(Error::internal("a session has ended")),
-                Err(e) => Err(Error::internal(e.to_string())),
+        let ended = tokio::select! {
+            sent = rows.send(sql) => match sent {
+                Ok(()) => return Ok(()),
+                // Nobody takes any: whoever was the last knows why.
+                Err(_) => return Err(self.broken().await),
             },
+            Some(done) = self.work.join_next() => done,
+        };
+        match ended {
+            Ok(Err(e)) => Err(e),
+            Ok(Ok(())) => Err(Error::internal("a session has ended")),
+            Err(e) => Err(Error::internal(e.to_string())),
         }
     }
 
