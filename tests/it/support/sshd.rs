@@ -163,12 +163,15 @@ impl Sshd {
 
     /// Kills the server and every session, as a crash or a cut cable would.
     pub fn down(&mut self) {
+        if let Some(c) = &self.child {
+            // It takes nobody in any more while its sessions are ended, and they are found as long as it is there.
+            let _ = Command::new("kill").args(["-STOP", &c.id().to_string()]).status();
+        }
         self.cut();
         if let Some(mut c) = self.child.take() {
             let _ = c.kill();
             let _ = c.wait();
         }
-        self.cut();
     }
 
     /// Kills every session of the server, but not what the sessions have started.
