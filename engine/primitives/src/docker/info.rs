@@ -9,8 +9,8 @@ use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Record, Result, Value};
 
+use super::acts::acting;
 use super::engine::Engine;
-use super::reads::reading;
 
 const ERRORS: &[Code] = &[Code::DOCKER, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
 
@@ -62,14 +62,14 @@ pub(super) fn register(r: &mut Registry) {
             .field("subnets", texts(), "Its addresses, such as `172.18.0.0/16`.")
             .field("labels", labels(), "Its labels."),
     );
-    r.add(reading(
+    r.add(acting(
         Spec::method("Docker", "info", Effect::Read, "Tells what the engine is: its version, its host, how much it has.")
             .returns(Ty::Record("DockerInfo"))
             .example(r#"if docker("new").info().architecture != docker("old").info().architecture { throw "another processor"; }"#)
             .errors(ERRORS),
         |cx, e, call| info(cx, e, call).boxed(),
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("Docker", "containers", Effect::Read, "Lists the containers, in order of their names.")
             .option("all", Ty::Bool, "Those too that do not run; false by default.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
@@ -78,14 +78,14 @@ pub(super) fn register(r: &mut Registry) {
             .errors(ERRORS),
         |cx, e, call| containers(cx, e, call).boxed(),
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("Docker", "images", Effect::Read, "Lists the images that have names, in order of these.")
             .returns(Ty::List(Box::new(Ty::Record("ImageSummary"))))
             .example(r#"for i in docker("old").images() { log(i.tags); }"#)
             .errors(ERRORS),
         |cx, e, call| images(cx, e, call).boxed(),
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("Docker", "volumes", Effect::Read, "Lists the volumes, in order of their names.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
             .returns(Ty::List(Box::new(Ty::Record("VolumeInfo"))))
@@ -93,7 +93,7 @@ pub(super) fn register(r: &mut Registry) {
             .errors(ERRORS),
         |cx, e, call| volumes(cx, e, call).boxed(),
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("Docker", "networks", Effect::Read, "Lists the networks, in order of their names.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
             .returns(Ty::List(Box::new(Ty::Record("NetworkInfo"))))

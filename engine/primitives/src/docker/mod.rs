@@ -1,9 +1,10 @@
 //! Docker Engines: containers, images, volumes, networks, Compose projects and swarms, over the SSH connection of their host.
 //!
 //! - `engine.rs`, `transport.rs`, `url.rs`, `context.rs`: an engine of the inventory, how it is reached, what its errors mean
-//! - `things.rs`: the handles that methods are called on; `info.rs`: what there is; `reads.rs`: the shape of what only asks
+//! - `things.rs`: the handles that methods are called on; `info.rs`: what there is; `acts.rs`: the shape of most primitives
 //! - `container/`, `image/`, `volume.rs`, `network.rs`, `compose/`, `swarm/`: what is done
 
+mod acts;
 mod compose;
 mod container;
 mod context;
@@ -11,7 +12,6 @@ mod engine;
 mod image;
 mod info;
 mod network;
-mod reads;
 mod swarm;
 mod things;
 mod transport;

@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 
-use async_trait::async_trait;
 use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use futures::FutureExt as _;
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result, Value};
 
 use super::ACTION;
+use super::acts::acting;
 use super::engine::Engine;
 use super::things::name;
 
 const ERRORS: &[Code] = &[Code::DOCKER, Code::DOCKER_CONFLICT, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
 
 pub(super) fn register(r: &mut Registry) {
-    r.add(Create(
+    r.add(acting(
         Spec::method(
             "Network",
             "create",
@@ -29,8 +30,9 @@ pub(super) fn register(r: &mut Registry) {
         .option("labels", Ty::Map(Box::new(Ty::Str)), "Its labels.")
         .example(r#"docker("new").network("shop").create(#{ subnet: "172.30.0.0/24" });"#)
         .errors(ERRORS),
+        |cx, e, call| create(cx, e, call).boxed(),
     ));
-    r.add(Remove(
+    r.add(acting(
         Spec::method(
             "Network",
             "remove",
@@ -39,6 +41,7 @@ pub(super) fn register(r: &mut Registry) {
         )
         .example(r#"docker("old").network("shop").remove();"#)
         .errors(ERRORS),
+        |cx, e, call| remove(cx, e, call).boxed(),
     ));
 }
 
@@ -49,64 +52,46 @@ pub(super) fn labels(cx: &Cx, call: &Call) -> HashMap<String, String> {
     given.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).chain([own]).collect()
 }
 
-struct Create(Spec);
-
-#[async_trait]
-impl Primitive for Create {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let (driver, subnet) = (call.opt_str("driver").unwrap_or("bridge"), call.opt_str("subnet"));
-        let what = format!("looking at the network {name} on \"{}\"", engine.name);
-        if let Some(is) = engine.find(&what, engine.api.inspect_network(name, None)).await? {
-            let subnets: Vec<String> = is.ipam.and_then(|i| i.config).unwrap_or_default().into_iter().filter_map(|c| c.subnet).collect();
-            let other = if is.driver.as_deref() != Some(driver) {
-                Some(format!("the driver {}", is.driver.unwrap_or_default()))
-            } else if is.internal.unwrap_or_default() != call.opt_bool("internal") {
-                Some("another setting of `internal`".into())
-            } else {
-                subnet.filter(|s| !subnets.iter().any(|x| x == s)).map(|_| format!("the addresses {}", subnets.join(", ")))
-            };
-            return match other {
-                None => Ok(Outcome::unchanged((), "it is there")),
-                Some(other) => {
-                    Err(Error::new(Code::DOCKER_CONFLICT, format!("the network {name} on \"{}\" is there with {other}", engine.name))
-                        .host(engine.at())
-                        .hint("remove it, or use another name"))
-                }
-            };
-        }
-        let ipam = subnet
-            .map(|s| Ipam { config: Some(vec![IpamConfig { subnet: Some(s.to_string()), ..Default::default() }]), ..Default::default() });
-        let request = NetworkCreateRequest {
-            name: name.to_string(),
-            driver: Some(driver.to_string()),
-            internal: Some(call.opt_bool("internal")),
-            attachable: Some(call.opt_bool("attachable")),
-            ipam,
-            labels: Some(labels(cx, call)),
-            ..Default::default()
+async fn create(cx: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let (driver, subnet) = (call.opt_str("driver").unwrap_or("bridge"), call.opt_str("subnet"));
+    let what = format!("looking at the network {name} on \"{}\"", engine.name);
+    if let Some(is) = engine.find(&what, engine.api.inspect_network(name, None)).await? {
+        let subnets: Vec<String> = is.ipam.and_then(|i| i.config).unwrap_or_default().into_iter().filter_map(|c| c.subnet).collect();
+        let other = if is.driver.as_deref() != Some(driver) {
+            Some(format!("the driver {}", is.driver.unwrap_or_default()))
+        } else if is.internal.unwrap_or_default() != call.opt_bool("internal") {
+            Some("another setting of `internal`".into())
+        } else {
+            subnet.filter(|s| !subnets.iter().any(|x| x == s)).map(|_| format!("the addresses {}", subnets.join(", ")))
         };
-        engine.ask(&format!("making the network {name} on \"{}\"", engine.name), engine.api.create_network(request)).await?;
-        Ok(Outcome::changed(()))
+        return match other {
+            None => Ok(Outcome::unchanged((), "it is there")),
+            Some(other) => {
+                Err(Error::new(Code::DOCKER_CONFLICT, format!("the network {name} on \"{}\" is there with {other}", engine.name))
+                    .host(engine.at())
+                    .hint("remove it, or use another name"))
+            }
+        };
     }
+    let ipam =
+        subnet.map(|s| Ipam { config: Some(vec![IpamConfig { subnet: Some(s.to_string()), ..Default::default() }]), ..Default::default() });
+    let request = NetworkCreateRequest {
+        name: name.to_string(),
+        driver: Some(driver.to_string()),
+        internal: Some(call.opt_bool("internal")),
+        attachable: Some(call.opt_bool("attachable")),
+        ipam,
+        labels: Some(labels(cx, call)),
+        ..Default::default()
+    };
+    engine.ask(&format!("making the network {name} on \"{}\"", engine.name), engine.api.create_network(request)).await?;
+    Ok(Outcome::changed(()))
 }
 
-struct Remove(Spec);
-
-#[async_trait]
-impl Primitive for Remove {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let what = format!("removing the network {name} on \"{}\"", engine.name);
-        let removed = engine.find(&what, engine.api.remove_network(name)).await?.is_some();
-        Ok(Outcome::done(removed, "there is none"))
-    }
+async fn remove(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let what = format!("removing the network {name} on \"{}\"", engine.name);
+    let removed = engine.find(&what, engine.api.remove_network(name)).await?.is_some();
+    Ok(Outcome::done(removed, "there is none"))
 }

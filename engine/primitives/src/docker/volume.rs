@@ -10,10 +10,10 @@ use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result, Value};
 
+use super::acts::acting;
 use super::engine::Engine;
 use super::info;
 use super::network::labels;
-use super::reads::reading;
 use super::things::name;
 use crate::ssh::{CopyKind, copy_folder};
 
@@ -30,7 +30,7 @@ const COPY_ERRORS: &[Code] = &[
 ];
 
 pub(super) fn register(r: &mut Registry) {
-    r.add(reading(
+    r.add(acting(
         Spec::method("Volume", "inspect", Effect::Read, "Tells what the volume is and where it lies.")
             .returns(Ty::Record("VolumeInfo"))
             .example(r#"log(docker("old").volume("shop_data").inspect().folder);"#)
@@ -50,7 +50,7 @@ pub(super) fn register(r: &mut Registry) {
         .example(r#"docker("new").volume("shop_data").create();"#)
         .errors(ERRORS),
     ));
-    r.add(Remove(
+    r.add(acting(
         Spec::method(
             "Volume",
             "remove",
@@ -59,6 +59,7 @@ pub(super) fn register(r: &mut Registry) {
         )
         .example(r#"docker("old").volume("shop_data").remove();"#)
         .errors(ERRORS),
+        |cx, e, call| remove(cx, e, call).boxed(),
     ));
     let common = |s: Spec| {
         s.arg("engine", Ty::Record("Docker"), "The engine to copy from.")
@@ -172,20 +173,11 @@ pub(super) async fn create(
     Ok((made, true))
 }
 
-struct Remove(Spec);
-
-#[async_trait]
-impl Primitive for Remove {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let what = format!("removing the volume {name} on \"{}\"", engine.name);
-        let removed = engine.find(&what, engine.api.remove_volume(name, None::<RemoveVolumeOptions>)).await?.is_some();
-        Ok(Outcome::done(removed, "there is none"))
-    }
+async fn remove(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let what = format!("removing the volume {name} on \"{}\"", engine.name);
+    let removed = engine.find(&what, engine.api.remove_volume(name, None::<RemoveVolumeOptions>)).await?.is_some();
+    Ok(Outcome::done(removed, "there is none"))
 }
 
 struct Copy {

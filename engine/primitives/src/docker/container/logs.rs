@@ -7,15 +7,15 @@ use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::{Code, Error, Result};
 
+use crate::docker::acts::acting;
 use crate::docker::engine::Engine;
-use crate::docker::reads::reading;
 use crate::docker::things::name;
 
 /// As many bytes at most are given to a script.
 const LIMIT: usize = 256 << 10;
 
 pub(super) fn register(r: &mut Registry) {
-    r.add(reading(
+    r.add(acting(
         Spec::method("Container", "logs", Effect::Read, "Gives what the container has written last, both outputs in one; 256 KiB at most.")
             .option("tail", Ty::Int, "How many lines; 100 when not given.")
             .option("since", Ty::Duration, "Only what it wrote in the last so long.")

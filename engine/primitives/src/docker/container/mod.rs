@@ -16,9 +16,9 @@ use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Record, Result, Value};
 
+use super::acts::acting;
 use super::engine::Engine;
 use super::info::{map, texts};
-use super::reads::reading;
 use super::things::name;
 
 pub(super) fn register(r: &mut Registry) {
@@ -40,7 +40,7 @@ pub(super) fn register(r: &mut Registry) {
             .field("volumes", Ty::List(Box::new(Ty::Str)), "The volumes that it has mounted.")
             .field("folders", Ty::List(Box::new(Ty::Str)), "The folders and files of the host that it has mounted."),
     );
-    r.add(reading(
+    r.add(acting(
         Spec::method("Container", "inspect", Effect::Read, "Tells what the container is and how it fares.")
             .returns(Ty::Record("ContainerInfo"))
             .example(r#"if docker("old").container("shop").inspect().restarts > 3 { throw "it is not well"; }"#)

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, HealthStatusEnum};
 use bollard::query_parameters::{RemoveContainerOptions, RestartContainerOptions, StopContainerOptions};
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use futures::FutureExt as _;
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::units::show_duration;
 use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
 
 use super::{health, info, logs, look, running};
+use crate::docker::acts::acting;
 use crate::docker::engine::Engine;
 use crate::docker::things::name;
 
@@ -29,7 +30,7 @@ pub(super) fn register(r: &mut Registry) {
             "How long it may take to end before it is killed; what the container says, else 10 s, when not given.",
         )
     };
-    r.add(Start(
+    r.add(acting(
         Spec::method(
             "Container",
             "start",
@@ -38,18 +39,30 @@ pub(super) fn register(r: &mut Registry) {
         )
         .example(r#"docker("new").container("shop").start();"#)
         .errors(ERRORS),
+        |cx, e, call| start(cx, e, call).boxed(),
     ));
-    r.add(Stop(timeout(
-        Spec::method("Container", "stop", Effect::Converge, "Stops the container, unless it is stopped. It gets time to end by itself.")
+    r.add(acting(
+        timeout(
+            Spec::method(
+                "Container",
+                "stop",
+                Effect::Converge,
+                "Stops the container, unless it is stopped. It gets time to end by itself.",
+            )
             .example(r#"docker("old").container("shop").stop(#{ timeout: "30s" });"#)
             .errors(ERRORS),
-    )));
-    r.add(Restart(timeout(
-        Spec::method("Container", "restart", Effect::Converge, "Stops the container and starts it anew.")
-            .example(r#"docker("new").container("proxy").restart();"#)
-            .errors(ERRORS),
-    )));
-    r.add(Remove(
+        ),
+        |cx, e, call| stop(cx, e, call).boxed(),
+    ));
+    r.add(acting(
+        timeout(
+            Spec::method("Container", "restart", Effect::Converge, "Stops the container and starts it anew.")
+                .example(r#"docker("new").container("proxy").restart();"#)
+                .errors(ERRORS),
+        ),
+        |cx, e, call| restart(cx, e, call).boxed(),
+    ));
+    r.add(acting(
         Spec::method(
             "Container",
             "remove",
@@ -59,9 +72,8 @@ pub(super) fn register(r: &mut Registry) {
         .option("force", Ty::Bool, "Kill it when it runs; false by default.")
         .option("anonymous_volumes", Ty::Bool, "Remove the volumes without a name that were made for it alone; false by default.")
         .example(r#"docker("old").container("shop").remove();"#)
-        .errors(&[Code::DOCKER, Code::DOCKER_CONFLICT, Code::DOCKER_CONNECT, Code::SSH_CONNECT]),
-    ));
-    r.add(WaitHealthy(
+        .errors(&[Code::DOCKER, Code::DOCKER_CONFLICT, Code::DOCKER_CONNECT, Code::SSH_CONNECT]), |cx, e, call| remove(cx, e, call).boxed()));
+    r.add(acting(
         Spec::method(
             "Container",
             "wait_healthy",
@@ -72,26 +84,16 @@ pub(super) fn register(r: &mut Registry) {
         .option("within", Ty::Duration, "How long that may take; `\"2m\"` when not given.")
         .returns(Ty::Record("ContainerInfo"))
         .example(r#"docker("new").container("shop").wait_healthy(#{ within: "1m" });"#)
-        .errors(ERRORS),
-    ));
+        .errors(ERRORS), |cx, e, call| wait_healthy(cx, e, call).boxed()));
 }
 
-struct Start(Spec);
-
-#[async_trait]
-impl Primitive for Start {
-    fn spec(&self) -> &Spec {
-        &self.0
+async fn start(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    if running(&look(engine, name).await?) {
+        return Ok(Outcome::unchanged((), "it runs"));
     }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        if running(&look(&engine, name).await?) {
-            return Ok(Outcome::unchanged((), "it runs"));
-        }
-        engine.ask(&format!("starting {name} on \"{}\"", engine.name), engine.api.start_container(name, None)).await?;
-        Ok(Outcome::changed(()))
-    }
+    engine.ask(&format!("starting {name} on \"{}\"", engine.name), engine.api.start_container(name, None)).await?;
+    Ok(Outcome::changed(()))
 }
 
 /// A time in whole seconds, as the engine takes it; at least one.
@@ -100,64 +102,35 @@ fn seconds(call: &Call) -> Option<i32> {
     Some(i32::try_from(given.as_secs_f64().ceil() as i64).unwrap_or(i32::MAX).max(1))
 }
 
-struct Stop(Spec);
-
-#[async_trait]
-impl Primitive for Stop {
-    fn spec(&self) -> &Spec {
-        &self.0
+async fn stop(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let c = look(engine, name).await?;
+    if !running(&c) && !c.state.and_then(|s| s.restarting).unwrap_or_default() {
+        return Ok(Outcome::unchanged((), "it is stopped"));
     }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let c = look(&engine, name).await?;
-        if !running(&c) && !c.state.and_then(|s| s.restarting).unwrap_or_default() {
-            return Ok(Outcome::unchanged((), "it is stopped"));
-        }
-        let options = StopContainerOptions { t: seconds(call), ..Default::default() };
-        engine.ask(&format!("stopping {name} on \"{}\"", engine.name), engine.api.stop_container(name, Some(options))).await?;
-        Ok(Outcome::changed(()))
-    }
+    let options = StopContainerOptions { t: seconds(call), ..Default::default() };
+    engine.ask(&format!("stopping {name} on \"{}\"", engine.name), engine.api.stop_container(name, Some(options))).await?;
+    Ok(Outcome::changed(()))
 }
 
-struct Restart(Spec);
-
-#[async_trait]
-impl Primitive for Restart {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let options = RestartContainerOptions { t: seconds(call), ..Default::default() };
-        engine.ask(&format!("starting {name} on \"{}\" anew", engine.name), engine.api.restart_container(name, Some(options))).await?;
-        Ok(Outcome::changed(()))
-    }
+async fn restart(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let options = RestartContainerOptions { t: seconds(call), ..Default::default() };
+    engine.ask(&format!("starting {name} on \"{}\" anew", engine.name), engine.api.restart_container(name, Some(options))).await?;
+    Ok(Outcome::changed(()))
 }
 
-struct Remove(Spec);
-
-#[async_trait]
-impl Primitive for Remove {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let options = RemoveContainerOptions { force: call.opt_bool("force"), v: call.opt_bool("anonymous_volumes"), ..Default::default() };
-        let what = format!("removing {name} on \"{}\"", engine.name);
-        let removed = engine.find(&what, engine.api.remove_container(name, Some(options))).await;
-        let removed = removed.map_err(|e| match e.code {
-            Code::DOCKER_CONFLICT => e.hint("stop it first, or give #{ force: true } to kill it"),
-            _ => e,
-        })?;
-        Ok(Outcome::done(removed.is_some(), "there is none"))
-    }
+async fn remove(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let options = RemoveContainerOptions { force: call.opt_bool("force"), v: call.opt_bool("anonymous_volumes"), ..Default::default() };
+    let what = format!("removing {name} on \"{}\"", engine.name);
+    let removed = engine.find(&what, engine.api.remove_container(name, Some(options))).await;
+    let removed = removed.map_err(|e| match e.code {
+        Code::DOCKER_CONFLICT => e.hint("stop it first, or give #{ force: true } to kill it"),
+        _ => e,
+    })?;
+    Ok(Outcome::done(removed.is_some(), "there is none"))
 }
-
-struct WaitHealthy(Spec);
 
 /// How it stands with a container that is waited for.
 enum Fares {
@@ -197,17 +170,9 @@ fn fares(c: &ContainerInspectResponse, now: jiff::Timestamp) -> Fares {
     }
 }
 
-#[async_trait]
-impl Primitive for WaitHealthy {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let engine = Engine::on(cx, call).await?;
-        let within = call.opt_duration("within").unwrap_or(HEALTHY_WITHIN);
-        Ok(info(wait_well(cx, &engine, name(call), within, false).await?).into())
-    }
+async fn wait_healthy(cx: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let within = call.opt_duration("within").unwrap_or(HEALTHY_WITHIN);
+    Ok(info(wait_well(cx, engine, name(call), within, false).await?).into())
 }
 
 /// Waits until a container is well. One that has ended with status 0 is so when it `may_end`.

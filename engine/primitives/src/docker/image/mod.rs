@@ -15,9 +15,9 @@ use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
 
+use super::acts::acting;
 use super::engine::Engine;
 use super::info::{map, texts};
-use super::reads::reading;
 use super::things::{name, named};
 
 const ERRORS: &[Code] = &[Code::DOCKER, Code::DOCKER_MISSING, Code::DOCKER_CONFLICT, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
@@ -33,14 +33,14 @@ pub(super) fn register(r: &mut Registry) {
             .field("digests", Ty::List(Box::new(Ty::Str)), "Its names in registries, with the hash by which it was pulled.")
             .field("labels", Ty::Map(Box::new(Ty::Str)), "Its labels."),
     );
-    r.add(reading(
+    r.add(acting(
         Spec::method("Image", "inspect", Effect::Read, "Tells what the image is.")
             .returns(Ty::Record("ImageInfo"))
             .example(r#"log(docker("old").image("shop:7").inspect().id);"#)
             .errors(ERRORS),
         |cx, e, call| inspect(cx, e, call).boxed(),
     ));
-    r.add(Pull(
+    r.add(acting(
         Spec::method(
             "Image",
             "pull",
@@ -53,12 +53,13 @@ pub(super) fn register(r: &mut Registry) {
         .returns(Ty::Record("ImageInfo"))
         .example(r#"docker("new").image("registry.example/shop:7").pull(#{ user: "deploy", password: secret("registry") });"#)
         .errors(ERRORS),
+        |cx, e, call| pull(cx, e, call).boxed(),
     ));
     r.add(Tag(Spec::method("Image", "tag", Effect::Converge, "Gives the image a further name, which may have been another's.")
         .arg("name", Ty::Str, "The name with its tag; `latest` when that is left out.")
         .example(r#"docker("new").image("shop:7").tag("shop:current");"#)
         .errors(ERRORS)));
-    r.add(Remove(
+    r.add(acting(
         Spec::method(
             "Image",
             "remove",
@@ -66,8 +67,7 @@ pub(super) fn register(r: &mut Registry) {
             "Takes the name off the image, and removes it with its last name. There is nothing to do when there is none; one that a container has is an error.",
         )
         .example(r#"docker("old").image("shop:6").remove();"#)
-        .errors(ERRORS),
-    ));
+        .errors(ERRORS), |cx, e, call| remove(cx, e, call).boxed()));
     build::register(r);
     copy::register(r);
 }
@@ -115,53 +115,44 @@ async fn inspect(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
     Ok(info(look(engine, name(call)).await?).into())
 }
 
-struct Pull(Spec);
-
-#[async_trait]
-impl Primitive for Pull {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let before = find(&engine, name).await?.and_then(|i| i.id);
-        let credentials = call.opt_secret("password").map(|p| {
-            cx.redactor.add(p.reveal());
-            DockerCredentials {
-                username: call.opt_str("user").map(str::to_string),
-                password: Some(p.reveal().to_string()),
-                serveraddress: registry(name).map(str::to_string),
-                ..Default::default()
-            }
-        });
-        let (from, tag) = if name.contains('@') { (name, "") } else { split(name) };
-        let options = CreateImageOptions {
-            from_image: Some(from.to_string()),
-            tag: Some(tag.to_string()).filter(|t| !t.is_empty()),
-            platform: call.opt_str("platform").unwrap_or_default().to_string(),
+async fn pull(cx: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let before = find(engine, name).await?.and_then(|i| i.id);
+    let credentials = call.opt_secret("password").map(|p| {
+        cx.redactor.add(p.reveal());
+        DockerCredentials {
+            username: call.opt_str("user").map(str::to_string),
+            password: Some(p.reveal().to_string()),
+            serveraddress: registry(name).map(str::to_string),
             ..Default::default()
-        };
-        let pulled = async {
-            let mut all = engine.api.create_image(Some(options), None, credentials);
-            let mut seen = std::collections::BTreeMap::new();
-            while let Some(said) = all.next().await {
-                let said = said?;
-                let (Some(id), Some(p)) = (said.id, said.progress_detail) else { continue };
-                if said.status.as_deref() == Some("Downloading") {
-                    seen.insert(id, (p.current.unwrap_or_default(), p.total.unwrap_or_default()));
-                    let sum = |f: fn(&(i64, i64)) -> i64| u64::try_from(seen.values().map(f).sum::<i64>()).unwrap_or_default();
-                    cx.progress(format!("pulling {name}"), sum(|x| x.0), Some(sum(|x| x.1)), "bytes");
-                }
+        }
+    });
+    let (from, tag) = if name.contains('@') { (name, "") } else { split(name) };
+    let options = CreateImageOptions {
+        from_image: Some(from.to_string()),
+        tag: Some(tag.to_string()).filter(|t| !t.is_empty()),
+        platform: call.opt_str("platform").unwrap_or_default().to_string(),
+        ..Default::default()
+    };
+    let pulled = async {
+        let mut all = engine.api.create_image(Some(options), None, credentials);
+        let mut seen = std::collections::BTreeMap::new();
+        while let Some(said) = all.next().await {
+            let said = said?;
+            let (Some(id), Some(p)) = (said.id, said.progress_detail) else { continue };
+            if said.status.as_deref() == Some("Downloading") {
+                seen.insert(id, (p.current.unwrap_or_default(), p.total.unwrap_or_default()));
+                let sum = |f: fn(&(i64, i64)) -> i64| u64::try_from(seen.values().map(f).sum::<i64>()).unwrap_or_default();
+                cx.progress(format!("pulling {name}"), sum(|x| x.0), Some(sum(|x| x.1)), "bytes");
             }
-            Ok(())
-        };
-        engine.ask(&format!("pulling {name} on \"{}\"", engine.name), pulled).await?;
-        let now = look(&engine, name).await?;
-        let same = before.is_some() && before == now.id;
-        let value = info(now);
-        Ok(if same { Outcome::unchanged(value, "the registry has the one that is there") } else { Outcome::changed(value) })
-    }
+        }
+        Ok(())
+    };
+    engine.ask(&format!("pulling {name} on \"{}\"", engine.name), pulled).await?;
+    let now = look(engine, name).await?;
+    let same = before.is_some() && before == now.id;
+    let value = info(now);
+    Ok(if same { Outcome::unchanged(value, "the registry has the one that is there") } else { Outcome::changed(value) })
 }
 
 /// The registry in a name, when one is named.
@@ -198,20 +189,11 @@ async fn tag(engine: &Engine, image: &str, name: &str) -> Result<()> {
     engine.ask(&format!("naming the image {image} on \"{}\"", engine.name), engine.api.tag_image(image, Some(options))).await
 }
 
-struct Remove(Spec);
-
-#[async_trait]
-impl Primitive for Remove {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (engine, name) = (Engine::on(cx, call).await?, name(call));
-        let what = format!("removing the image {name} on \"{}\"", engine.name);
-        let removed = engine.find(&what, engine.api.remove_image(name, None::<RemoveImageOptions>, None)).await?.is_some();
-        Ok(Outcome::done(removed, "there is none"))
-    }
+async fn remove(_: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let what = format!("removing the image {name} on \"{}\"", engine.name);
+    let removed = engine.find(&what, engine.api.remove_image(name, None::<RemoveImageOptions>, None)).await?.is_some();
+    Ok(Outcome::done(removed, "there is none"))
 }
 
 #[cfg(test)]

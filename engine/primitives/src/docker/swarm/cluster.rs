@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures::FutureExt as _;
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
 use serde_json::{Value as Json, json};
@@ -12,8 +11,8 @@ use tokio::time::Instant;
 
 use super::api::{flag, get, int, items, post, text};
 use super::role::{Managers, WITHIN, demote};
+use crate::docker::acts::acting;
 use crate::docker::engine::Engine;
-use crate::docker::reads::reading;
 
 const ERRORS: &[Code] = &[Code::SWARM_STATE, Code::SWARM_QUORUM, Code::DOCKER, Code::DOCKER_CONNECT, Code::SSH_CONNECT];
 /// Where a node listens for the others when nothing is said.
@@ -32,14 +31,14 @@ pub(super) fn register(r: &mut Registry) {
             .field("remotes", Ty::List(Box::new(Ty::Str)), "The addresses of the managers that it knows.")
             .field("error", Ty::Str, "What keeps it from being active."),
     );
-    r.add(reading(
+    r.add(acting(
         Spec::method("Swarm", "status", Effect::Read, "Tells what the engine is to a swarm. Any engine can be asked.")
             .returns(Ty::Record("SwarmStatus"))
             .example(r#"if docker("w1").swarm().status().state != "inactive" { throw "it is in a swarm"; }"#)
             .errors(&[Code::DOCKER, Code::DOCKER_CONNECT, Code::SSH_CONNECT]),
         |cx, e, call| status(cx, e, call).boxed(),
     ));
-    r.add(Init(
+    r.add(acting(
         Spec::method(
             "Swarm",
             "init",
@@ -59,9 +58,8 @@ pub(super) fn register(r: &mut Registry) {
         )
         .returns(Ty::Record("SwarmStatus"))
         .example(r#"docker("m1").swarm().init(#{ advertise: "192.0.2.11" });"#)
-        .errors(ERRORS),
-    ));
-    r.add(Leave(
+        .errors(ERRORS), |cx, e, call| init(cx, e, call).boxed()));
+    r.add(acting(
         Spec::method(
             "Swarm",
             "leave",
@@ -75,8 +73,7 @@ pub(super) fn register(r: &mut Registry) {
             "Leave whatever it does to the swarm: with its last manager the swarm is gone, with all its services, secrets and configs; false by default.",
         )
         .example(r#"docker("w2").swarm().leave();"#)
-        .errors(ERRORS),
-    ));
+        .errors(ERRORS), |cx, e, call| leave(cx, e, call).boxed()));
 }
 
 /// What an engine says of itself and a swarm.
@@ -120,108 +117,88 @@ async fn status(cx: &Cx, e: &Engine, _: &Call) -> Result<Outcome> {
     Ok(info(&look(cx, e).await?).into())
 }
 
-struct Init(Spec);
-
-#[async_trait]
-impl Primitive for Init {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        let is = look(cx, &e).await?;
-        let advertise = call.opt_str("advertise");
-        let anew = call.opt_bool("force_new_cluster");
-        match state(&is) {
-            "inactive" if anew => {
-                return Err(unfit(&e, "is in no swarm that it could go on with alone", "leave force_new_cluster out to make a new one"));
-            }
-            "inactive" => {}
-            "active" if flag(&is, "/ControlAvailable") && (!anew || int(&is, "/Managers") == 1) => {
-                // An interface's name cannot be compared with an address.
-                let own = |a: &str| a.parse::<std::net::IpAddr>().is_err() || a == text(&is, "/NodeAddr");
-                return match advertise.filter(|a| !own(a)) {
-                    Some(other) => Err(unfit(
-                        &e,
-                        &format!("is a manager already, with the address {}, not {other}", text(&is, "/NodeAddr")),
-                        "take it out of its swarm first by leave(), or leave `advertise` out",
-                    )),
-                    None => Ok(Outcome::unchanged(info(&is), "it is a manager already")),
-                };
-            }
-            _ if anew => {}
-            "active" => {
-                return Err(unfit(&e, "is a worker of a swarm", "take it out of that by leave(), or make it a manager there by promote()"));
-            }
-            other => {
-                let why = format!("is {other} in a swarm: {}", text(&is, "/Error"));
-                return Err(unfit(&e, why.trim_end_matches(": "), "take it out of that by leave(#{ force: true })"));
-            }
+async fn init(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let is = look(cx, e).await?;
+    let advertise = call.opt_str("advertise");
+    let anew = call.opt_bool("force_new_cluster");
+    match state(&is) {
+        "inactive" if anew => {
+            return Err(unfit(e, "is in no swarm that it could go on with alone", "leave force_new_cluster out to make a new one"));
         }
-        let mut body = json!({
-            "ListenAddr": call.opt_str("listen").unwrap_or(LISTEN),
-            "AdvertiseAddr": advertise.unwrap_or_default(),
-            "DataPathAddr": call.opt_str("data_path").unwrap_or_default(),
-            "ForceNewCluster": anew,
-            "Spec": {},
-        });
-        let more = [
-            ("DataPathPort", call.opt_int("data_path_port").map(Json::from)),
-            ("DefaultAddrPool", call.opt("address_pools").map(Value::to_json)),
-            ("SubnetSize", call.opt_int("subnet_size").map(Json::from)),
-        ];
-        for (key, value) in more {
-            if let (Some(value), Some(body)) = (value, body.as_object_mut()) {
-                body.insert(key.into(), value);
-            }
+        "inactive" => {}
+        "active" if flag(&is, "/ControlAvailable") && (!anew || int(&is, "/Managers") == 1) => {
+            // An interface's name cannot be compared with an address.
+            let own = |a: &str| a.parse::<std::net::IpAddr>().is_err() || a == text(&is, "/NodeAddr");
+            return match advertise.filter(|a| !own(a)) {
+                Some(other) => Err(unfit(
+                    e,
+                    &format!("is a manager already, with the address {}, not {other}", text(&is, "/NodeAddr")),
+                    "take it out of its swarm first by leave(), or leave `advertise` out",
+                )),
+                None => Ok(Outcome::unchanged(info(&is), "it is a manager already")),
+            };
         }
-        let made = post(cx, &e, &format!("making a swarm on \"{}\"", e.name), "/swarm/init", &body).await;
-        made.map_err(|fault| match fault.message.contains("could not choose an IP address") {
-            true => fault.hint("give #{ advertise: \"…\" }: the address under which the other nodes reach it"),
-            false => fault,
-        })?;
-        Ok(Outcome::changed(info(&look(cx, &e).await?)))
+        _ if anew => {}
+        "active" => {
+            return Err(unfit(e, "is a worker of a swarm", "take it out of that by leave(), or make it a manager there by promote()"));
+        }
+        other => {
+            let why = format!("is {other} in a swarm: {}", text(&is, "/Error"));
+            return Err(unfit(e, why.trim_end_matches(": "), "take it out of that by leave(#{ force: true })"));
+        }
     }
+    let mut body = json!({
+        "ListenAddr": call.opt_str("listen").unwrap_or(LISTEN),
+        "AdvertiseAddr": advertise.unwrap_or_default(),
+        "DataPathAddr": call.opt_str("data_path").unwrap_or_default(),
+        "ForceNewCluster": anew,
+        "Spec": {},
+    });
+    let more = [
+        ("DataPathPort", call.opt_int("data_path_port").map(Json::from)),
+        ("DefaultAddrPool", call.opt("address_pools").map(Value::to_json)),
+        ("SubnetSize", call.opt_int("subnet_size").map(Json::from)),
+    ];
+    for (key, value) in more {
+        if let (Some(value), Some(body)) = (value, body.as_object_mut()) {
+            body.insert(key.into(), value);
+        }
+    }
+    let made = post(cx, e, &format!("making a swarm on \"{}\"", e.name), "/swarm/init", &body).await;
+    made.map_err(|fault| match fault.message.contains("could not choose an IP address") {
+        true => fault.hint("give #{ advertise: \"…\" }: the address under which the other nodes reach it"),
+        false => fault,
+    })?;
+    Ok(Outcome::changed(info(&look(cx, e).await?)))
 }
 
-struct Leave(Spec);
-
-#[async_trait]
-impl Primitive for Leave {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let e = Engine::on(cx, call).await?;
-        let (what, end, mut began) = (format!("taking \"{}\" out of its swarm", e.name), Instant::now() + WITHIN, false);
-        loop {
-            let is = look(cx, &e).await?;
-            if state(&is) == "inactive" {
-                return Ok(Outcome::done(began, "it is in no swarm"));
+async fn leave(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let (what, end, mut began) = (format!("taking \"{}\" out of its swarm", e.name), Instant::now() + WITHIN, false);
+    loop {
+        let is = look(cx, e).await?;
+        if state(&is) == "inactive" {
+            return Ok(Outcome::done(began, "it is in no swarm"));
+        }
+        // One that waits for a manager that never answers is no member, and is let go by force alone.
+        let force = call.opt_bool("force") || state(&is) != "active";
+        if !force && flag(&is, "/ControlAvailable") {
+            let node = text(&is, "/NodeID");
+            Managers::of(cx, e).await?.may_lose(e, node, "leaves").map_err(|refused| {
+                refused.hint(
+                    "start the managers that are down or promote other nodes first; leave(#{ force: true }) leaves whatever that does to the swarm",
+                )
+            })?;
+            demote(cx, e, node, WITHIN).await?;
+        }
+        began = true;
+        match post(cx, e, &what, &format!("/swarm/leave?force={force}"), &Json::Null).await {
+            Ok(_) => return Ok(Outcome::changed(())),
+            // A manager cannot be asked for a moment after its swarm has a new leader, and is one to its own engine for a moment after it was
+            // made a worker.
+            Err(fault) if !force && fault.message.contains("participating as a manager") && Instant::now() < end => {
+                cx.sleep(Duration::from_millis(500)).await?;
             }
-            // One that waits for a manager that never answers is no member, and is let go by force alone.
-            let force = call.opt_bool("force") || state(&is) != "active";
-            if !force && flag(&is, "/ControlAvailable") {
-                let node = text(&is, "/NodeID");
-                Managers::of(cx, &e).await?.may_lose(&e, node, "leaves").map_err(|refused| {
-                    refused.hint(
-                        "start the managers that are down or promote other nodes first; leave(#{ force: true }) leaves whatever that does to the swarm",
-                    )
-                })?;
-                demote(cx, &e, node, WITHIN).await?;
-            }
-            began = true;
-            match post(cx, &e, &what, &format!("/swarm/leave?force={force}"), &Json::Null).await {
-                Ok(_) => return Ok(Outcome::changed(())),
-                // A manager cannot be asked for a moment after its swarm has a new leader, and is one to its own engine for a moment after it was
-                // made a worker.
-                Err(fault) if !force && fault.message.contains("participating as a manager") && Instant::now() < end => {
-                    cx.sleep(Duration::from_millis(500)).await?;
-                }
-                Err(fault) => return Err(fault),
-            }
+            Err(fault) => return Err(fault),
         }
     }
 }

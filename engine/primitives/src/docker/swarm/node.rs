@@ -2,18 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use async_trait::async_trait;
 use futures::FutureExt as _;
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
 use serde_json::{Value as Json, json};
 
 use super::api::{all, delete, encoded, flag, get, int, post, text, texts};
 use super::{former, former_key};
+use crate::docker::acts::acting;
 use crate::docker::engine::Engine;
 use crate::docker::info::in_order;
-use crate::docker::reads::reading;
 use crate::docker::things::name;
 
 pub(super) const ERRORS: &[Code] = &[
@@ -42,21 +41,21 @@ pub(super) fn register(r: &mut Registry) {
             .field("version", Ty::Str, "The version of its engine.")
             .field("labels", Ty::Map(Box::new(Ty::Str)), "Its labels, which constraints such as `node.labels.disk==ssd` are about."),
     );
-    r.add(reading(
+    r.add(acting(
         Spec::method("Swarm", "nodes", Effect::Read, "Lists the nodes, in order of their names.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmNodeInfo"))))
             .example(r#"if docker("m1").swarm().nodes().some(|n| n.state != "ready") { throw "a node is not well"; }"#)
             .errors(ERRORS),
         |cx, e, call| list(cx, e, call).boxed(),
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("SwarmNode", "inspect", Effect::Read, "Tells what the node is and how it fares.")
             .returns(Ty::Record("SwarmNodeInfo"))
             .example(r#"log(docker("m1").swarm().node("web2").inspect().availability);"#)
             .errors(ERRORS),
         |cx, e, call| inspect(cx, e, call).boxed(),
     ));
-    r.add(Label(
+    r.add(acting(
         Spec::method(
             "SwarmNode",
             "label",
@@ -68,8 +67,9 @@ pub(super) fn register(r: &mut Registry) {
         .returns(Ty::Map(Box::new(Ty::OneOf(vec![Ty::Str, Ty::Unit]))))
         .example(r#"docker("m1").swarm().node("web2").label(#{ disk: "ssd", old: () });"#)
         .errors(ERRORS),
+        |cx, e, call| label(cx, e, call).boxed(),
     ));
-    r.add(Remove(
+    r.add(acting(
         Spec::method(
             "SwarmNode",
             "remove",
@@ -78,8 +78,7 @@ pub(super) fn register(r: &mut Registry) {
         )
         .option("force", Ty::Bool, "Even when it is up: it is expelled then; false by default.")
         .example(r#"docker("m1").swarm().node("web2").remove();"#)
-        .errors(ERRORS),
-    ));
+        .errors(ERRORS), |cx, e, call| remove(cx, e, call).boxed()));
 }
 
 /// Every node of the swarm.
@@ -176,8 +175,6 @@ async fn inspect(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
     Ok(info(&need(cx, e, name(call)).await?).into())
 }
 
-struct Label(Spec);
-
 /// Sets labels, or removes those that are `()`.
 pub(super) fn set_labels(spec: &mut Json, given: &BTreeMap<String, Value>) {
     let Some(spec) = spec.as_object_mut() else { return };
@@ -194,53 +191,37 @@ pub(super) fn set_labels(spec: &mut Json, given: &BTreeMap<String, Value>) {
     }
 }
 
-#[async_trait]
-impl Primitive for Label {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        let given = call.arg(0).as_map().cloned().unwrap_or_default();
-        let node = need(cx, &e, name).await?;
-        let was = former(cx, || {
-            let labels = texts(&node, "/Spec/Labels");
-            let has = |k: &String| labels.as_map().and_then(|l| l.get(k)).cloned().unwrap_or_default();
-            Value::Map(given.keys().map(|k| (k.clone(), has(k))).collect())
-        })?;
-        let what = format!("labelling the node {name} of the swarm of \"{}\"", e.name);
-        let (_, changed) = change(cx, &e, name, &what, |spec| set_labels(spec, &given)).await?;
-        let outcome = if changed { Outcome::changed(was) } else { Outcome::unchanged(was, "it has these labels") };
-        Ok(outcome.fact(former_key(cx), Value::Unit))
-    }
+async fn label(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let given = call.arg(0).as_map().cloned().unwrap_or_default();
+    let node = need(cx, e, name).await?;
+    let was = former(cx, || {
+        let labels = texts(&node, "/Spec/Labels");
+        let has = |k: &String| labels.as_map().and_then(|l| l.get(k)).cloned().unwrap_or_default();
+        Value::Map(given.keys().map(|k| (k.clone(), has(k))).collect())
+    })?;
+    let what = format!("labelling the node {name} of the swarm of \"{}\"", e.name);
+    let (_, changed) = change(cx, e, name, &what, |spec| set_labels(spec, &given)).await?;
+    let outcome = if changed { Outcome::changed(was) } else { Outcome::unchanged(was, "it has these labels") };
+    Ok(outcome.fact(former_key(cx), Value::Unit))
 }
 
-struct Remove(Spec);
-
-#[async_trait]
-impl Primitive for Remove {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        let Some(node) = find(cx, &e, name, is_down).await? else { return Ok(Outcome::unchanged((), "there is none")) };
-        let what = format!("removing the node {name} from the swarm of \"{}\"", e.name);
-        let path = format!("/nodes/{}?force={}", encoded(text(&node, "/ID")), call.opt_bool("force"));
-        let removed = delete(cx, &e, &what, &path).await.map_err(|fault| {
-            let said = fault.message.clone();
-            if said.contains("is not down") {
-                fault
-                    .hint("let it leave() first, or expel it by #{ force: true }; what has just left is down after some seconds")
-                    .retryable(true)
-            } else if said.contains("manager") {
-                fault.hint("demote() it first")
-            } else {
-                fault
-            }
-        })?;
-        Ok(Outcome::done(removed, "there is none"))
-    }
+async fn remove(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let Some(node) = find(cx, e, name, is_down).await? else { return Ok(Outcome::unchanged((), "there is none")) };
+    let what = format!("removing the node {name} from the swarm of \"{}\"", e.name);
+    let path = format!("/nodes/{}?force={}", encoded(text(&node, "/ID")), call.opt_bool("force"));
+    let removed = delete(cx, e, &what, &path).await.map_err(|fault| {
+        let said = fault.message.clone();
+        if said.contains("is not down") {
+            fault
+                .hint("let it leave() first, or expel it by #{ force: true }; what has just left is down after some seconds")
+                .retryable(true)
+        } else if said.contains("manager") {
+            fault.hint("demote() it first")
+        } else {
+            fault
+        }
+    })?;
+    Ok(Outcome::done(removed, "there is none"))
 }

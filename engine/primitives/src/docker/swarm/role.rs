@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty};
 use runbook_core::units::show_duration;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use super::api::text;
 use super::cluster::look;
 use super::node::{ERRORS, change, need, nodes};
+use crate::docker::acts::acting;
 use crate::docker::engine::Engine;
 use crate::docker::things::name;
 
@@ -22,11 +24,14 @@ pub(super) const WITHIN: Duration = Duration::from_secs(60);
 pub(super) fn register(r: &mut Registry) {
     let within = |s: Spec| s.option("within", Ty::Duration, "How long it may take to have its new role; `\"1m\"` when not given.");
     let spec = |name, doc, example| within(Spec::method("SwarmNode", name, Effect::Converge, doc).example(example).errors(ERRORS));
-    r.add(Promote(spec(
-        "promote",
-        "Makes the node a manager, unless it is one, and waits until the others reach it.",
-        r#"docker("m1").swarm().node("m2").promote();"#,
-    )));
+    r.add(acting(
+        spec(
+            "promote",
+            "Makes the node a manager, unless it is one, and waits until the others reach it.",
+            r#"docker("m1").swarm().node("m2").promote();"#,
+        ),
+        |cx, e, call| promote(cx, e, call).boxed(),
+    ));
     r.add(Demote(spec(
         "demote",
         "Makes the node a worker, unless it is one, and waits until it is. Refused where the managers that are left would have no quorum.",
@@ -135,31 +140,22 @@ fn late(e: &Engine, node: &Json, what: &str, end: Instant, within: Duration) -> 
     .retryable(true))
 }
 
-struct Promote(Spec);
-
-#[async_trait]
-impl Primitive for Promote {
-    fn spec(&self) -> &Spec {
-        &self.0
-    }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        let what = format!("making the node {name} of the swarm of \"{}\" a manager", e.name);
-        let (node, changed) = change(cx, &e, name, &what, |spec| set_role(spec, "manager")).await?;
-        let within = call.opt_duration("within").unwrap_or(WITHIN);
-        let end = Instant::now() + within;
-        loop {
-            match need(cx, &e, text(&node, "/ID")).await {
-                Ok(is) if text(&is, "/ManagerStatus/Reachability") == "reachable" => return Ok(Outcome::done(changed, "it is a manager")),
-                Ok(_) => {}
-                // A second manager leaves the first without a quorum for a moment.
-                Err(fault) if fault.code == Code::SWARM_QUORUM => {}
-                Err(fault) => return Err(fault),
-            }
-            late(&e, &node, "a manager that can be reached", end, within)?;
-            cx.sleep(Duration::from_millis(250)).await?;
+async fn promote(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let what = format!("making the node {name} of the swarm of \"{}\" a manager", e.name);
+    let (node, changed) = change(cx, e, name, &what, |spec| set_role(spec, "manager")).await?;
+    let within = call.opt_duration("within").unwrap_or(WITHIN);
+    let end = Instant::now() + within;
+    loop {
+        match need(cx, e, text(&node, "/ID")).await {
+            Ok(is) if text(&is, "/ManagerStatus/Reachability") == "reachable" => return Ok(Outcome::done(changed, "it is a manager")),
+            Ok(_) => {}
+            // A second manager leaves the first without a quorum for a moment.
+            Err(fault) if fault.code == Code::SWARM_QUORUM => {}
+            Err(fault) => return Err(fault),
         }
+        late(e, &node, "a manager that can be reached", end, within)?;
+        cx.sleep(Duration::from_millis(250)).await?;
     }
 }
 

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bollard::container::LogOutput;
 use bollard::query_parameters::LogsOptions;
 use futures::{FutureExt as _, StreamExt as _};
-use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use runbook_core::primitive::{Cx, Outcome, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::units::show_duration;
 use runbook_core::{Code, Error, Record, Result, Value};
@@ -19,9 +18,9 @@ use super::node::{is_down, nodes};
 use super::task::is_over;
 use super::wait::{WITHIN, Wait, converged};
 use super::{MADE, STACK, by_this_run, former, former_key, options};
+use crate::docker::acts::acting;
 use crate::docker::engine::Engine;
 use crate::docker::info::in_order;
-use crate::docker::reads::reading;
 use crate::docker::things::name;
 
 pub(super) const ERRORS: &[Code] = &[
@@ -63,7 +62,7 @@ pub(super) fn register(r: &mut Registry) {
             .field("labels", Ty::Map(Box::new(Ty::Str)), "Its labels.")
             .field("version", Ty::Int, "The swarm's count of changes at its last one."),
     );
-    r.add(reading(
+    r.add(acting(
         Spec::method("Swarm", "services", Effect::Read, "Lists the services, in order of their names.")
             .option("label", Ty::Str, "Only those with this label: `name` or `name=value`.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmServiceInfo"))))
@@ -71,14 +70,14 @@ pub(super) fn register(r: &mut Registry) {
             .errors(ERRORS),
         |cx, e, call| list(cx, e, call).boxed(),
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("SwarmService", "inspect", Effect::Read, "Tells what the service is and how its last update stands.")
             .returns(Ty::Record("SwarmServiceInfo"))
             .example(r#"log(docker("m1").swarm().service("shop_web").inspect().image);"#)
             .errors(ERRORS),
         |cx, e, call| inspect(cx, e, call).boxed(),
     ));
-    r.add(Scale(options::waiting(
+    r.add(acting(options::waiting(
         Spec::method(
             "SwarmService",
             "scale",
@@ -89,8 +88,8 @@ pub(super) fn register(r: &mut Registry) {
         .returns(Ty::Int)
         .example(r#"docker("m1").swarm().service("shop_web").scale(3);"#)
         .errors(ERRORS),
-    )));
-    r.add(Remove(
+    ), |cx, e, call| scale(cx, e, call).boxed()));
+    r.add(acting(
         Spec::method(
             "SwarmService",
             "remove",
@@ -101,8 +100,9 @@ pub(super) fn register(r: &mut Registry) {
         .option("within", Ty::Duration, "How long its containers may take to end; `\"5m\"` when not given.")
         .example(r#"docker("m1").swarm().service("shop_old").remove();"#)
         .errors(ERRORS),
+        |cx, e, call| remove(cx, e, call).boxed(),
     ));
-    r.add(reading(options::waiting(
+    r.add(acting(options::waiting(
         Spec::method(
             "SwarmService",
             "wait_converged",
@@ -114,7 +114,7 @@ pub(super) fn register(r: &mut Registry) {
         .example(r#"docker("m1").swarm().service("shop_web").wait_converged(#{ within: "2m" });"#)
         .errors(ERRORS),
     ), |cx, e, call| wait_converged(cx, e, call).boxed()));
-    r.add(reading(
+    r.add(acting(
         Spec::method(
             "SwarmService",
             "logs",
@@ -203,72 +203,54 @@ async fn inspect(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
     Ok(info(&look(cx, e, name(call)).await?).into())
 }
 
-struct Scale(Spec);
-
-#[async_trait]
-impl Primitive for Scale {
-    fn spec(&self) -> &Spec {
-        &self.0
+async fn scale(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let wanted = call.arg(0).as_int().unwrap_or(-1);
+    if wanted < 0 {
+        return Err(Error::new(Code::COMMAND_BAD, format!("a service cannot have {wanted} tasks")));
     }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        let wanted = call.arg(0).as_int().unwrap_or(-1);
-        if wanted < 0 {
-            return Err(Error::new(Code::COMMAND_BAD, format!("a service cannot have {wanted} tasks")));
+    let (mut attempt, mut since, mut changed) = (0, 0, false);
+    let was = loop {
+        let s = look(cx, e, name).await?;
+        let Some(present) = s.pointer("/Spec/Mode/Replicated").map(|_| int(&s, "/Spec/Mode/Replicated/Replicas")) else {
+            return Err(Error::new(Code::COMMAND_BAD, format!("the service {name} on \"{}\" is not replicated", e.name))
+                .host(e.at())
+                .hint("a global service has one task on each node that its constraints fit"));
+        };
+        let was = former(cx, || Value::Int(present))?;
+        if present == wanted {
+            break was;
         }
-        let (mut attempt, mut since, mut changed) = (0, 0, false);
-        let was = loop {
-            let s = look(cx, &e, name).await?;
-            let Some(present) = s.pointer("/Spec/Mode/Replicated").map(|_| int(&s, "/Spec/Mode/Replicated/Replicas")) else {
-                return Err(Error::new(Code::COMMAND_BAD, format!("the service {name} on \"{}\" is not replicated", e.name))
-                    .host(e.at())
-                    .hint("a global service has one task on each node that its constraints fit"));
-            };
-            let was = former(cx, || Value::Int(present))?;
-            if present == wanted {
+        since = int(&s, "/Version/Index");
+        let mut spec = s.pointer("/Spec").cloned().unwrap_or(Json::Null);
+        if let Some(replicas) = spec.pointer_mut("/Mode/Replicated").and_then(Json::as_object_mut) {
+            replicas.insert("Replicas".into(), json!(wanted));
+        }
+        let what = format!("scaling the service {name} on \"{}\" to {wanted}", e.name);
+        match post(cx, e, &what, &format!("{}/update?version={since}", path(name)), &spec).await {
+            Err(fault) if fault.code == Code::SERVICE_CHANGED && attempt < ATTEMPTS => attempt += 1,
+            Err(fault) => return Err(fault),
+            Ok(_) => {
+                changed = true;
                 break was;
             }
-            since = int(&s, "/Version/Index");
-            let mut spec = s.pointer("/Spec").cloned().unwrap_or(Json::Null);
-            if let Some(replicas) = spec.pointer_mut("/Mode/Replicated").and_then(Json::as_object_mut) {
-                replicas.insert("Replicas".into(), json!(wanted));
-            }
-            let what = format!("scaling the service {name} on \"{}\" to {wanted}", e.name);
-            match post(cx, &e, &what, &format!("{}/update?version={since}", path(name)), &spec).await {
-                Err(fault) if fault.code == Code::SERVICE_CHANGED && attempt < ATTEMPTS => attempt += 1,
-                Err(fault) => return Err(fault),
-                Ok(_) => {
-                    changed = true;
-                    break was;
-                }
-            }
-        };
-        converged(cx, &e, &Wait { back: !changed, ..wait_of(call, name, since) }).await?;
-        let outcome = if changed { Outcome::changed(was) } else { Outcome::unchanged(was, "it has as many") };
-        Ok(outcome.fact(former_key(cx), Value::Unit))
-    }
+        }
+    };
+    converged(cx, e, &Wait { back: !changed, ..wait_of(call, name, since) }).await?;
+    let outcome = if changed { Outcome::changed(was) } else { Outcome::unchanged(was, "it has as many") };
+    Ok(outcome.fact(former_key(cx), Value::Unit))
 }
 
-struct Remove(Spec);
-
-#[async_trait]
-impl Primitive for Remove {
-    fn spec(&self) -> &Spec {
-        &self.0
+async fn remove(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let Some(s) = search(cx, e, name).await? else { return Ok(Outcome::unchanged((), "there is none")) };
+    if call.opt_bool("own") && !s.pointer("/Spec").is_some_and(|spec| by_this_run(cx, spec, MADE)) {
+        return Ok(Outcome::unchanged((), "this run has not made it"));
     }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        let Some(s) = search(cx, &e, name).await? else { return Ok(Outcome::unchanged((), "there is none")) };
-        if call.opt_bool("own") && !s.pointer("/Spec").is_some_and(|spec| by_this_run(cx, spec, MADE)) {
-            return Ok(Outcome::unchanged((), "this run has not made it"));
-        }
-        let id = text(&s, "/ID").to_string();
-        let removed = delete(cx, &e, &format!("removing the service {name} on \"{}\"", e.name), &path(&id)).await?;
-        ended(cx, &e, &[id], call.opt_duration("within").unwrap_or(WITHIN)).await?;
-        Ok(Outcome::done(removed, "there is none"))
-    }
+    let id = text(&s, "/ID").to_string();
+    let removed = delete(cx, e, &format!("removing the service {name} on \"{}\"", e.name), &path(&id)).await?;
+    ended(cx, e, &[id], call.opt_duration("within").unwrap_or(WITHIN)).await?;
+    Ok(Outcome::done(removed, "there is none"))
 }
 
 /// Waits until the containers of services that are removed have ended, so that what they used can go too.

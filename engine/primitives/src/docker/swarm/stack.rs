@@ -13,9 +13,9 @@ use super::api::{all, delete, encoded, filters, get, int, pruned, text};
 use super::service::{ended, info, of_stack, wait_of};
 use super::wait::{WITHIN, converged};
 use super::{STACK, options};
+use crate::docker::acts::acting;
 use crate::docker::engine::Engine;
 use crate::docker::info::in_order;
-use crate::docker::reads::reading;
 use crate::docker::things::{name, reveal};
 use crate::ssh::{Exec, connect, quote};
 
@@ -38,14 +38,14 @@ pub(super) fn register(r: &mut Registry) {
         Ty::Int,
         "How many services it has.",
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("Swarm", "stacks", Effect::Read, "Lists the stacks that have services, in order of their names.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmStackInfo"))))
             .example(r#"for s in docker("m1").swarm().stacks() { log(`${s.name}: ${s.services}`); }"#)
             .errors(ERRORS),
         |cx, e, call| list(cx, e, call).boxed(),
     ));
-    r.add(reading(
+    r.add(acting(
         Spec::method("SwarmStack", "services", Effect::Read, "Lists the stack's services, in order of their names.")
             .returns(Ty::List(Box::new(Ty::Record("SwarmServiceInfo"))))
             .example(r#"for s in docker("m1").swarm().stack("shop").services() { log(`${s.name}: ${s.replicas}`); }"#)
@@ -70,7 +70,7 @@ pub(super) fn register(r: &mut Registry) {
     .returns(Ty::List(Box::new(Ty::Record("SwarmServiceInfo"))))
     .example(r#"docker("m1").swarm().stack("shop").deploy("/srv/shop/stack.yaml", #{ within: "5m" });"#)
     .errors(ERRORS)));
-    r.add(Remove(
+    r.add(acting(
         Spec::method(
             "SwarmStack",
             "remove",
@@ -79,8 +79,7 @@ pub(super) fn register(r: &mut Registry) {
         )
         .option("within", Ty::Duration, "How long its containers may take to end; `\"5m\"` when not given.")
         .example(r#"docker("m1").swarm().stack("shop").remove();"#)
-        .errors(ERRORS),
-    ));
+        .errors(ERRORS), |cx, e, call| remove(cx, e, call).boxed()));
 }
 
 /// What of one kind belongs to a stack.
@@ -208,29 +207,20 @@ impl Primitive for Deploy {
     }
 }
 
-struct Remove(Spec);
-
-#[async_trait]
-impl Primitive for Remove {
-    fn spec(&self) -> &Spec {
-        &self.0
+async fn remove(cx: &Cx, e: &Engine, call: &Call) -> Result<Outcome> {
+    let name = name(call);
+    let what = |kind: &str| format!("removing the {kind} of the stack {name} on \"{}\"", e.name);
+    let ids: Vec<String> = of_stack(cx, e, name).await?.iter().map(id).collect();
+    let mut changed = !ids.is_empty();
+    for id in &ids {
+        delete(cx, e, &what("services"), &format!("/services/{}", encoded(id))).await?;
     }
-
-    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (e, name) = (Engine::on(cx, call).await?, name(call));
-        let what = |kind: &str| format!("removing the {kind} of the stack {name} on \"{}\"", e.name);
-        let ids: Vec<String> = of_stack(cx, &e, name).await?.iter().map(id).collect();
-        let mut changed = !ids.is_empty();
-        for id in &ids {
-            delete(cx, &e, &what("services"), &format!("/services/{}", encoded(id))).await?;
+    // Networks are in use until the last container has ended.
+    ended(cx, e, &ids, call.opt_duration("within").unwrap_or(WITHIN)).await?;
+    for kind in PARTS {
+        for part in parts(cx, e, name, kind).await? {
+            changed |= delete(cx, e, &what(kind), &format!("/{kind}/{}", encoded(&id(&part)))).await?;
         }
-        // Networks are in use until the last container has ended.
-        ended(cx, &e, &ids, call.opt_duration("within").unwrap_or(WITHIN)).await?;
-        for kind in PARTS {
-            for part in parts(cx, &e, name, kind).await? {
-                changed |= delete(cx, &e, &what(kind), &format!("/{kind}/{}", encoded(&id(&part)))).await?;
-            }
-        }
-        Ok(Outcome::done(changed, "there is none"))
     }
+    Ok(Outcome::done(changed, "there is none"))
 }
