@@ -56,7 +56,9 @@ fn a_controller_that_is_killed_again_and_again_leaves_nothing_doubled() {
             match out.status.code() {
                 None => *[&mut acted, &mut entries, &mut random][way] += 1,
                 Some(code) => {
-                    assert_eq!(code, done, "{}", String::from_utf8_lossy(&out.stderr));
+                    let said = String::from_utf8_lossy(&out.stderr);
+                    // RB0009: the one before had recorded its end already when it was killed.
+                    assert!(code == done || said.contains("RB0009"), "{code}: {said}");
                     return (entries, acted, random);
                 }
             }
