@@ -86,7 +86,7 @@ pub(super) async fn set_delay(cx: &Cx, db: &Db, delay: Duration) -> Result<bool>
         standby(db, &node)?;
         let refuse = |why: String, hint: &str| Err(Error::new(Code::DB_REPLICATION, why).host(&db.host).hint(hint));
         let ms = delay.as_millis();
-        if ms > 2_147_483_647 || delay.subsec_nanos() % 1_000_000 != 0 {
+        if ms > 2_147_483_647 || !delay.subsec_nanos().is_multiple_of(1_000_000) {
             return refuse(
                 format!("\"{}\" cannot be delayed by that: the server counts milliseconds, 24 days at most", db.name),
                 "give a shorter one",
