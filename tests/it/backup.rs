@@ -74,8 +74,22 @@ impl Store for Lab {
 }
 
 impl Lab {
+    /// A host with a folder for temporary files of its own, `../tmp` from its home: those are named by actions, which have the same names
+    /// in other tests.
+    fn host() -> Option<Sshd> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mut s = Sshd::start("")?;
+        let tmp = s.path("tmp");
+        std::fs::create_dir(&tmp).unwrap();
+        std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        s.configure(&format!("SetEnv TMPDIR={}", tmp.display()));
+        s.down();
+        s.up();
+        Some(s)
+    }
+
     fn start() -> Option<Lab> {
-        Some(Lab { old: Sshd::start("")?, vault: Sshd::start("")?, path: "my backups".into(), world: world() })
+        Some(Lab { old: Lab::host()?, vault: Lab::host()?, path: "my backups".into(), world: world() })
     }
 
     fn env(&self) -> Environment {

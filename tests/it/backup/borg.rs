@@ -68,7 +68,7 @@ impl Site {
     }
 
     fn left(&self) -> String {
-        sh(&self.old.home(), "ls -d ${TMPDIR:-/tmp}/runbook-restore.r1-* 2>/dev/null || true")
+        sh(&self.old.home(), "ls -d ../tmp/runbook-restore.* 2>/dev/null || true")
     }
 }
 

@@ -108,7 +108,7 @@ async fn a_snapshot_is_read_by_the_stock_tool_and_one_of_the_stock_tool_is_read(
     sh(&s.old.home(), "true");
     s.call("r1-f", "restore", vec![theirs, host("old"), "back".into()]).await.unwrap();
     assert_eq!(sh(&s.old.home(), "cat back/shop/plain"), "hello\n");
-    assert_eq!(sh(&s.old.home(), "ls -d ${TMPDIR:-/tmp}/runbook-restore.r1-* 2>/dev/null || true"), "");
+    assert_eq!(sh(&s.old.home(), "ls -d ../tmp/runbook-restore.* 2>/dev/null || true"), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +184,7 @@ async fn what_is_wrong_with_a_repository_is_said_by_name() {
     sh(&s.old.home(), &format!("rm -f '{pack}'"));
     let e = s.fails("r1-l", "check", vec![]).await;
     assert!(e.code == Code::BACKUP_DAMAGED, "{e}");
-    assert_eq!(sh(&s.old.home(), "ls -d ${TMPDIR:-/tmp}/runbook-restore.r1-* 2>/dev/null || true"), "");
+    assert_eq!(sh(&s.old.home(), "ls -d ../tmp/runbook-restore.* 2>/dev/null || true"), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
