@@ -13,7 +13,7 @@ services:
     configs: [conf]
     deploy:
       replicas: 2
-      update_config: { parallelism: 2, monitor: 500ms, failure_action: rollback }
+      update_config: { parallelism: 2, monitor: 3s, failure_action: rollback }
       rollback_config: { parallelism: 0, monitor: 500ms }
   agent:
     image: base:1
