@@ -408,6 +408,11 @@ pub trait Driver: Send + Sync {
         Err(cannot(db, "master-master pairs"))
     }
 
+    /// How it archives its log and recovers from that; `None` when it cannot.
+    fn recovery(&self) -> Option<&dyn super::recovery::Recovery> {
+        None
+    }
+
     /// What it can do with Galera clusters; `None` when it has none.
     fn galera(&self) -> Option<&dyn super::galera::Galera> {
         None

@@ -21,6 +21,7 @@ pub mod mysql;
 mod pair;
 pub mod postgres;
 mod promote;
+pub mod recovery;
 mod replicate;
 pub mod sqlite;
 pub mod stream;
@@ -54,6 +55,7 @@ pub fn register(r: &mut Registry) {
     accounts::register(r);
     dump::register(r);
     delay::register(r);
+    recovery::register(r);
     pair::register(r);
     galera::register(r);
 }

@@ -276,9 +276,10 @@ mod tests {
         let load = format!("{COMMON}{}", include_str!("../mysql/load.sh"));
         let pg = format!("{COMMON}{}", include_str!("../postgres/dump.sh"));
         let pg_load = format!("{COMMON}{}", include_str!("../postgres/load.sh"));
+        let base = format!("{COMMON}{}", include_str!("../postgres/base.sh"));
         // Settings come from outside; functions are called by name; statuses of pipes are looked at by files.
         runbook_testkit::shellcheck(
-            &[START, POLL, STOP, &mysql, &load, &pg, &pg_load],
+            &[START, POLL, STOP, &mysql, &load, &pg, &pg_load, &base],
             "SC2154,SC2034,SC2317,SC2046,SC2086,SC2012,SC2010,SC2015,SC2016",
         );
     }

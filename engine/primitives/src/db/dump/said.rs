@@ -34,6 +34,9 @@ const NAMING: [u32; 62] = [
     1267, 1273, 1286, 1290, 1305, 1317, 1356, 1364, 1370, 1406, 1418, 1419, 1449, 1451, 1452, 1568, 1836, 4025,
 ];
 
+/// PostgreSQL's programs.
+const TOOLS: [&str; 5] = ["pg_dump", "pg_restore", "psql", "pg_basebackup", "pg_verifybackup"];
+
 /// What a quoted word of PostgreSQL is the name of, so that it may be shown.
 const KINDS: [&str; 27] = [
     "relation",
@@ -152,14 +155,14 @@ fn postgres(l: &str) -> Option<String> {
             return Some(format!("{}{}", mark.replace("  ", " "), without_quotes(message)));
         }
     }
-    let (tool, rest) = l.split_once(": error: ").filter(|(t, _)| matches!(*t, "pg_dump" | "pg_restore" | "psql"))?;
+    let (tool, rest) = l.split_once(": error: ").filter(|(t, _)| TOOLS.contains(t))?;
     Some(format!("{tool}: {}", without_quotes(rest)))
 }
 
 /// Whether only a tool's name and place stand before that.
 fn ours_is_before(l: &str, what: &str) -> bool {
     let head = l.find(what).and_then(|at| l.get(..at)).unwrap_or(l).trim_end();
-    head.is_empty() || ["psql:", "pg_dump:", "pg_restore:"].iter().any(|t| head.starts_with(t)) && head.ends_with(':')
+    head.is_empty() || TOOLS.iter().any(|t| head.strip_prefix(t).is_some_and(|rest| rest.starts_with(':'))) && head.ends_with(':')
 }
 
 /// Names are kept; what else is quoted, and all that follows it, is not.
@@ -269,6 +272,11 @@ mod tests {
                 "psql:<stdin>:9: server closed the connection unexpectedly\n\tThis probably means",
                 "server closed the connection unexpectedly",
             ),
+            (
+                "pg_basebackup: error: connection to server on socket \"/run/s\" failed: FATAL:  no pg_hba.conf entry for replication connection from host \"[local]\", user \"postgres\"",
+                "connection to server on socket \"/run/s\" failed: FATAL:  no pg_hba.conf entry for replication connection from host \"[local]\", user \"postgres\"",
+            ),
+            ("pg_verifybackup: error: checksum mismatch for file \"base/5/1\"", "pg_verifybackup: checksum mismatch for file \"base/5/1\""),
             ("SECRET ERROR:  23505: SECRET", ""),
             // What the system and the scripts say.
             ("zstd: /*stdin*\\: No space left on device (SECRET)", "zstd: No space left on device"),

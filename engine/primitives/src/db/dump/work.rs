@@ -8,11 +8,23 @@ use runbook_core::primitive::Cx;
 use super::job::{AGAIN, As, Job};
 use super::manifest::{self, Manifest, Place};
 use super::refuse;
-use crate::db::driver::{Db, Dumped};
+use crate::db::driver::Db;
 use crate::ssh::{self, quote};
 
 /// Pauses before a dump begins again whose failure may pass by itself.
 const PAUSES: [Duration; 4] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
+
+/// What a folder is for, in words for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::db) struct What {
+    noun: &'static str,
+    doing: &'static str,
+}
+
+/// A dump.
+pub(in crate::db) const A_DUMP: What = What { noun: "dump", doing: "dumping" };
+/// A base backup.
+pub(in crate::db) const A_BASE_BACKUP: What = What { noun: "base backup", doing: "copying" };
 
 /// The folder of a dump, on the host of the database that is dumped into it or loaded from it.
 pub(in crate::db) struct Folder<'a> {
@@ -24,6 +36,8 @@ pub(in crate::db) struct Folder<'a> {
     pub who: &'a As<'a>,
     /// The folder's path.
     pub path: &'a str,
+    /// What it is for.
+    pub what: What,
 }
 
 /// What a kind has run there.
@@ -50,7 +64,7 @@ impl Folder<'_> {
             Place::Empty | Place::Begun => Ok(None),
             Place::Whole(m) => Ok(Some(*m)),
             Place::Foreign => {
-                let what = format!("{} has files that are of no dump", self.path);
+                let what = format!("{} has files that are of no {}", self.path, self.what.noun);
                 Err(refuse(self.db, what, "choose a folder that is empty or not there"))
             }
         }
@@ -84,44 +98,44 @@ impl Folder<'_> {
         Ok(*m)
     }
 
-    /// Runs the script that writes the dump of this action, with its manifest. `total` is about how many bytes it will be, `shown` what
+    /// Runs the script that writes what this action is for, with its manifest. `total` is about how many bytes it will be, `shown` what
     /// is said of its rows, and `half` a command that removes what a failed one has left.
     ///
     /// # Errors
-    /// Those of [`Job::run`] and its end; `RB0505` when another dump is there afterwards.
-    pub(in crate::db) async fn dump(&self, script: Script, total: u64, shown: fn(u64) -> String, half: &str) -> Result<Dumped> {
-        let (cx, db) = (self.cx, self.db);
+    /// Those of [`Job::run`] and its end; `RB0505` when another is there afterwards.
+    pub(in crate::db) async fn write(&self, script: Script, total: u64, shown: fn(u64) -> String, half: &str) -> Result<Manifest> {
+        let (cx, db, What { noun, doing }) = (self.cx, self.db, self.what);
         let id = cx.action_id.to_string();
         let job =
-            Job { host: &db.host, who: self.who, dir: format!("{}/.job", self.path), id: format!("dump {id}"), counted: script.counted };
+            Job { host: &db.host, who: self.who, dir: format!("{}/.job", self.path), id: format!("{noun} {id}"), counted: script.counted };
         let show =
-            |rows: u64, bytes: u64| cx.progress(format!("dumping {}{}", db.name, shown(rows)), bytes, Some(total.max(bytes)), "bytes");
+            |rows: u64, bytes: u64| cx.progress(format!("{doing} {}{}", db.name, shown(rows)), bytes, Some(total.max(bytes)), "bytes");
         let mut pauses = PAUSES.iter();
         let end = loop {
             let end = job.run(cx, &script.text, script.env.clone(), &show).await?;
             match (end.status, pauses.next()) {
                 (Some(AGAIN), Some(pause)) => {
-                    cx.message(format!("the dump of \"{}\" begins again: {}", db.name, end.said.replace('\n', "; ")));
+                    cx.message(format!("the {noun} of \"{}\" begins again: {}", db.name, end.said.replace('\n', "; ")));
                     cx.sleep(*pause).await?;
                 }
                 _ => break end,
             }
         };
-        if let Err(e) = end.good(&db.host, &format!("the dump of \"{}\"", db.name)) {
-            // Half a dump is of no use, and takes room.
+        if let Err(e) = end.good(&db.host, &format!("the {noun} of \"{}\"", db.name)) {
+            // Half of it is of no use, and takes room.
             self.tidy(&format!("cd {} && [ ! -e manifest ] && {half}", quote(self.path))).await;
             return Err(e);
         }
         let Place::Whole(m) = self.look().await? else {
-            let what = format!("the dump in {} has no manifest, although it ended well", self.path);
+            let what = format!("the {noun} in {} has no manifest, although it ended well", self.path);
             return Err(refuse(db, what, "look at that folder"));
         };
         if m.get("id") != id {
-            let what = format!("the dump in {} was written by another ({})", self.path, m.get("id"));
+            let what = format!("the {noun} in {} was written by another ({})", self.path, m.get("id"));
             return Err(refuse(db, what, "name another folder").retryable(true));
         }
         self.tidy(&format!("rm -rf {}", quote(&job.dir))).await;
-        Ok(m.dumped(""))
+        Ok(*m)
     }
 
     /// Runs the script that loads the dump into what `into` names. Its own folder stays until [`Folder::loaded`].

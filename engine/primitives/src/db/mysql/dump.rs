@@ -14,7 +14,7 @@ use super::{data, host, state};
 use crate::db::driver::{Db, DumpOptions, Dumped};
 use crate::db::dump::job::{COMMON, processors};
 use crate::db::dump::manifest::head;
-use crate::db::dump::work::{Folder, Script};
+use crate::db::dump::work::{A_DUMP, Folder, Script};
 use crate::ssh::quote;
 
 const DUMP: &str = include_str!("dump.sh");
@@ -92,7 +92,7 @@ fn gtid(position: &str) -> &str {
 pub async fn dump(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
     let at = server(cx, db).await?;
     let who = |script: String| host::exec(db, script);
-    let folder = Folder { cx, db, who: &who, path };
+    let folder = Folder { cx, db, who: &who, path, what: A_DUMP };
     let schema = db.settings.need("database")?;
     let id = cx.action_id.to_string();
     let mut s = session(cx, db).await?;
@@ -148,7 +148,7 @@ pub async fn dump(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
         env: host::login(cx, &at)?,
         counted: "counted() { cat \"$j\"/index.[1-9]* | awk -F '\\t' '{ r += $3; b += $4 } END { print \"rows \" r + 0; print \"bytes \" b + 0 }'; }".into(),
     };
-    folder.dump(script, total, |rows| format!(", {rows} rows"), "rm -f d[0-9]*.sql.* schema.sql.* after.sql.*").await
+    Ok(folder.write(script, total, |rows| format!(", {rows} rows"), "rm -f d[0-9]*.sql.* schema.sql.* after.sql.*").await?.dumped(""))
 }
 
 /// Settings that both scripts have.

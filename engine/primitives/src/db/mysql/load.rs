@@ -15,7 +15,7 @@ use crate::db::driver::{Db, DumpOptions, Dumped};
 use crate::db::dump::job::{COMMON, processors};
 use crate::db::dump::manifest::Manifest;
 use crate::db::dump::refuse;
-use crate::db::dump::work::{Folder, Script};
+use crate::db::dump::work::{A_DUMP, Folder, Script};
 
 const LOAD: &str = include_str!("load.sh");
 
@@ -43,7 +43,7 @@ impl Mark for LoadMark {
 pub async fn load(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result<Dumped> {
     let at = server(cx, db).await?;
     let who = |script: String| host::exec(db, script);
-    let folder = Folder { cx, db, who: &who, path };
+    let folder = Folder { cx, db, who: &who, path, what: A_DUMP };
     let schema = db.settings.need("database")?;
     let m = folder.whole(at.flavour.name()).await?;
     let mut s = session(cx, db).await?;

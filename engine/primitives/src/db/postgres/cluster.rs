@@ -9,6 +9,7 @@ use runbook_core::{Code, Error, Result, Value};
 
 use super::client::Conn;
 use super::data::admin;
+use super::dump::make_folder;
 use super::state::{Lsn, Node};
 use super::{kept, settings};
 use crate::db::driver::Db;
@@ -78,7 +79,7 @@ impl Cluster<'_> {
     }
 
     /// A command as the user to whom the cluster belongs.
-    fn as_owner(&self, script: &str) -> Exec {
+    pub(super) fn as_owner(&self, script: &str) -> Exec {
         let user = settings::os_user(self.db);
         let login = self.session.login();
         if login == user {
@@ -89,6 +90,15 @@ impl Cluster<'_> {
         } else {
             Exec { sudo: true, user: Some(user.to_string()), ..Exec::new(format!("cd /; {script}")) }
         }
+    }
+
+    /// Makes a folder for the user to whom the cluster belongs, unless it is there.
+    ///
+    /// # Errors
+    /// `RB0505` when it cannot be made.
+    pub(super) async fn make_folder(&self, path: &str) -> Result<()> {
+        let (user, login) = (settings::os_user(self.db), self.session.login());
+        make_folder(self.cx, self.db, path, (login != user).then_some(user), login != user && login != "root").await
     }
 
     /// Runs a script as the user to whom the cluster belongs. A status other than 0 is no error.

@@ -15,7 +15,7 @@ use crate::db::driver::{Db, DumpOptions, Dumped};
 use crate::db::dump::job::{COMMON, processors};
 use crate::db::dump::manifest::head;
 use crate::db::dump::refuse;
-use crate::db::dump::work::{Folder, Script};
+use crate::db::dump::work::{A_DUMP, Folder, Script};
 use crate::ssh::{self, Exec, quote};
 
 const DUMP: &str = include_str!("dump.sh");
@@ -72,17 +72,21 @@ impl Tools {
 
     /// Makes a folder that belongs to the user who writes into it.
     async fn folder(&self, cx: &Cx, db: &Db, path: &str) -> Result<()> {
-        let d = quote(path);
-        let own = self.user.as_ref().map_or(String::new(), |u| format!(" && chown {} {d}", quote(u)));
-        let script = format!("[ -e {d} ] || {{ mkdir -p {d} && chmod 700 {d}{own}; }}");
-        let exec = Exec { sudo: self.user.is_some() && self.login != "root", ..Exec::new(script) };
-        let done = ssh::connect(cx, &db.host).await?.exec_again(cx, exec).await?;
-        if done.status == 0 {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
-        Err(refuse(db, format!("{path} cannot be made: {said}"), "choose a folder that can be made there"))
+        make_folder(cx, db, path, self.user.as_deref(), self.user.is_some() && !self.root()).await
     }
+}
+
+/// Makes a folder for its owner alone, unless it is there.
+pub(super) async fn make_folder(cx: &Cx, db: &Db, path: &str, owner: Option<&str>, sudo: bool) -> Result<()> {
+    let d = quote(path);
+    let own = owner.map_or(String::new(), |u| format!(" && chown {} {d}", quote(u)));
+    let script = format!("[ -e {d} ] || {{ mkdir -p {d} && chmod 700 {d}{own}; }}");
+    let done = ssh::connect(cx, &db.host).await?.exec_again(cx, Exec { sudo, ..Exec::new(script) }).await?;
+    if done.status == 0 {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
+    Err(refuse(db, format!("{path} cannot be made: {said}"), "choose a folder that can be made there"))
 }
 
 /// libpq's variables: nothing of it is on a command line.
@@ -125,7 +129,7 @@ pub(super) async fn dump(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     let tools = Tools::of(cx, db, options.jobs).await?;
     let who = |script: String| tools.exec(&script);
     let id = cx.action_id.to_string();
-    let folder = Folder { cx, db, who: &who, path: at };
+    let folder = Folder { cx, db, who: &who, path: at, what: A_DUMP };
     if let Some(m) = folder.there().await? {
         if m.get("id") == id {
             return Ok(m.dumped("this action has written it already"));
@@ -152,7 +156,7 @@ pub(super) async fn dump(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
         env: env(cx, db)?,
         counted: format!("counted() {{ du -s -B 1 {}/data | awk '{{ print \"bytes \" $1 }}'; }}", quote(at)),
     };
-    folder.dump(script, size, |_| " (bytes are compressed)".into(), "rm -rf data").await
+    Ok(folder.write(script, size, |_| " (bytes are compressed)".into(), "rm -rf data").await?.dumped(""))
 }
 
 /// Loads a dump into the database.
@@ -161,7 +165,7 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     let node = look(&conn).await?;
     let tools = Tools::of(cx, db, options.jobs).await?;
     let who = |script: String| tools.exec(&script);
-    let folder = Folder { cx, db, who: &who, path: at };
+    let folder = Folder { cx, db, who: &who, path: at, what: A_DUMP };
     let m = folder.whole(KIND).await?;
     if node.in_recovery {
         return Err(refuse(db, format!("\"{}\" is a standby and takes no load", db.name), "load into its primary"));

@@ -2,6 +2,8 @@
 //! logical replicas of one database (`logical`).
 
 mod alike;
+mod archive;
+mod base;
 mod carried;
 mod chunks;
 mod client;
@@ -39,6 +41,7 @@ use super::driver::{
     Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Rolled, Row,
     Span, Status, Switched, TableOptions, cannot,
 };
+use super::recovery::{Archive, Archived, BaseBackup, Recovery};
 use super::stream::{About, Inflow, Outflow, Settle};
 
 /// The driver.
@@ -186,5 +189,24 @@ impl Driver for Postgres {
 
     async fn roll_forward(&self, cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
         delayed::roll_forward(cx, db, before).await
+    }
+
+    fn recovery(&self) -> Option<&dyn Recovery> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Recovery for Postgres {
+    async fn archive_to(&self, cx: &Cx, db: &Db, archive: &Archive) -> Result<Archived> {
+        archive::archive_to(cx, db, archive).await
+    }
+
+    async fn stop_archiving(&self, cx: &Cx, db: &Db, restart: bool) -> Result<bool> {
+        archive::stop(cx, db, restart).await
+    }
+
+    async fn base_backup(&self, cx: &Cx, db: &Db, folder: &str) -> Result<BaseBackup> {
+        base::make(cx, db, folder).await
     }
 }

@@ -1,0 +1,211 @@
+//! `archive_to`, `stop_archiving`, `base_backup`: what recovery to a point in time needs when no replica is left.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
+use runbook_core::units::show_bytes;
+use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
+
+use super::driver::{Db, Driver, cannot};
+use super::dump::manifest;
+use super::method;
+
+/// How the log is archived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// The folder on the database's host.
+    pub folder: String,
+    /// After how long a segment that is not full goes there all the same.
+    pub every: Duration,
+    /// Whether the server may be restarted.
+    pub restart: bool,
+    /// Whether another way of archiving is put aside.
+    pub replace: bool,
+    /// How long the first segment may take.
+    pub within: Duration,
+}
+
+/// What archiving has come to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Archived {
+    /// Whether settings were changed.
+    pub changed: bool,
+    /// Whether the server was restarted.
+    pub restarted: bool,
+    /// The segment that was seen to arrive.
+    pub segment: String,
+}
+
+/// A base backup.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BaseBackup {
+    /// Whether it was made now.
+    pub changed: bool,
+    /// The action that made it.
+    pub id: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The first segment of the log that recovery from it reads.
+    pub segment: String,
+    /// From where on it can be recovered to.
+    pub position: String,
+    /// What should be known of it.
+    pub note: String,
+}
+
+/// What a kind can do whose log is archived. Each may be repeated after a crash at any point.
+#[async_trait]
+pub trait Recovery: Send + Sync {
+    /// Sees to it that every finished segment of the log goes into a folder, and that one arrives.
+    async fn archive_to(&self, cx: &Cx, db: &Db, archive: &Archive) -> Result<Archived>;
+    /// Puts the settings of before [`Recovery::archive_to`] back; false when there are none.
+    async fn stop_archiving(&self, cx: &Cx, db: &Db, restart: bool) -> Result<bool>;
+    /// Copies the whole server into a folder of its host.
+    async fn base_backup(&self, cx: &Cx, db: &Db, folder: &str) -> Result<BaseBackup>;
+}
+
+pub(super) fn register(r: &mut Registry) {
+    r.add(ArchiveTo(
+        method(
+            "archive_to",
+            Effect::Converge,
+            "Sees to it that every finished segment of the write-ahead log goes into a folder on the database's host.\n\nPostgreSQL: \
+             `archive_mode`, `archive_command` and `archive_timeout`. A segment is synced before it gets its name, and a file that is there \
+             is never overwritten. Then a segment is finished, and must arrive; otherwise the server's failure is told. Where `archive_mode` is off \
+             the server must be restarted: refused unless `restart: true`. An `archive_command` of somebody else is \
+             used as it is when its segments arrive in the folder, and refused otherwise. Nothing is done when it is so already. The undo is `stop_archiving`.",
+        )
+        .arg("folder", Ty::Str, "The folder, by its absolute path. It must hold nothing but the log of this server.")
+        .option("restart", Ty::Bool, "The server may be restarted, which its users notice.")
+        .option("replace", Ty::Bool, "Puts another `archive_command` aside; `stop_archiving` puts it back.")
+        .option("every", Ty::Duration, "After how long a segment that is not full is finished all the same; 1m unless given: so much is lost with the server at most.")
+        .option("within", Ty::Duration, "How long the first segment may take; 1m unless given.")
+        .returns(Ty::Record("Archiving"))
+        .example("database(\"shop\").archive_to(\"/srv/archive/shop\", #{ restart: true });")
+        .errors(&[Code::DB_CONNECT, Code::DB_LOGIN, Code::DB_COPY, Code::DB_SETTINGS, Code::DB_CANNOT, Code::WRONG_TYPE]),
+    ));
+    r.add_type(
+        TypeSpec::new("Archiving", "What `archive_to` has come to.")
+            .field("changed", Ty::Bool, "Whether settings were changed.")
+            .field("restarted", Ty::Bool, "Whether the server was restarted.")
+            .field("segment", Ty::Str, "The segment that was seen to arrive."),
+    );
+    r.add(StopArchiving(
+        method(
+            "stop_archiving",
+            Effect::Converge,
+            "Puts the settings of before `archive_to` back: its undo.\n\nThe folder stays as it is. Where `archive_mode` was off the server \
+             must be restarted: refused unless `restart: true`, since a server that archives nowhere keeps its log until its disk is full. Nothing is done when \
+             `archive_to` has set nothing.",
+        )
+        .option("restart", Ty::Bool, "The server may be restarted, which its users notice.")
+        .example("database(\"shop\").stop_archiving(#{ restart: true });")
+        .errors(&[Code::DB_CONNECT, Code::DB_LOGIN, Code::DB_COPY, Code::DB_SETTINGS, Code::DB_CANNOT]),
+    ));
+    r.add(MakeBaseBackup(
+        method(
+            "base_backup",
+            Effect::Converge,
+            "Copies the whole server into a new folder on its host while it is in use: where recovery to a point in time begins.\n\nPostgreSQL: \
+             `pg_basebackup`, checked afterwards by `pg_verifybackup`. It runs on the host, apart from the connection: a lost connection and a dead \
+             controller do not disturb it, and `resume` finds it at work. The file `manifest` comes last: a folder without it is no backup. A folder with anything \
+             else is refused. Nothing is done when this action has made it already.",
+        )
+        .arg("folder", Ty::Str, "The folder, by its absolute path.")
+        .returns(Ty::Record("BaseBackup"))
+        .example("database(\"shop\").base_backup(\"/srv/base/monday\");")
+        .errors(&[
+            Code::DB_CONNECT,
+            Code::DB_LOGIN,
+            Code::DB_COPY,
+            Code::DB_SETTINGS,
+            Code::DB_CANNOT,
+            Code::HOST_TOOL_MISSING,
+            Code::DISK_SPACE,
+            Code::WRONG_TYPE,
+        ]),
+    ));
+    r.add_type(
+        TypeSpec::new("BaseBackup", "A base backup.")
+            .field("changed", Ty::Bool, "Whether it was made now.")
+            .field("id", Ty::Str, "The action that made it.")
+            .field("bytes", Ty::Bytes, "How large it is.")
+            .field(
+                "segment",
+                Ty::Str,
+                "The first segment of the log that recovery from it reads: older ones are needed by older backups alone.",
+            )
+            .field("position", Ty::Str, "Where it ends: from there on it can be recovered to."),
+    );
+}
+
+fn able<'a>(driver: &'a dyn Driver, db: &Db) -> Result<&'a dyn Recovery> {
+    driver.recovery().ok_or_else(|| cannot(db, "recovery from an archived log"))
+}
+
+struct ArchiveTo(Spec);
+
+#[async_trait]
+impl Primitive for ArchiveTo {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let db = Db::receiver(cx, call)?;
+        let minute = Duration::from_secs(60);
+        let archive = Archive {
+            folder: manifest::path(call.str(0))?,
+            every: call.opt_duration("every").unwrap_or(minute),
+            restart: call.opt_bool("restart"),
+            replace: call.opt_bool("replace"),
+            within: call.opt_duration("within").unwrap_or(minute),
+        };
+        let done = able(&*db.driver(cx)?, &db)?.archive_to(cx, &db, &archive).await?;
+        let note = format!("{} has arrived", done.segment);
+        let record = Record::new(
+            "Archiving",
+            [("changed", done.changed.into()), ("restarted", done.restarted.into()), ("segment", done.segment.into())],
+        );
+        Ok(if done.changed { Outcome::changed(record).note(note) } else { Outcome::unchanged(record, format!("it is so already; {note}")) })
+    }
+}
+
+struct StopArchiving(Spec);
+
+#[async_trait]
+impl Primitive for StopArchiving {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let db = Db::receiver(cx, call)?;
+        let changed = able(&*db.driver(cx)?, &db)?.stop_archiving(cx, &db, call.opt_bool("restart")).await?;
+        Ok(Outcome::done(changed, "archive_to has set nothing there"))
+    }
+}
+
+struct MakeBaseBackup(Spec);
+
+#[async_trait]
+impl Primitive for MakeBaseBackup {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let db = Db::receiver(cx, call)?;
+        let b = able(&*db.driver(cx)?, &db)?.base_backup(cx, &db, &manifest::path(call.str(0))?).await?;
+        let note = format!("{}, from {} on{}", show_bytes(b.bytes), b.segment, b.note);
+        let record = Record::new(
+            "BaseBackup",
+            [
+                ("changed", b.changed.into()),
+                ("id", b.id.into()),
+                ("bytes", Value::Bytes(b.bytes)),
+                ("segment", b.segment.into()),
+                ("position", b.position.into()),
+            ],
+        );
+        Ok(if b.changed { Outcome::changed(record).note(note) } else { Outcome::unchanged(record, "this action has made it already") })
+    }
+}
