@@ -2,6 +2,7 @@
 
 mod app;
 mod ask;
+mod binary;
 mod command_error;
 mod commands;
 mod embedded;

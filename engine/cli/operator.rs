@@ -1,10 +1,12 @@
 //! Who runs this, from where, with which binary; and whether another controller is alive.
 
+use std::path::Path;
+
 use runbook_core::exec::Liveness;
 use runbook_core::journal::Operator;
 
-/// The present process as the journal names it.
-pub fn here() -> Operator {
+/// The present process as the journal names it; `state` is the project's state folder.
+pub fn here(state: &Path) -> Operator {
     let uname = rustix::system::uname();
     let pid = std::process::id();
     Operator {
@@ -16,7 +18,7 @@ pub fn here() -> Operator {
         // The first word is the client's address.
         from: std::env::var("SSH_CLIENT").ok().and_then(|s| s.split_whitespace().next().map(str::to_string)),
         version: env!("CARGO_PKG_VERSION").to_string(),
-        binary: binary(),
+        binary: crate::binary::sum(state),
     }
 }
 
@@ -47,11 +49,6 @@ fn started(pid: u32) -> Option<u64> {
     if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
 }
 
-/// SHA-256 of this executable.
-fn binary() -> Option<String> {
-    std::fs::File::open("/proc/self/exe").and_then(runbook_core::digest::sha256_of).ok()
-}
-
 /// Whether a controller is alive, as far as this machine can tell.
 pub fn alive(o: &Operator) -> Liveness {
     let uname = rustix::system::uname();
@@ -73,7 +70,7 @@ mod tests {
 
     #[test]
     fn this_process_lives_and_an_earlier_one_with_its_pid_does_not() {
-        let me = here();
+        let me = here(Path::new("/nonexistent"));
         assert_eq!(alive(&me), Liveness::Alive);
         assert_eq!(alive(&Operator { pid_start: me.pid_start - 1, ..me.clone() }), Liveness::Dead);
         assert_eq!(alive(&Operator { boot: "another".into(), ..me.clone() }), Liveness::Dead);

@@ -110,7 +110,7 @@ impl Session {
                 crash: crash_point(),
             },
             files: Arc::new(project.clone()),
-            operator: here(),
+            operator: here(&project.state()),
             alive: Arc::new(alive),
             take_over: wishes.take_over,
         };
