@@ -35,9 +35,9 @@ count() {
 /^h/ { l++ }
 END { printf "%d %d %.0f\n", n, l, b }'
 }
-# Progress for people, changed files into one list, what it tells of the archive into another, the rest into the third.
+# Progress for people, changed files into one list, what it tells of the archive into another, complaints into the third.
 hear() {
-  awk -v which="$t/which" -v stats="$t/stats" -v log_="$t/log" '
+  awk -v which="$t/which" -v summary="$t/summary" -v log_="$t/log" '
     /"type": "archive_progress"/ {
       if (match($0, /"time": [0-9]+/)) now = substr($0, RSTART + 8, RLENGTH - 8)
       if (now >= last + 2 && match($0, /"original_size": [0-9]+/)) {
@@ -48,18 +48,18 @@ hear() {
       next
     }
     /"type": "progress_/ { next }
-    /^(\{$|\}| )/ { print >stats; next }
+    # The summary, over many lines: when it began, and how many files it took.
+    /^ *"start": "/ { split($0, words, "\""); start = words[4]; next }
+    /^ *"nfiles": / { files = $2 + 0; next }
+    /^(\{$|\}| )/ { next }
     /"levelname": "WARNING"/ && (/: file changed while we backed it up"/ || /\[Errno 2\] No such file/) { print >which; next }
-    { print >log_ }'
+    { print >log_ }
+    END { print start, files >summary }'
 }
-# What it told of the archive.
-summary() {
-  told=$(sed -n 's/^ *"start": "\([-0-9T:.]*\)",*$/\1/p' "$t/stats")
-  told="$told $(sed -n 's/^ *"nfiles": \([0-9]*\),*$/\1/p' "$t/stats")"
-}
+summary() { read -r told <"$t/summary"; }
 attempt() {
   id=$name
-  : >"$t/log" && : >"$t/stats" || return 1
+  : >"$t/log" || return 1
   { create borg -- "$archive" "$@" 2>&1; echo "$?" >"$t/status"; } | hear
   read -r s <"$t/status" || return 1
   summary

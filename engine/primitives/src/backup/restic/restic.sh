@@ -7,28 +7,41 @@ count() {
 /"type":"file"/ { n++; if (match($0, /"size":[0-9]+/)) b += substr($0, RSTART + 7, RLENGTH - 7) }
 END { printf "%d 0 %.0f\n", n, b }'
 }
-# Given to it, since it does not tell when it has begun.
-begin() { began=$(date -u '+%Y-%m-%d %H:%M:%S') && echo "$began" >"$t/began"; }
-# The next one is a later one: a second is the least that restic is given.
-later() { while [ "$(date -u '+%Y-%m-%d %H:%M:%S')" = "$began" ]; do sleep .1 2>/dev/null || sleep 1; done; }
+# Given to it, since it does not tell when it has begun. Not every date(1) has parts of a second.
+begin() {
+  began=$(date -u '+%Y-%m-%d %H:%M:%S.%N') || return
+  case ${began##*.} in *[!0-9]* | '') began=${began%.*} ;; esac
+  echo "$began" >"$t/began"
+}
+# The next one is a later one, also where a second is the least that can be told.
+later() {
+  case $began in *.*) return ;; esac
+  while [ "$(date -u '+%Y-%m-%d %H:%M:%S')" = "$began" ]; do sleep .1 2>/dev/null || sleep 1; done
+}
 # Runs restic, or becomes it, with that time.
 backup_at() {
   who=$1
   shift
   TZ=UTC && export TZ && backup "$who" --time="$began" "$@"
 }
+# Progress for people; of the summary what it took, in bytes and files, and the snapshot's name.
 hear() {
   awk -v out="$t/out" '
-    function number(key) { return match($0, "\"" key "\":[0-9.e+-]+") ? substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3) : 0 }
+    function value(key, v) {
+      if (!match($0, "\"" key "\":\"?[0-9a-f.+-]+")) return ""
+      v = substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3)
+      sub(/^"/, "", v)
+      return v
+    }
+    BEGIN { printf "" >out }
     /"message_type":"status"/ {
-      printf "%d files, %.1f MiB read", number("files_done"), number("bytes_done") / 1048576
-      if (number("total_bytes") > number("bytes_done")) printf " of %d, %.1f MiB", number("total_files"), number("total_bytes") / 1048576
+      printf "%d files, %.1f MiB read", value("files_done"), value("bytes_done") / 1048576
+      if (value("total_bytes") + 0 > value("bytes_done") + 0) printf " of %d, %.1f MiB", value("total_files"), value("total_bytes") / 1048576
       print ""; fflush(); next
     }
-    { print >out }'
+    /"message_type":"summary"/ { print value("total_bytes_processed"), value("total_files_processed"), value("snapshot_id") >out }'
 }
-# What the summary of the run says of this.
-summary() { sed -n 's/^.*"message_type":"summary".*"'"$1"'":"\{0,1\}\([0-9a-f]*\).*$/\1/p' "$t/out"; }
+summary() { read -r kept_bytes files id <"$t/out"; }
 # The whole name of a snapshot that restic 0.14 tells by its first digits: what it has just written is in its cache.
 whole() {
   set -- "$1" "${RESTIC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/restic}"/*/snapshots/*/"$1"*
@@ -36,25 +49,25 @@ whole() {
 }
 # Reads what it told; $1 is the folder in which it was.
 kept() {
-  id=$(summary snapshot_id) kept_bytes=$(summary total_bytes_processed)
+  summary
   read -r began <"$t/began" || return 1
   [ -n "$id" ] || { echo 'restic has not told the name of the snapshot' >&2; return 1; }
   id=$(whole "$id")
-  told="$id ${began% *}T${began#* }Z $(summary total_files_processed) $kept_bytes $1"
+  told="$id ${began% *}T${began#* }Z $files $kept_bytes $1"
   later
 }
 attempt() {
-  begin && : >"$t/begun" && : >"$t/out" || return 1
+  begin || return 1
   { (backup_at restic -- "$@"); echo "$?" >"$t/status"; } | hear
   read -r s <"$t/status" || return 1
   if [ "$s" != 0 ]; then
-    id=$(summary snapshot_id)
+    summary
     [ -z "$id" ] || drop "$id"
     return "$s"
   fi
   kept "$PWD" || return 1
   # It does not tell what changed while it was read: what has changed since the beginning, of what was taken.
-  find "$@" -type f -cnewer "$t/begun" 2>/dev/null | sed -e 's|^\./||' -e 's|^/*|/|' >"$t/changed"
+  find "$@" -type f -cnewer "$t/began" 2>/dev/null | sed -e 's|^\./||' -e 's|^/*|/|' >"$t/changed"
   [ -s "$t/changed" ] || return 0
   restic ls --no-lock "$id" | grep -Fxf "$t/changed" | head -n 20 >"$t/which"
   return 0
