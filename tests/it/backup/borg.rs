@@ -372,8 +372,13 @@ async fn a_repository_on_another_host_is_reached_by_ssh_under_a_forced_command()
     let repository = format!("ssh://{}@127.0.0.1{}", sh(Path::new("/"), "id -un").trim(), store.display());
     s.settings = settings(&[("host", "old"), ("repository", &repository), ("password", "borg"), ("rsh", &unknown)]);
     let e = s.fails("r1-a", "init", vec![]).await;
-    // ssh says so in two lines, of which the second may come when borg has ended.
-    assert!(e.code == Code::BACKUP_REPOSITORY && e.retryable && e.message.to_lowercase().contains("host key"), "{e}");
+    assert!(e.code == Code::BACKUP_REPOSITORY && e.retryable && e.message.contains("Host key verification failed"), "{e}");
+    // Why is told, however soon the connection ends: borg itself looks first whether there is an answer, and finds the end.
+    s.set("rsh", "sh -c 'echo no way in >&2; exit 255' sh");
+    for n in 0..4 {
+        let e = s.fails(&format!("r1-a{n}"), "init", vec![]).await;
+        assert!(e.code == Code::BACKUP_REPOSITORY && e.retryable && e.message.contains("no way in"), "{e}");
+    }
     s.set("rsh", &good);
     s.call("r1-b", "init", vec![]).await.unwrap();
     let made = s.call("r1-c", "snapshot", take()).await.unwrap().value;

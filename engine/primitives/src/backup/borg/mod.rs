@@ -27,6 +27,9 @@ const FUNCTIONS: &str = include_str!("borg.sh");
 /// Without a question, a wrong key or a hang: what any unattended `ssh` needs. What the configuration of the login says comes first.
 const SSH: &str = "-o BatchMode=yes -o StrictHostKeyChecking=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=6";
 
+/// Runs its words, and lets what it said be read when they fail: at the end of their output borg looks no more at why, also when that came before.
+const HEARD: &str = r#""$@" || { s=$?; sleep 1; exit "$s"; }"#;
+
 /// What is borg's own.
 pub(super) struct Borg {
     encryption: String,
@@ -109,12 +112,14 @@ impl Way {
         let rsh = r.str("rsh").unwrap_or("ssh");
         let program = rsh.split_whitespace().next().unwrap_or_default();
         let ssh = program == "ssh" || program.ends_with("/ssh");
+        // ssh takes the first value of an option.
+        let options = if ssh { format!(" {SSH}") } else { String::new() };
         Ok(Way {
             repository: r.need("repository")?.to_string(),
             passphrase: r.str("password").map(|n| Ok::<_, Error>(cx.secret(n)?.reveal().to_string())).transpose()?,
             passcommand: r.str("passcommand").map(str::to_string),
-            // ssh takes the first value of an option.
-            rsh: if ssh { format!("{rsh} {SSH}") } else { rsh.to_string() },
+            // borg takes it apart as a shell does, and expands nothing.
+            rsh: format!("sh -c {} sh {rsh}{options}", quote(HEARD)),
             remote_path: r.str("remote_path").map(str::to_string),
             unencrypted: r.str("encryption") == Some("none"),
         })
