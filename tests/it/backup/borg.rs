@@ -36,25 +36,6 @@ pub(super) fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, Value> {
 }
 
 impl Site {
-    pub(super) fn start() -> Option<Site> {
-        if !crate::support::have("borg") {
-            return None;
-        }
-        let lab = Lab::start()?;
-        lab.shop();
-        lab.world.secrets.lock().insert("borg".into(), PASSWORD.into());
-        let settings = settings(&[("host", "old"), ("repository", "my repository"), ("password", "borg")]);
-        Some(Site { old: lab.old, new: lab.vault, login: BTreeMap::new(), settings, other: None, world: lab.world })
-    }
-
-    /// One whose repository is made.
-    pub(super) async fn made() -> Option<Site> {
-        let s = Site::start()?;
-        assert_eq!(s.call("r0-a", "init", vec![]).await.unwrap().changed, Some(true));
-        assert_eq!(s.call("r0-b", "init", vec![]).await.unwrap().changed, Some(false));
-        Some(s)
-    }
-
     pub(super) fn set(&mut self, key: &str, value: &str) {
         self.settings.insert(key.into(), value.into());
     }
@@ -73,6 +54,17 @@ impl Site {
 }
 
 impl Place for Site {
+    fn start() -> Option<Site> {
+        if !crate::support::have("borg") {
+            return None;
+        }
+        let lab = Lab::start()?;
+        lab.shop();
+        lab.world.secrets.lock().insert("borg".into(), PASSWORD.into());
+        let settings = settings(&[("host", "old"), ("repository", "my repository"), ("password", "borg")]);
+        Some(Site { old: lab.old, new: lab.vault, login: BTreeMap::new(), settings, other: None, world: lab.world })
+    }
+
     fn old(&self) -> &Sshd {
         &self.old
     }

@@ -38,24 +38,6 @@ impl Store for Site {
 }
 
 impl Site {
-    pub(super) fn start() -> Option<Site> {
-        if !crate::support::have("restic") {
-            return None;
-        }
-        let lab = Lab::start()?;
-        lab.shop();
-        lab.world.secrets.lock().insert("restic".into(), PASSWORD.into());
-        Some(Site { old: lab.old, new: lab.vault, repository: "my repository".into(), extra: vec![], other: None, world: lab.world })
-    }
-
-    /// One whose repository is made.
-    pub(super) async fn made() -> Option<Site> {
-        let s = Site::start()?;
-        assert_eq!(s.call("r0-a", "init", vec![]).await.unwrap().changed, Some(true));
-        assert_eq!(s.call("r0-b", "init", vec![]).await.unwrap().changed, Some(false));
-        Some(s)
-    }
-
     /// The stock tool, as anybody would use it on the host.
     pub(super) fn restic(&self, words: &str) -> String {
         let password = self.world.secrets.lock()["restic"].clone();
@@ -65,6 +47,16 @@ impl Site {
 }
 
 impl Place for Site {
+    fn start() -> Option<Site> {
+        if !crate::support::have("restic") {
+            return None;
+        }
+        let lab = Lab::start()?;
+        lab.shop();
+        lab.world.secrets.lock().insert("restic".into(), PASSWORD.into());
+        Some(Site { old: lab.old, new: lab.vault, repository: "my repository".into(), extra: vec![], other: None, world: lab.world })
+    }
+
     fn old(&self) -> &Sshd {
         &self.old
     }

@@ -5,13 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::*;
 
 /// A place with a repository of a tool, and a shop on its host.
-pub(super) trait Place: Store {
+pub(super) trait Place: Store + Sized {
+    /// One without a repository; nothing where the tool is not there.
+    fn start() -> Option<Self>;
     /// The host.
     fn old(&self) -> &Sshd;
     /// What was said, and the secrets.
     fn world(&self) -> &World;
     /// How many snapshots the stock tool finds, halves too.
     fn count(&self) -> usize;
+
+    /// One whose repository is made.
+    async fn made() -> Option<Self> {
+        let s = Self::start()?;
+        assert_eq!(s.call("r0-a", "init", vec![]).await.unwrap().changed, Some(true));
+        assert_eq!(s.call("r0-b", "init", vec![]).await.unwrap().changed, Some(false));
+        Some(s)
+    }
 }
 
 /// What a snapshot says of itself is what is listed, and what is restored: with sparse, empty and linked files.
