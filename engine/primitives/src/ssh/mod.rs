@@ -15,6 +15,7 @@ mod host_key;
 mod known_hosts;
 mod negotiate;
 mod privilege;
+mod prompt;
 pub mod reach;
 mod relay;
 mod route;

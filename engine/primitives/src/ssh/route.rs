@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::config::Family;
 use super::known_hosts::entry_name;
+use super::prompt::Prompt;
 use super::target::Target;
 use super::transport::{Conn, connect};
 
@@ -85,7 +86,7 @@ pub(super) async fn open(cx: &Cx, t: &Target) -> Result<Route> {
         let (stream, proxy) = Proxy::start(t, command)?;
         return Ok(Route { stream: Box::new(stream), held: Held { _via: None, proxy: Some(proxy) } });
     }
-    Ok(Route { stream: Box::new(tcp(t).await?), held: Held::default() })
+    Ok(Route { stream: Box::new(Prompt(tcp(t).await?)), held: Held::default() })
 }
 
 /// Connects by TCP: every address in turn, as often as `ConnectionAttempts` says, a second apart; the limit is for all of it.
