@@ -1,6 +1,6 @@
 //! Repositories of borg, with Debian's borg on real hosts.
 
-use super::twins::Place;
+use super::twins::{Place, id};
 use super::*;
 
 pub(super) const PASSWORD: &str = "a password with 'quotes'";
@@ -47,10 +47,6 @@ impl Site {
         let script = format!("export BORG_REPO=\"$PWD/{repository}\" BORG_PASSPHRASE=\"{password}\" HOME=\"$PWD\" TZ=UTC\nborg {words}");
         sh(&self.old.home(), &script)
     }
-
-    fn left(&self) -> String {
-        sh(&self.old.home(), "ls -d ../tmp/runbook-restore.* 2>/dev/null || true")
-    }
 }
 
 impl Place for Site {
@@ -76,10 +72,6 @@ impl Place for Site {
     fn count(&self) -> usize {
         self.borg("list --short --consider-checkpoints").lines().count()
     }
-}
-
-pub(super) fn id(v: &Value) -> &str {
-    v.as_record().unwrap().str("id")
 }
 
 #[tokio::test(flavor = "multi_thread")]

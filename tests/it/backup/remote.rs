@@ -1,7 +1,7 @@
 //! restic's repositories on servers, and copies from one repository into another.
 
-use super::restic::{PASSWORD, Site, id, settings_of};
-use super::twins::Place;
+use super::restic::{PASSWORD, Site, settings_of};
+use super::twins::{Place, id};
 use super::*;
 use crate::support::remote::{REST_PASSWORD, REST_USER, Rest, S3};
 

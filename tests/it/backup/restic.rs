@@ -1,6 +1,6 @@
 //! Repositories of restic, with Debian's restic on real hosts.
 
-use super::twins::Place;
+use super::twins::{Place, id};
 use super::*;
 
 pub(super) const PASSWORD: &str = "a password with 'quotes'";
@@ -70,10 +70,6 @@ impl Place for Site {
     }
 }
 
-pub(super) fn id(v: &Value) -> &str {
-    v.as_record().unwrap().str("id")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_is_read_by_the_stock_tool_and_one_of_the_stock_tool_is_read() {
     let Some(s) = Site::made().await else { return };
@@ -100,7 +96,7 @@ async fn a_snapshot_is_read_by_the_stock_tool_and_one_of_the_stock_tool_is_read(
     sh(&s.old.home(), "true");
     s.call("r1-f", "restore", vec![theirs, host("old"), "back".into()]).await.unwrap();
     assert_eq!(sh(&s.old.home(), "cat back/shop/plain"), "hello\n");
-    assert_eq!(sh(&s.old.home(), "ls -d ../tmp/runbook-restore.* 2>/dev/null || true"), "");
+    assert_eq!(s.left(), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,7 +172,7 @@ async fn what_is_wrong_with_a_repository_is_said_by_name() {
     sh(&s.old.home(), &format!("rm -f '{pack}'"));
     let e = s.fails("r1-l", "check", vec![]).await;
     assert!(e.code == Code::BACKUP_DAMAGED, "{e}");
-    assert_eq!(sh(&s.old.home(), "ls -d ../tmp/runbook-restore.* 2>/dev/null || true"), "");
+    assert_eq!(s.left(), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,11 @@ pub(super) trait Place: Store + Sized {
     /// How many snapshots the stock tool finds, halves too.
     fn count(&self) -> usize;
 
+    /// What tests of restores have left on it.
+    fn left(&self) -> String {
+        sh(&self.old().home(), "ls -d ../tmp/runbook-restore.* 2>/dev/null || true")
+    }
+
     /// One whose repository is made.
     async fn made() -> Option<Self> {
         let s = Self::start()?;
@@ -22,6 +27,10 @@ pub(super) trait Place: Store + Sized {
         assert_eq!(s.call("r0-b", "init", vec![]).await.unwrap().changed, Some(false));
         Some(s)
     }
+}
+
+pub(super) fn id(v: &Value) -> &str {
+    v.as_record().unwrap().str("id")
 }
 
 /// What a snapshot says of itself is what is listed, and what is restored: with sparse, empty and linked files.

@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::borg::{PASSWORD, Site, id, settings};
-use super::twins::Place;
+use super::borg::{PASSWORD, Site, settings};
+use super::twins::{Place, id};
 use super::*;
 use crate::support::users::User;
 

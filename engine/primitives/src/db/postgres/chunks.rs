@@ -199,7 +199,7 @@ fn sums(table: &Keyed, span: &Span) -> String {
 }
 
 async fn chunk_on(conn: &Conn, table: &Keyed, span: &Span) -> Result<Chunk> {
-    let row = conn.texts(&sums(table, span)).await?.into_iter().next().unwrap_or_default();
+    let row = conn.row(&sums(table, span)).await?;
     Ok(Chunk { rows: col(&row, 0).parse().unwrap_or(0), sum: col(&row, 1).to_string() })
 }
 

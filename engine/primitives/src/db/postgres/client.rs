@@ -98,12 +98,20 @@ impl Conn {
             .collect())
     }
 
+    /// The first row; empty when there is none.
+    ///
+    /// # Errors
+    /// As [`Conn::texts`].
+    pub(super) async fn row(&self, sql: &str) -> Result<Texts> {
+        Ok(self.texts(sql).await?.into_iter().next().unwrap_or_default())
+    }
+
     /// The first column of the first row.
     ///
     /// # Errors
     /// As [`Conn::texts`].
     pub(super) async fn text(&self, sql: &str) -> Result<Option<String>> {
-        Ok(self.texts(sql).await?.into_iter().next().and_then(|r| r.into_iter().next()).flatten())
+        Ok(self.row(sql).await?.into_iter().next().flatten())
     }
 
     /// Runs statements whose rows do not matter.

@@ -44,7 +44,7 @@ pub(super) async fn held(conn: &Conn) -> Result<Held> {
         "SELECT setting, current_setting('runbook.rolled', true), pg_get_wal_replay_pause_state(), \
          (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup') FROM pg_settings WHERE name = '{DELAY}'"
     );
-    let row = conn.texts(&sql).await?.into_iter().next().unwrap_or_default();
+    let row = conn.row(&sql).await?;
     Ok(Held {
         delay: Duration::from_millis(col(&row, 0).parse().unwrap_or(0)),
         rolled: Some(col(&row, 1)).filter(|r| !r.is_empty()).map(str::to_string),
@@ -145,11 +145,8 @@ async fn pause(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
     loop {
         // One that waits for its delay to be over looks at the pause again before it applies anything.
         let row = conn
-            .texts("SELECT pg_get_wal_replay_pause_state(), (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')")
-            .await?
-            .into_iter()
-            .next()
-            .unwrap_or_default();
+            .row("SELECT pg_get_wal_replay_pause_state(), (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')")
+            .await?;
         if col(&row, 0) == "paused" || col(&row, 0) == "pause requested" && col(&row, 1) == "RecoveryApplyDelay" {
             return Ok(());
         }
@@ -188,7 +185,7 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
             let (conn, node) = admin(cx, db).await?;
             standby(db, &node)?;
             pause(cx, db, &conn).await?;
-            let row = conn.texts(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}")).await?.into_iter().next().unwrap_or_default();
+            let row = conn.row(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}")).await?;
             stands = Lsn::parse(col(&row, 0)).unwrap_or_default();
             latest = col(&row, 1).parse::<Timestamp>().ok();
             // A checkpoint may have come meanwhile.
@@ -205,12 +202,7 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         let there = stop == stands && control.running;
         stay(cx, &cluster, &target, stop).await?;
         let conn = if there { admin(cx, db).await?.0 } else { restart(cx, db, &cluster, stop).await? };
-        let row = conn
-            .texts(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}, pg_is_in_recovery()::text"))
-            .await?
-            .into_iter()
-            .next()
-            .unwrap_or_default();
+        let row = conn.row(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}, pg_is_in_recovery()::text")).await?;
         let position = Lsn::parse(col(&row, 0)).unwrap_or_default();
         if position > target.lsn || col(&row, 2) != "true" {
             let what = format!("\"{}\" stands at {position} and has applied {}, which it should have left out", db.name, target.show());
@@ -309,12 +301,7 @@ async fn restart(cx: &Cx, db: &Db, cluster: &Cluster<'_>, stop: Lsn) -> Result<C
     let (conn, _) = cluster.start().await?;
     let (mut last, mut since) = (Lsn::default(), Instant::now());
     loop {
-        let row = conn
-            .texts("SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn(), pg_is_in_recovery()::text")
-            .await?
-            .into_iter()
-            .next()
-            .unwrap_or_default();
+        let row = conn.row("SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn(), pg_is_in_recovery()::text").await?;
         let now = Lsn::parse(col(&row, 1)).unwrap_or_default();
         if col(&row, 0) == "paused" || col(&row, 2) != "true" {
             return Ok(conn);

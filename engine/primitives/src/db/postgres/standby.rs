@@ -189,11 +189,8 @@ pub(super) async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
         };
     }
     let row = conn
-        .texts("SELECT current_setting('runbook.primary', true), current_setting('primary_slot_name'), current_setting('primary_conninfo')")
-        .await?
-        .into_iter()
-        .next()
-        .unwrap_or_default();
+        .row("SELECT current_setting('runbook.primary', true), current_setting('primary_slot_name'), current_setting('primary_conninfo')")
+        .await?;
     if col(&row, 2).is_empty() && col(&row, 1).is_empty() {
         return Ok(false);
     }

@@ -14,15 +14,10 @@ use crate::db::driver::{Db, ReplicationError, Status};
 
 /// Why a standby does not stream, in the server's words; `None` when it streams or will.
 pub(super) async fn broken(cx: &Cx, conn: &Conn) -> Result<Option<ReplicationError>> {
-    let row = conn
-        .texts(
+    let row = conn.row(
             "SELECT (SELECT status FROM pg_stat_wal_receiver), current_setting('runbook.primary', true), current_setting('primary_slot_name'), \
              coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())",
-        )
-        .await?
-        .into_iter()
-        .next()
-        .unwrap_or_default();
+        ).await?;
     if col(&row, 0) == "streaming" || col(&row, 1).is_empty() {
         return Ok(None);
     }
@@ -85,19 +80,14 @@ pub(super) async fn status(cx: &Cx, db: &Db) -> Result<Status> {
         return Ok(s);
     }
     s.role = "replica".into();
-    let row = conn
-        .texts(
+    let row = conn.row(
             "SELECT r.status, r.sender_host || ':' || r.sender_port, pg_wal_lsn_diff(r.latest_end_lsn, pg_last_wal_replay_lsn()), \
              CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0 ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END, \
              current_setting('runbook.primary', true), pg_get_wal_replay_pause_state(), \
              (SELECT sum(confl_tablespace + confl_lock + confl_snapshot + confl_bufferpin + confl_deadlock) FROM pg_stat_database_conflicts), \
              coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
              FROM (SELECT 1) one LEFT JOIN pg_stat_wal_receiver r ON true",
-        )
-        .await?
-        .into_iter()
-        .next()
-        .unwrap_or_default();
+        ).await?;
     s.running = col(&row, 0) == "streaming" && col(&row, 5) == "not paused";
     s.source = Some(col(&row, 1)).filter(|t| !t.is_empty()).or(Some(col(&row, 4)).filter(|t| !t.is_empty())).map(str::to_string);
     s.behind = col(&row, 2).parse::<i64>().ok().map(|n| u64::try_from(n).unwrap_or(0));
