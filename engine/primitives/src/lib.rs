@@ -15,6 +15,7 @@ pub mod proxy;
 #[cfg(test)]
 mod settings;
 pub mod ssh;
+mod tar_stream;
 
 /// Serves what runs on hosts as this program: `runbook __helper NAME …`. Gives the exit status.
 #[must_use]

@@ -19,7 +19,7 @@ use runbook_core::{Code, Record, Result, Value};
 mod archive;
 mod borg;
 pub mod database;
-mod manifest;
+pub(crate) mod manifest;
 mod offline;
 mod on_host;
 mod pipe;
@@ -29,7 +29,6 @@ mod restic;
 mod retention;
 mod rotation;
 pub mod schedule;
-pub(crate) mod tar;
 mod tool;
 mod upkeep;
 

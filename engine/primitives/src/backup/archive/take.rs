@@ -9,11 +9,12 @@ use std::io::Write as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Archive;
+use crate::backup::manifest;
 use crate::backup::on_host::{hint_for, remove_quietly, safe, said};
 use crate::backup::pipe::PIECE;
 use crate::backup::repository::{Plan, Snapshot};
-use crate::backup::tar::Hasher;
 use crate::ssh::{Exec, connect, quote};
+use crate::tar_stream::Hasher;
 
 /// How often a snapshot is taken when files change while they are read.
 const ATTEMPTS: u32 = 3;
@@ -105,7 +106,7 @@ impl Archive {
                 unreadable = Some(e);
                 break;
             }
-            let lines = reader.get_mut().take_lines();
+            let lines = lines(reader.get_mut());
             manifest_hash.update(&lines);
             let kept = async {
                 archive.stdin.write_all(piece).await?;
@@ -135,7 +136,7 @@ impl Archive {
         }
         reader.try_finish().map_err(|e| self.source_failed(plan, &format!("the archive ended too early: {e}")))?;
         let hasher = reader.get_mut();
-        let lines = hasher.take_lines();
+        let lines = lines(hasher);
         manifest_hash.update(&lines);
         if !hasher.ended {
             return Err(self.source_failed(plan, "the archive ended too early"));
@@ -219,6 +220,11 @@ impl Archive {
             .host(&plan.host)
             .hint(hint_for(why))
     }
+}
+
+/// The manifest of what has passed since the last call.
+fn lines(hasher: &mut Hasher) -> Vec<u8> {
+    hasher.take_entries().iter().filter_map(|e| Some(manifest::line(&e.sum?, &e.name))).flatten().collect()
 }
 
 /// What tar says of files that changed or went away, a line each.

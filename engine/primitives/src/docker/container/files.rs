@@ -15,11 +15,11 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::look;
 use super::tree::{Tree, tree_of};
-use crate::backup::tar::Hasher;
 use crate::docker::engine::Engine;
 use crate::docker::image::pieces;
 use crate::docker::things::name;
 use crate::ssh::{Channel, Exec, connect, quote};
+use crate::tar_stream::Hasher;
 
 /// In Go's file modes, which the engine gives: a folder.
 const GO_FOLDER: u32 = 1 << 31;
@@ -149,7 +149,7 @@ impl<'a> OnHost<'a> {
     async fn tree(&self, folder: bool) -> Result<Tree> {
         let Channel { stdin: _closed, stdout, done } = self.read(folder, "x").await?;
         let mut stream = pieces(stdout).boxed();
-        let mut h = Hasher::listing();
+        let mut h = Hasher::default();
         let read = async {
             while let Some(piece) = stream.next().await {
                 h.write_all(&piece.map_err(|e| self.error(Code::FILE_READ, e))?).map_err(|e| self.error(Code::FILE_READ, e))?;
@@ -242,7 +242,7 @@ impl Inside<'_> {
     }
 
     async fn tree(&self, path: &str) -> Result<Tree> {
-        let mut h = Hasher::listing();
+        let mut h = Hasher::default();
         let read = async {
             let mut stream = std::pin::pin!(self.stream(path));
             while let Some(piece) = stream.next().await {
@@ -320,7 +320,7 @@ impl Copy {
             let alone = folder_alone(own).map_err(|e| Error::internal(e.to_string()))?;
             inside.unpack(parent, stream::once(async { Ok(alone.into()) })).await?;
         }
-        let seen = Arc::new(Mutex::new(Hasher::listing()));
+        let seen = Arc::new(Mutex::new(Hasher::default()));
         let Channel { stdin: _closed, stdout, done } = from.read(is.folder, own).await?;
         let stream = watched(cx, format!("copying {}", from.path), pieces(stdout), seen.clone());
         let written = inside.unpack(if is.folder { to } else { parent }, stream).await;
@@ -353,7 +353,7 @@ impl Copy {
                 return Ok((want, false));
             }
         }
-        let seen = Arc::new(Mutex::new(Hasher::listing()));
+        let seen = Arc::new(Mutex::new(Hasher::default()));
         let Channel { mut stdin, stdout: _none, done } = to.write(folder).await?;
         let passed = async {
             let stream = watched(cx, format!("copying {path}"), inside.stream(&path), seen.clone());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::backup::tar::{Entry, Hasher};
+use crate::tar_stream::{Entry, Hasher};
 
 /// A file or folder with all below it, by names from it on; its own name is empty.
 pub(super) struct Tree {
@@ -92,7 +92,7 @@ mod tests {
         for (name, data, mode) in files {
             add(format!("{top}/{name}"), tar::EntryType::Regular, *mode, data);
         }
-        let mut h = Hasher::listing();
+        let mut h = Hasher::default();
         h.write_all(&archive.into_inner().unwrap()).unwrap();
         tree_of(&mut h, true)
     }

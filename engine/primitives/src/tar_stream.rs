@@ -6,8 +6,6 @@ use std::io::{self, Write};
 
 use sha2::{Digest, Sha256};
 
-use super::manifest;
-
 /// The longest name that is believed.
 const MAX_NAME: u64 = 1 << 20;
 const BLOCK: usize = 512;
@@ -39,15 +37,14 @@ struct Pax {
     link: Option<Vec<u8>>,
 }
 
-/// Takes an uncompressed tar stream by [`Write`] and yields manifest lines.
+/// Takes an uncompressed tar stream by [`Write`] and yields its entries.
 pub struct Hasher {
     state: State,
-    entries: Option<Vec<Entry>>,
+    entries: Vec<Entry>,
     pax: Pax,
     block: Vec<u8>,
     name: Option<Vec<u8>>,
     size: Option<u64>,
-    lines: Vec<u8>,
     /// Regular files so far.
     pub files: u64,
     /// Hard links to earlier files so far.
@@ -60,11 +57,10 @@ pub struct Hasher {
 
 enum State {
     Header,
-    /// A file: what is left of it, its padding, its hash.
+    /// A file, the last entry: what is left of it, its padding, its hash.
     File {
         left: u64,
         pad: u64,
-        name: Vec<u8>,
         hash: Box<Sha256>,
     },
     /// The content of an entry that describes the next one.
@@ -84,12 +80,11 @@ impl Default for Hasher {
     fn default() -> Self {
         Hasher {
             state: State::Header,
-            entries: None,
+            entries: Vec::new(),
             pax: Pax::default(),
             block: Vec::with_capacity(BLOCK),
             name: None,
             size: None,
-            lines: Vec::new(),
             files: 0,
             links: 0,
             bytes: 0,
@@ -128,19 +123,10 @@ fn number(field: &[u8]) -> io::Result<u64> {
 }
 
 impl Hasher {
-    /// One that keeps what the archive has of each name, for [`Hasher::take_entries`]; it makes no manifest.
-    pub fn listing() -> Hasher {
-        Hasher { entries: Some(Vec::new()), ..Hasher::default() }
-    }
-
-    /// The entries so far, of a [`Hasher::listing`].
+    /// The entries since the last call. A file comes once all of it has passed.
     pub fn take_entries(&mut self) -> Vec<Entry> {
-        self.entries.take().unwrap_or_default()
-    }
-
-    /// The manifest lines since the last call.
-    pub fn take_lines(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.lines)
+        let begun = if matches!(self.state, State::File { .. }) { self.entries.pop() } else { None };
+        std::mem::replace(&mut self.entries, begun.into_iter().collect())
     }
 
     fn header(&mut self) -> io::Result<State> {
@@ -172,23 +158,21 @@ impl Hasher {
             }
         });
         let pax = std::mem::take(&mut self.pax);
-        if let Some(all) = &mut self.entries {
-            all.push(Entry {
-                name: name.clone(),
-                kind: if matches!(kind, 0 | b'7') { b'0' } else { kind },
-                mode: number(get(100, 108))? & 0o7777,
-                uid: pax.uid.map_or_else(|| number(get(108, 116)), Ok)?,
-                gid: pax.gid.map_or_else(|| number(get(116, 124)), Ok)?,
-                link: pax.link.unwrap_or_else(|| text(get(157, 257)).to_vec()),
-                sum: None,
-            });
-        }
+        self.entries.push(Entry {
+            name,
+            kind: if matches!(kind, 0 | b'7') { b'0' } else { kind },
+            mode: number(get(100, 108))? & 0o7777,
+            uid: pax.uid.map_or_else(|| number(get(108, 116)), Ok)?,
+            gid: pax.gid.map_or_else(|| number(get(116, 124)), Ok)?,
+            link: pax.link.unwrap_or_else(|| text(get(157, 257)).to_vec()),
+            sum: None,
+        });
         Ok(match kind {
             b'0' | 0 | b'7' => {
                 self.files += 1;
                 self.bytes += size;
                 let hash = Box::new(Sha256::new());
-                self.after_piece(State::File { left: size, pad: padding(size), name, hash })?
+                self.after_piece(State::File { left: size, pad: padding(size), hash })?
             }
             b'S' => return Err(bad("it holds sparse files in a form of their own")),
             b'1' => {
@@ -202,10 +186,9 @@ impl Hasher {
     /// Moves on when an entry's content is complete.
     fn after_piece(&mut self, state: State) -> io::Result<State> {
         Ok(match state {
-            State::File { left: 0, pad, name, hash } => {
-                match &mut self.entries {
-                    Some(all) => all.last_mut().into_iter().for_each(|e| e.sum = Some(hash.clone().finalize().into())),
-                    None => self.lines.extend(manifest::line(&hash.finalize(), &name)),
+            State::File { left: 0, pad, hash } => {
+                if let Some(e) = self.entries.last_mut() {
+                    e.sum = Some(hash.finalize().into());
                 }
                 State::Skip { left: pad }
             }
@@ -264,11 +247,11 @@ impl Write for Hasher {
                     rest = after;
                     if self.block.len() < BLOCK { State::Header } else { self.header()? }
                 }
-                State::File { left, pad, name, mut hash } => {
+                State::File { left, pad, mut hash } => {
                     let (now, after) = part(rest, left);
                     hash.update(now);
                     rest = after;
-                    State::File { left: left - now.len() as u64, pad, name, hash }
+                    State::File { left: left - now.len() as u64, pad, hash }
                 }
                 State::Extra { left, pad, kind, mut data } => {
                     let (now, after) = part(rest, left);
@@ -306,6 +289,7 @@ impl Write for Hasher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::manifest::line;
     use proptest::prelude::*;
     use std::process::Command;
 
@@ -317,7 +301,8 @@ mod tests {
             h.write_all(&archive[at..c])?;
             at = c;
         }
-        Ok((String::from_utf8_lossy(&h.take_lines()).into_owned(), h))
+        let lines = h.take_entries().iter().filter_map(|e| Some(line(&e.sum?, &e.name))).flatten().collect::<Vec<u8>>();
+        Ok((String::from_utf8_lossy(&lines).into_owned(), h))
     }
 
     /// A folder with every kind of name, and its archive by the real tar.
@@ -365,7 +350,7 @@ mod tests {
     fn a_listing_has_each_entry_with_all_that_is_said_of_it() {
         for format in ["gnu", "pax", "ustar"] {
             let Some((dir, tar, sums)) = real(format) else { continue };
-            let mut h = Hasher::listing();
+            let mut h = Hasher::default();
             h.write_all(&tar).unwrap();
             let all = h.take_entries();
             let hex = |s: &[u8]| s.iter().map(|b| format!("{b:02x}")).collect::<String>();
