@@ -234,8 +234,8 @@ impl Call<'_, '_> {
         let script = format!(
             "d={d}\n{enter}\nexec 3<&0\n{commands}echo \"$r\" >\"$d/pid\"\n\
              trap 'kill $r $t 2>/dev/null' 0; trap 'exit 143' 1 2 15\n\
-             (cat <&3; kill $r $t) >/dev/null 2>&1 & w=$!\n\
-             if [ -n \"$t\" ]; then (while kill -0 $t; do sleep 1 >/dev/null; sed -n 's/^wchar: /+/p' /proc/$r/io; done) 2>/dev/null & m=$!; fi\n\
+             (cat <&3; kill $r $t) >/dev/null 2>&1 9<&- & w=$!\n\
+             if [ -n \"$t\" ]; then (while kill -0 $t; do sleep 1 >/dev/null; sed -n 's/^wchar: /+/p' /proc/$r/io; done) 2>/dev/null 9<&- & m=$!; fi\n\
              wait $r; s=$?; e=0\nif [ -n \"$t\" ]; then wait $t; e=$?; kill $m 2>/dev/null; fi\n\
              trap - 0\nkill $w 2>/dev/null\necho \"rb-end $s $e\"\nexit $s"
         );
@@ -284,10 +284,13 @@ pub(super) fn ended(job: &Job<'_>, status: i32, stderr: &str) -> Error {
     failure::transfer(&job.sides(), failure::Side::Both, stderr, status)
 }
 
-/// Goes into the target folder, made when it is missing.
+/// Goes into the target folder, made when it is missing, and locks it as long as something of this script works there.
+///
+/// What a controller that died has left at work there ends within moments, and must not end after the copy that follows it. Where there is
+/// no `flock`, or it waits in vain, the copy goes on without.
 pub(super) fn into(target: &str) -> String {
     let t = quote(&dashed(target));
-    format!("mkdir -p -- {t} && cd -- {t} || exit 96")
+    format!("mkdir -p -- {t} && cd -- {t} || exit 96\nif command -v flock >/dev/null 2>&1; then exec 9<. && flock -w 10 9 2>/dev/null; fi")
 }
 
 /// How the calling side logs in to the other one.
