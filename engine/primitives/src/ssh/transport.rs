@@ -84,6 +84,16 @@ impl Conn {
         !self.is_closed()
     }
 
+    /// Whether one of three questions is answered within this time.
+    async fn answers_within(&self, limit: Duration) -> bool {
+        for _ in 0..3 {
+            if matches!(tokio::time::timeout(limit, self.handle.send_ping()).await, Ok(Ok(()))) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// A channel to another host, for a connection through this one.
     pub(super) async fn tunnel(&self, host: &str, port: u16) -> std::result::Result<russh::Channel<Msg>, russh::Error> {
         self.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await
@@ -332,6 +342,15 @@ impl Slot {
 }
 
 impl Slot {
+    /// Whether a connection that is there answers within this time.
+    pub(super) async fn answers_within(&self, limit: Duration) -> bool {
+        let conn = self.conns.lock().await.iter().find(|c| !c.is_closed()).cloned();
+        match conn {
+            Some(conn) => conn.answers_within(limit).await,
+            None => false,
+        }
+    }
+
     /// Opens a channel to a socket, on a connection of its own. The inner error is the host's answer.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::blocks::Patch;
 use super::diff::{Diff, compare};
 use super::direct::{Attempt, Direction};
 use super::manifest::{Entry, list, shown};
-use super::verify::Paths;
+use super::verify::{Passing, Paths};
 use super::{Job, Tool, Via, blocks, clean, direct, failure, relay, remove, tools, verify};
 use crate::ssh::files::dashed;
 use crate::ssh::{Exec, quote};
@@ -24,6 +24,11 @@ const RECONNECTS: u32 = 4;
 
 /// More than a tick of any clock that stamps files.
 const TICK: Duration = Duration::from_millis(15);
+
+/// The longest round trip to a host in the same network.
+const NEAR: Duration = Duration::from_millis(2);
+/// What such a network carries in about half a second.
+const QUICK: u64 = 64 << 20;
 
 /// What a copy has done so far.
 #[derive(Default)]
@@ -47,6 +52,8 @@ pub(super) struct Sent {
     pub compared: Paths,
     /// Files that have not come as they are.
     pub failed: Paths,
+    /// What has passed through the controller, where it was summed as it passed.
+    pub passed: Option<Passing>,
 }
 
 /// What is carried, and by what.
@@ -277,9 +284,17 @@ impl Job<'_> {
         let load = Load { diff: &whole, patches: &patches, tool, tools: both, forced };
         let compared: Paths = patches.iter().filter(|p| p.compared()).map(|p| p.entry.path.clone()).collect();
         let files = verify::files(&diff.copy, &compared);
-        let carry = self.carry(diff, &load);
-        let (mut sent, sums) = if self.o.sizes_only || tools::is_small(diff) {
+        let via = self.way(&load).await;
+        let summed = !self.o.sizes_only && !tools::is_small(diff);
+        let passing = (summed && via == Via::Controller && tool == Tool::Tar && patches.is_empty()).then(Passing::new);
+        let sums_pass = passing.is_some();
+        let carry = self.carry(diff, &load, via, passing);
+        let (mut sent, sums) = if !summed {
             (carry.await?, None)
+        } else if sums_pass {
+            let mut sent = carry.await?;
+            let sums = sent.passed.take().and_then(|p| p.sums(&files));
+            (sent, sums)
         } else {
             let (mut carry, mut summing) = (pin!(carry), pin!(verify::source(self, &files)));
             tokio::select! {
@@ -293,12 +308,12 @@ impl Job<'_> {
     }
 
     /// Carries the files by the best way that there is.
-    async fn carry(&self, diff: &Diff, load: &Load<'_>) -> Result<Sent> {
+    async fn carry(&self, diff: &Diff, load: &Load<'_>, via: Via, passing: Option<Passing>) -> Result<Sent> {
         let whole = load.diff;
         let own = whole.copy.first().filter(|e| load.tool == Tool::Rsync && e.path.is_empty());
-        let mut sent = Sent { bytes: 0, via: Via::Controller, tool: load.tool, compared: Paths::new(), failed: Paths::new() };
+        let mut sent = Sent { bytes: 0, via, tool: load.tool, compared: Paths::new(), failed: Paths::new(), passed: None };
         if own.is_none() || whole.copy.len() > 1 {
-            (sent.bytes, sent.via) = self.best_way(load).await?;
+            (sent.bytes, sent.via, sent.passed) = self.best_way(load, via, passing).await?;
         }
         let mut last: BTreeMap<&[u8], Entry> = own.into_iter().map(|e| (&*e.path, e.clone())).collect();
         if !load.patches.is_empty() {
@@ -309,23 +324,35 @@ impl Job<'_> {
         if !last.is_empty() {
             // The time of change of a folder comes last and alone.
             let alone = Diff { copy: last.into_values().collect(), owners: diff.owners, ..Diff::default() };
-            sent.bytes += relay::tar(self, &Load { diff: &alone, patches: &[], tool: Tool::Tar, ..*load }).await?;
+            sent.bytes += relay::tar(self, &Load { diff: &alone, patches: &[], tool: Tool::Tar, ..*load }, &mut None).await?;
         }
         Ok(sent)
     }
 
-    /// How much went over, and which way.
-    async fn best_way(&self, load: &Load<'_>) -> Result<(u64, Via)> {
+    /// Whether the controller is so near to both hosts, and the archive so small, that it has passed through here before one host had
+    /// logged in to the other. Who says how the hosts reach each other wants them to.
+    async fn is_near(&self, load: &Load<'_>) -> bool {
+        let told = self.o.to_address.is_some() || self.o.from_address.is_some();
+        load.tool == Tool::Tar && load.diff.bytes <= QUICK && !told && self.from.is_within(NEAR).await && self.to.is_within(NEAR).await
+    }
+
+    /// The way that is tried first.
+    async fn way(&self, load: &Load<'_>) -> Via {
+        match self.o.via {
+            Some(via) => via,
+            None if tools::is_small(load.diff) || self.is_near(load).await => Via::Controller,
+            None => Via::Direct,
+        }
+    }
+
+    /// How much went over, which way, and what has passed through here.
+    async fn best_way(&self, load: &Load<'_>, via: Via, mut passing: Option<Passing>) -> Result<(u64, Via, Option<Passing>)> {
         let able = |host| tools::known(self.cx, host, self.o.sudo).unwrap_or_default().ssh;
-        let direct = match self.o.via {
-            Some(via) => via == Via::Direct,
-            None => !tools::is_small(load.diff),
-        };
-        if direct {
+        if via == Via::Direct {
             let mut why = Vec::new();
             for (direction, able) in [(Direction::Push, able(&self.from)), (Direction::Pull, able(&self.to))] {
                 match direct::attempt(self, load, direction, able).await? {
-                    Attempt::Done(bytes) => return Ok((bytes, Via::Direct)),
+                    Attempt::Done(bytes) => return Ok((bytes, Via::Direct, None)),
                     Attempt::NoWay(reason) => why.push(reason),
                 }
             }
@@ -339,9 +366,9 @@ impl Job<'_> {
         }
         let bytes = match load.tool {
             Tool::Rsync => relay::rsync(self, load).await?,
-            Tool::Tar => relay::tar(self, load).await?,
+            Tool::Tar => relay::tar(self, load, &mut passing).await?,
         };
-        Ok((bytes, Via::Controller))
+        Ok((bytes, Via::Controller, passing))
     }
 
     fn outcome(&self, done: &Done, equal: u64) -> Outcome {

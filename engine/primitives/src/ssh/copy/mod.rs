@@ -257,7 +257,7 @@ impl Default for CopyFrom {
              Large copies go straight from host to host, by `tar`, with a key made for this copy, which can do nothing else, ends after 15 minutes, \
              and is removed afterwards. Of large files that have changed only what differs is sent: in blocks where both hosts have Python, and by \
              `rsync` where both have that and blocks do not suit (most of a file differs, or many files of a middle size). Where no host can log in to \
-             the other, and for small copies, the files go through the controller as a stream. What has come stays when a copy breaks off, and the \
+             the other, and for small copies (up to 64 MiB where both hosts are near), the files go through the controller as a stream. What has come stays when a copy breaks off, and the \
              next one goes on from there.",
         );
         let spec = common(spec)

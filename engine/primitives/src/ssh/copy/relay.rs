@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use super::direct::{Direction, ended, into, prepare, record, rsync_words};
 use super::job::Load;
 use super::manifest::list;
+use super::verify::Passing;
 use super::{Job, clean, failure, tools};
 use crate::ssh::files::dashed;
 use crate::ssh::{Channel, Exec, quote};
@@ -27,8 +28,16 @@ const TUNNEL: &str = "exec 5<&0\n\
 type In = Box<dyn AsyncWrite + Send + Unpin>;
 type Out = Box<dyn AsyncRead + Send + Unpin>;
 
-/// Moves bytes until their end, showing how far it is, no faster than `bandwidth`. Gives how many.
-async fn pump(job: &Job<'_>, load: &Load<'_>, mut from: Out, mut to: In, shown: bool, bandwidth: Option<u64>) -> u64 {
+/// Moves bytes until their end, showing how far it is, no faster than `bandwidth`. Each piece is given to `seen` as well. Gives how many.
+async fn pump(
+    job: &Job<'_>,
+    load: &Load<'_>,
+    mut from: Out,
+    mut to: In,
+    shown: bool,
+    mut seen: impl FnMut(&[u8]),
+    bandwidth: Option<u64>,
+) -> u64 {
     let what = format!("copying {} from {}", job.source, job.from.name());
     let (began, total) = (Instant::now(), load.diff.bytes);
     let (mut buffer, mut moved, mut told) = (vec![0u8; 256 << 10], 0u64, 0u64);
@@ -39,6 +48,7 @@ async fn pump(job: &Job<'_>, load: &Load<'_>, mut from: Out, mut to: In, shown: 
             break;
         }
         moved += n as u64;
+        seen(piece);
         let spent = began.elapsed().as_secs_f64();
         if shown && moved - told >= 1 << 20 {
             told = moved;
@@ -56,8 +66,8 @@ async fn pump(job: &Job<'_>, load: &Load<'_>, mut from: Out, mut to: In, shown: 
     moved
 }
 
-/// A `tar` on either side.
-pub(super) async fn tar(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
+/// A `tar` on either side. Gives how many bytes went over.
+pub(super) async fn tar(job: &Job<'_>, load: &Load<'_>, passing: &mut Option<Passing>) -> Result<u64> {
     let pack = format!("cd -- {} || exit 96\n{}", quote(&dashed(job.source)), load.pack(job, "-"));
     let unpack = format!("{}\n{}", into(job.target), load.unpack(job));
     let exec = |script: String| Exec { sudo: job.o.sudo, ..Exec::new(script) };
@@ -73,9 +83,10 @@ pub(super) async fn tar(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
         }
         let _ = names.shutdown().await;
     };
+    let seen = |piece: &[u8]| passing.iter_mut().for_each(|p| p.take(piece));
     // The pump owns both ends: when one side is gone, the other must not wait for somebody to read on.
     let together = async {
-        let ((), moved) = tokio::join!(feed, pump(job, load, archive, sink, true, job.o.bandwidth));
+        let ((), moved) = tokio::join!(feed, pump(job, load, archive, sink, true, seen, job.o.bandwidth));
         (packed.await, moved)
     };
     let drain = async {
@@ -120,8 +131,8 @@ pub(super) async fn rsync(job: &Job<'_>, load: &Load<'_>) -> Result<u64> {
     let serve = format!("{}\nexec {served}", into(job.target));
     let exec = |script: String| Exec { sudo: job.o.sudo, ..Exec::new(script) };
     let (from, to) = futures::try_join!(job.from.open(job.cx, exec(call)), job.to.open(job.cx, exec(serve)))?;
-    let there = pump(job, load, from.stdout, to.stdin, true, None);
-    let back = pump(job, load, to.stdout, from.stdin, false, None);
+    let there = pump(job, load, from.stdout, to.stdin, true, |_| {}, None);
+    let back = pump(job, load, to.stdout, from.stdin, false, |_| {}, None);
     let (forth, back, called, answered) = tokio::join!(there, back, from.done, to.done);
     // Whichever side ended for a reason of its own comes first; a lost connection explains the other side's end.
     let ((called, mut stderr), (answered, said)) = (called?, answered?);

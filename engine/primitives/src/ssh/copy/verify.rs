@@ -1,9 +1,10 @@
 //! Whether what was copied is the same on both sides: by SHA-256 sums, or by size alone.
 //!
-//! The source is summed while the copy is on its way. What has changed there since it was listed, by its time of status change, which
+//! The source is summed while the copy is on its way, or from the archive itself where that passes through the controller. What has changed there since it was listed, by its time of status change, which
 //! nobody can set, is summed again afterwards: so every verdict is about the source as it is when the copy has ended.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io::Write as _;
 
 use parking_lot::Mutex;
 use runbook_core::Result;
@@ -14,6 +15,7 @@ use super::manifest::{Entry, list};
 use super::{Job, diff};
 use crate::ssh::files::dashed;
 use crate::ssh::{Channel, Exec, Session, quote};
+use crate::tar_stream::Hasher;
 
 /// Prints the sums of the files that come by on standard input, in their order, a line each; a file that cannot be read has none.
 ///
@@ -39,6 +41,30 @@ pub(super) struct Verdict {
 /// The sums of some files on one side, by their place among them; `None` for what could not be read.
 pub(super) struct Sums(Vec<Option<Sum>>);
 
+/// The sums of the source's files from the archive of them that passes through here.
+pub(super) struct Passing(Option<Hasher>);
+
+impl Passing {
+    pub(super) fn new() -> Self {
+        Passing(Some(Hasher::default()))
+    }
+
+    /// Takes the next piece of the archive.
+    pub(super) fn take(&mut self, piece: &[u8]) {
+        // What cannot be read here is still the target's to judge; its files are read where they are.
+        if self.0.as_mut().is_some_and(|h| h.write_all(piece).is_err()) {
+            self.0 = None;
+        }
+    }
+
+    /// The sums of these files. `None` when the archive could not be read.
+    pub(super) fn sums(self, files: &[&Entry]) -> Option<Sums> {
+        let entries = self.0?.take_entries();
+        let by_path: HashMap<&[u8], Sum> = entries.iter().filter_map(|e| Some((e.name.strip_prefix(b"./")?, e.sum?))).collect();
+        Some(Sums(files.iter().map(|e| by_path.get(&*e.path).copied()).collect()))
+    }
+}
+
 /// Those of the entries that have a content of their own, but for those that need no comparison any more.
 pub(super) fn files<'a>(entries: &'a [Entry], compared: &Paths) -> Vec<&'a Entry> {
     entries.iter().filter(|e| e.is_file() && e.same_as.is_none() && !compared.contains(&e.path)).collect()
@@ -62,9 +88,10 @@ pub(super) async fn copied(job: &Job<'_>, diff: &Diff, early: Sums, compared: &P
     let files = files(&diff.copy, compared);
     let late = async {
         let Some(changed) = changed(job, &diff.clock).await? else { return Ok(None) };
-        let places: Vec<usize> = files.iter().enumerate().filter(|(_, e)| changed.contains(&*e.path)).map(|(i, _)| i).collect();
-        let again: Vec<&Entry> = places.iter().filter_map(|i| files.get(*i).copied()).collect();
         let mut sums = early;
+        let stale = |(e, sum): (&&Entry, &Option<Sum>)| sum.is_none() || changed.contains(&*e.path);
+        let places: Vec<usize> = files.iter().zip(&sums.0).enumerate().filter(|(_, f)| stale(*f)).map(|(i, _)| i).collect();
+        let again: Vec<&Entry> = places.iter().filter_map(|i| files.get(*i).copied()).collect();
         for (place, sum) in places.into_iter().zip(source(job, &again).await?.0) {
             if let Some(slot) = sums.0.get_mut(place) {
                 *slot = sum;
@@ -111,9 +138,10 @@ fn moment(clock: &str) -> Option<&str> {
     (digits(seconds) && digits(fraction)).then_some(clock)
 }
 
-/// How many readers sum at once on a host that has nothing else to do, and how many files each has at least.
+/// How many readers sum at once on a host that has nothing else to do, and how many files each has at least: what is summed in the time
+/// of a login or two, since each reader but the first may need a connection of its own.
 const READERS: usize = 3;
-const EACH: usize = 1000;
+const EACH: usize = 20_000;
 
 /// Reads the sums of files on a host as they come; `shown` when nothing else is under way.
 async fn read(job: &Job<'_>, session: &Session, folder: &str, files: &[&Entry], shown: bool) -> Result<Sums> {
@@ -235,6 +263,49 @@ mod tests {
         for bad in ["", "00ff  ./a", &format!("{}  ./a", "zz".repeat(32)), &format!("{sum}  a"), &format!("\\{sum}  ./a")] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_archive_that_passes_is_summed_file_by_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let names: [&[u8]; 4] = [b"a b", b"d/\xff\n\\", b"empty", b"second name"];
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        let at = |name: &[u8]| dir.path().join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name));
+        for (name, content) in names.iter().zip(["hello", "x".repeat(70_000).as_str(), ""]) {
+            std::fs::write(at(name), content).unwrap();
+        }
+        std::fs::hard_link(at(names[0]), at(names[3])).unwrap();
+        let entries: Vec<Entry> = names
+            .iter()
+            .map(|n| Entry { path: (*n).into(), ..super::super::manifest::tests::entry("x", "f 644 1 1.0 1:1 1 8 a:b") })
+            .collect();
+        let files: Vec<&Entry> = entries.iter().collect();
+        let packed = |names: &[&[u8]]| {
+            let mut tar = std::process::Command::new("tar")
+                .args(["-c", "--format=posix", "--no-recursion", "--null", "-T-", "-f-"])
+                .current_dir(dir.path())
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let list: Vec<u8> = names.iter().flat_map(|n| [b"./", *n, b"\0"].concat()).collect();
+            std::io::Write::write_all(&mut tar.stdin.take().unwrap(), &list).unwrap();
+            tar.wait_with_output().unwrap().stdout
+        };
+        let sums = |archive: &[u8]| {
+            let mut passing = Passing::new();
+            archive.chunks(1000).for_each(|piece| passing.take(piece));
+            passing.sums(&files).map(|s| s.0)
+        };
+        let whole = packed(&names);
+        let found = sums(&whole).unwrap();
+        let of = |content: &[u8]| Some(<Sum>::from(<sha2::Sha256 as sha2::Digest>::digest(content)));
+        // A further name of a file is none of the files that are compared.
+        assert_eq!(found, [of(b"hello"), of("x".repeat(70_000).as_bytes()), of(b""), None]);
+        // What did not come has no sum, what was cut off neither, and what is no archive none at all.
+        assert_eq!(sums(&packed(&[names[2]])).unwrap(), [None, None, of(b""), None]);
+        assert_eq!(sums(&whole[..30_000]).unwrap(), [of(b"hello"), None, None, None]);
+        assert_eq!(sums(&[7; 4096]), None);
     }
 
     #[test]

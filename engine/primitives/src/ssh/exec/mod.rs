@@ -36,6 +36,11 @@ impl Session {
         &self.slot.target.name
     }
 
+    /// Whether a round trip to the host's SSH server takes no longer than this; `false` without a connection.
+    pub async fn is_within(&self, limit: Duration) -> bool {
+        self.slot.answers_within(limit).await
+    }
+
     /// Runs a command without the supervisor. A non-zero status is not an error.
     ///
     /// # Errors
