@@ -9,16 +9,16 @@ use crate::support::dumps::{Folder, all};
 use crate::support::options;
 use crate::support::postgres::Site;
 
-fn field<'a>(v: &'a Value, name: &str) -> &'a Value {
+pub fn field<'a>(v: &'a Value, name: &str) -> &'a Value {
     v.as_record().unwrap().get(name)
 }
 
-fn text(v: &Value, name: &str) -> String {
+pub fn text(v: &Value, name: &str) -> String {
     field(v, name).as_str().unwrap().to_string()
 }
 
 /// A primary whose own user may copy it.
-fn site() -> Option<Site> {
+pub fn site() -> Option<Site> {
     let s = Site::start(false)?;
     let mut hba = std::fs::read_to_string(s.old.path("data/pg_hba.conf")).unwrap();
     hba.push_str("local replication postgres peer\n");
@@ -40,7 +40,7 @@ fn show(s: &Site, name: &str) -> String {
     s.old.sql("shop", &format!("SHOW {name}"))
 }
 
-fn chown(path: &Path) {
+pub fn chown(path: &Path) {
     assert!(Command::new("chown").arg("postgres").arg(path).status().unwrap().success());
 }
 

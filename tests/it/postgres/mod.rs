@@ -7,6 +7,7 @@ mod delayed;
 mod dumps;
 mod large;
 mod logical;
+mod recovery;
 mod switch;
 mod tls;
 mod tunnel;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::{Call, Code, Effect, Error, Record, Result, Spec, Ty, TypeSpec, Value};
 
-use super::driver::{Before, Db};
+use super::driver::{Before, Db, Rolled};
 use super::method;
 
 pub(super) fn register(r: &mut Registry) {
@@ -43,8 +43,8 @@ pub(super) fn register(r: &mut Registry) {
         .errors(&[Code::DB_CONNECT, Code::DB_LOGIN, Code::DB_REPLICATION, Code::DB_POSITION, Code::DB_CANNOT, Code::HOST_TOOL_MISSING]),
     ));
     r.add_type(
-        TypeSpec::new("RolledForward", "Where `roll_forward` has stopped.")
-            .field("position", Ty::Str, "Where the replica stands, in the server's own form.")
+        TypeSpec::new("RolledForward", "Where `roll_forward` or `recover_to` has stopped.")
+            .field("position", Ty::Str, "Where the server stands, in the server's own form.")
             .field("left_out", Ty::Str, "The position of the first change that was not applied.")
             .field("time", Ty::Time, "When that change was made.")
             .field("statement", Ty::Str, "What it does, as far as the server tells; the first 200 characters."),
@@ -74,23 +74,27 @@ impl Primitive for RollForward {
     }
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
-        let done = db.driver(cx)?.roll_forward(cx, &db, &before(call.arg(0))?).await?;
-        let note = format!("stands just before {}: {}", done.left_out, done.statement);
-        let record = Record::new(
-            "RolledForward",
-            [
-                ("position", done.position.into()),
-                ("left_out", done.left_out.into()),
-                ("time", Value::Time(done.time)),
-                ("statement", done.statement.into()),
-            ],
-        );
-        Ok(if done.changed { Outcome::changed(record).note(note) } else { Outcome::unchanged(record, note) })
+        Ok(outcome(db.driver(cx)?.roll_forward(cx, &db, &before(call.arg(0))?).await?))
     }
 }
 
+/// What scripts get of it.
+pub(super) fn outcome(done: Rolled) -> Outcome {
+    let note = format!("stands just before {}: {}", done.left_out, done.statement);
+    let record = Record::new(
+        "RolledForward",
+        [
+            ("position", done.position.into()),
+            ("left_out", done.left_out.into()),
+            ("time", Value::Time(done.time)),
+            ("statement", done.statement.into()),
+        ],
+    );
+    if done.changed { Outcome::changed(record).note(note) } else { Outcome::unchanged(record, note) }
+}
+
 /// Reads the argument: a moment where it is one, a position otherwise.
-fn before(v: &Value) -> Result<Before> {
+pub(super) fn before(v: &Value) -> Result<Before> {
     let text = match v {
         Value::Time(t) => return Ok(Before::Time(*t)),
         other => other.as_str().unwrap_or("").trim(),

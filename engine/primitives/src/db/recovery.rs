@@ -1,4 +1,4 @@
-//! `archive_to`, `stop_archiving`, `base_backup`: what recovery to a point in time needs when no replica is left.
+//! `archive_to`, `stop_archiving`, `base_backup`, `recover_to`, `end_recovery`: recovery to a point in time when no replica is left.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::units::show_bytes;
 use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
 
-use super::driver::{Db, Driver, cannot};
+use super::delay;
+use super::driver::{Before, Db, Driver, Rolled, cannot};
 use super::dump::manifest;
 use super::method;
 
@@ -54,6 +55,17 @@ pub struct BaseBackup {
     pub note: String,
 }
 
+/// From what a database is recovered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sources {
+    /// The folder of the base backup, on the host of the database that is recovered.
+    pub base: String,
+    /// The folder of the archived log there.
+    pub archive: String,
+    /// Whether what lies in its place is put aside.
+    pub replace: bool,
+}
+
 /// What a kind can do whose log is archived. Each may be repeated after a crash at any point.
 #[async_trait]
 pub trait Recovery: Send + Sync {
@@ -63,9 +75,15 @@ pub trait Recovery: Send + Sync {
     async fn stop_archiving(&self, cx: &Cx, db: &Db, restart: bool) -> Result<bool>;
     /// Copies the whole server into a folder of its host.
     async fn base_backup(&self, cx: &Cx, db: &Db, folder: &str) -> Result<BaseBackup>;
+    /// Makes the server anew up to just before a moment or a position, and stops there, also over restarts. Refused with `RB0512` when base
+    /// backup and archive do not lead there, or when nothing would be left out.
+    async fn recover_to(&self, cx: &Cx, db: &Db, before: &Before, from: &Sources) -> Result<Rolled>;
+    /// Lets the server take writes that [`Recovery::recover_to`] has made; false when it does.
+    async fn end_recovery(&self, cx: &Cx, db: &Db) -> Result<bool>;
 }
 
 pub(super) fn register(r: &mut Registry) {
+    register_recover(r);
     r.add(ArchiveTo(
         method(
             "archive_to",
@@ -140,6 +158,52 @@ pub(super) fn register(r: &mut Registry) {
     );
 }
 
+fn register_recover(r: &mut Registry) {
+    r.add(RecoverTo(
+        method(
+            "recover_to",
+            Effect::Converge,
+            "Makes this server anew from a base backup and the archived log, up to just before a moment or a position, and stops there.\n\n\
+             PostgreSQL: the whole cluster, while no other server is needed. The archived log says which transaction is the first that is left out; the server is then brought to right \
+             before it, paused, and can be read. It stays so, also over a restart, until `end_recovery`. Refused before anything is touched: a moment before the end \
+             of the base backup or behind the end of the archive; a segment that is missing or damaged on the way there; an archive of another server; another \
+             major version. What lies in the place of its data folder is refused as well, unless `replace: true`: then it is stopped, and its folder kept beside it. \
+             May be done again: with a later moment it goes on, with an earlier one it begins anew. Nothing is done when it stands there already.",
+        )
+        .arg(
+            "before",
+            Ty::OneOf(vec![Ty::Time, Ty::Str]),
+            "The moment (RFC 3339, such as `2026-11-21T14:03:00Z`) or the place in the write-ahead log (`16/B374D848`) of the first transaction that is *not* applied.",
+        )
+        .arg("base", Ty::Str, "The folder of the base backup, on this database's host.")
+        .arg("archive", Ty::Str, "The folder of the archived log, on this database's host.")
+        .option("replace", Ty::Bool, "What lies in the place of the data folder is stopped, and kept beside it.")
+        .returns(Ty::Record("RolledForward"))
+        .example("database(\"rescue\").recover_to(\"2026-11-21T14:03:00Z\", \"/srv/base/monday\", \"/srv/archive/shop\");")
+        .errors(&[
+            Code::DB_CONNECT,
+            Code::DB_LOGIN,
+            Code::DB_COPY,
+            Code::DB_REPLICATION,
+            Code::DB_SETTINGS,
+            Code::DB_POSITION,
+            Code::DB_CANNOT,
+            Code::HOST_TOOL_MISSING,
+            Code::WRONG_TYPE,
+        ]),
+    ));
+    r.add(EndRecovery(
+        method(
+            "end_recovery",
+            Effect::Converge,
+            "Ends the recovery of `recover_to`: the server takes writes from now on, on a timeline of its own.\n\nThere is no way back; \
+             `recover_to` with `replace: true` begins anew. It does not archive its log: see `archive_to`. Refused for a standby. Nothing is done when it is not in recovery.",
+        )
+        .example("database(\"rescue\").end_recovery();")
+        .errors(&[Code::DB_CONNECT, Code::DB_LOGIN, Code::DB_COPY, Code::DB_REPLICATION, Code::DB_CANNOT]),
+    ));
+}
+
 fn able<'a>(driver: &'a dyn Driver, db: &Db) -> Result<&'a dyn Recovery> {
     driver.recovery().ok_or_else(|| cannot(db, "recovery from an archived log"))
 }
@@ -207,5 +271,33 @@ impl Primitive for MakeBaseBackup {
             ],
         );
         Ok(if b.changed { Outcome::changed(record).note(note) } else { Outcome::unchanged(record, "this action has made it already") })
+    }
+}
+
+struct RecoverTo(Spec);
+
+#[async_trait]
+impl Primitive for RecoverTo {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let db = Db::receiver(cx, call)?;
+        let from = Sources { base: manifest::path(call.str(1))?, archive: manifest::path(call.str(2))?, replace: call.opt_bool("replace") };
+        Ok(delay::outcome(able(&*db.driver(cx)?, &db)?.recover_to(cx, &db, &delay::before(call.arg(0))?, &from).await?))
+    }
+}
+
+struct EndRecovery(Spec);
+
+#[async_trait]
+impl Primitive for EndRecovery {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+    async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
+        let db = Db::receiver(cx, call)?;
+        let changed = able(&*db.driver(cx)?, &db)?.end_recovery(cx, &db).await?;
+        Ok(Outcome::done(changed, "it is not in recovery"))
     }
 }

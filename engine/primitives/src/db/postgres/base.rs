@@ -2,6 +2,9 @@
 //!
 //! The folder holds `data` (what becomes a data folder) and `manifest`, which comes last.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
 use runbook_core::clock::rfc3339;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
@@ -11,7 +14,7 @@ use super::cluster::Cluster;
 use super::dump::{env, path};
 use super::settings;
 use super::standby::{AT_LEAST, primary_settings};
-use super::state::look;
+use super::state::{Lsn, look};
 use crate::db::driver::Db;
 use crate::db::dump::job::COMMON;
 use crate::db::dump::manifest::{Manifest, head};
@@ -26,16 +29,67 @@ const MAKE: &str = include_str!("base.sh");
 /// What manifests call it.
 const KIND: &str = "postgresql-base";
 
-/// What the manifest tells of it; `None` when it is of something else.
-fn made(m: &Manifest, changed: bool, note: &str) -> Option<BaseBackup> {
-    (m.get("kind") == KIND).then(|| BaseBackup {
-        changed,
-        id: m.get("id").to_string(),
-        bytes: m.bytes(),
-        segment: m.get("segment").to_string(),
-        position: m.get("position").to_string(),
-        note: note.to_string(),
-    })
+/// A base backup, as its manifest tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Base {
+    /// The action that made it.
+    pub id: String,
+    /// The cluster's identity.
+    pub system: String,
+    /// The major version of its server.
+    pub major: u32,
+    /// The first segment that recovery reads.
+    pub segment: String,
+    /// Where recovery begins.
+    pub start: Lsn,
+    /// Where the copy ended: it is consistent from there on.
+    pub end: Lsn,
+    /// When it began, or up to a second later.
+    pub begun: Timestamp,
+    /// The size of its segments.
+    pub segment_size: u64,
+    /// Settings that the server which recovers must have at least.
+    pub at_least: Vec<(String, String)>,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Base {
+    /// Reads it; `None` when the manifest is of something else.
+    pub(super) fn of(m: &Manifest) -> Option<Base> {
+        if m.get("kind") != KIND {
+            return None;
+        }
+        let at_least = m.get("at_least").split_whitespace().filter_map(|w| w.split_once('='));
+        Some(Base {
+            id: m.get("id").to_string(),
+            system: m.get("server").to_string(),
+            major: m.get("major").parse().ok()?,
+            segment: m.get("segment").to_string(),
+            start: Lsn::parse(m.get("start"))?,
+            end: Lsn::parse(m.get("position"))?,
+            begun: m.get("begun").parse::<Timestamp>().ok()? + Duration::from_secs(1),
+            segment_size: m.get("segment_size").parse().ok().filter(|n| *n > 0)?,
+            at_least: at_least.map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            bytes: m.bytes(),
+        })
+    }
+
+    /// The timeline on which it was made.
+    pub(super) fn timeline(&self) -> u32 {
+        self.segment.get(..8).and_then(|t| u32::from_str_radix(t, 16).ok()).unwrap_or(1)
+    }
+
+    fn made(self, note: &str, changed: bool) -> BaseBackup {
+        BaseBackup {
+            changed,
+            id: self.id,
+            bytes: self.bytes,
+            segment: self.segment,
+            position: self.end.to_string(),
+            note: note.to_string(),
+        }
+    }
 }
 
 /// Makes one, or finds that this action has.
@@ -44,13 +98,11 @@ pub(super) async fn make(cx: &Cx, db: &Db, at: &str) -> Result<BaseBackup> {
     let who = |script: String| cluster.as_owner(&script);
     let folder = Folder { cx, db, who: &who, path: at, what: A_BASE_BACKUP };
     let id = cx.action_id.to_string();
-    let read = |m: &Manifest, changed: bool, note: &str| {
-        made(m, changed, note).ok_or_else(|| refuse(db, format!("{at} has a dump, and no base backup"), "name another folder"))
-    };
+    let read = |m: &Manifest| Base::of(m).ok_or_else(|| refuse(db, format!("{at} has a dump, and no base backup"), "name another folder"));
     if let Some(m) = folder.there().await? {
-        let base = read(&m, false, "")?;
+        let base = read(&m)?;
         if base.id == id {
-            return Ok(base);
+            return Ok(base.made("", false));
         }
         return Err(refuse(db, format!("{at} has a base backup of {} of {}", m.get("database"), m.get("time")), "name another folder"));
     }
@@ -95,7 +147,7 @@ pub(super) async fn make(cx: &Cx, db: &Db, at: &str) -> Result<BaseBackup> {
             db.name
         ));
     }
-    read(&m, true, note)
+    Ok(read(&m)?.made(note, true))
 }
 
 /// What to do about errors that are known.

@@ -78,6 +78,11 @@ impl Cluster<'_> {
         self.db
     }
 
+    /// For what it is worked on.
+    pub(super) fn cx(&self) -> &Cx {
+        self.cx
+    }
+
     /// A command as the user to whom the cluster belongs.
     pub(super) fn as_owner(&self, script: &str) -> Exec {
         let user = settings::os_user(self.db);
@@ -240,6 +245,16 @@ impl Cluster<'_> {
         self.must("writing settings", &script, Some(lines.into_bytes())).await.map(drop)
     }
 
+    /// What `postgresql.auto.conf` sets a setting to, whether the server runs or not; empty when it does not.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub(super) async fn line(&self, key: &str) -> Result<String> {
+        let sed = format!("s/^{} *= *'\\(.*\\)'.*/\\1/p", key.replace('.', "[.]"));
+        let script = self.script(&format!("sed -n {} \"$d/postgresql.auto.conf\" 2>/dev/null | tail -n 1", quote(&sed)))?;
+        Ok(self.must("reading its settings", &script, None).await?.trim().to_string())
+    }
+
     async fn control(&self, verb: &str) -> Result<()> {
         kept::forget(self.cx, self.db)?;
         let what = if verb == "start" { "starting the cluster" } else { "stopping the cluster" };
@@ -337,7 +352,7 @@ impl Cluster<'_> {
     /// Those of the connection.
     pub(super) async fn written(
         &self,
-        data: &str,
+        wal: &str,
         oid: &str,
         timeline: u32,
         (from, to): (Lsn, Lsn),
@@ -355,8 +370,8 @@ impl Cluster<'_> {
         );
         let body = format!(
             "command -v pg_waldump >/dev/null || exit 97\n\
-             pg_waldump -p {}/pg_wal -t {timeline} -s {from} -e {to} {} 2>/dev/null | awk {}",
-            quote(data),
+             pg_waldump -p {} -t {timeline} -s {from} -e {to} {} 2>/dev/null | awk {}",
+            quote(wal),
             xid.map_or(String::new(), |x| format!("-x {}", quote(x))),
             quote(&count)
         );

@@ -51,14 +51,30 @@ pub(super) async fn end_leftover(cluster: &Cluster<'_>) -> Result<()> {
     cluster.must("ending what an earlier try has left", &script, None).await.map(|_| ())
 }
 
+/// Sees that a copy can be made beside the data folder.
+pub(super) async fn room(cluster: &Cluster<'_>) -> Result<()> {
+    let script = cluster
+        .script("rm -rf \"$d.runbook-new\"; p=${d%/*}; [ -w \"$p\" ] || { echo \"$p cannot be written to by $(id -un)\" >&2; exit 1; }")?;
+    cluster.must("making room for the copy", &script, None).await.map(|_| ())
+}
+
+/// Stops the cluster and puts the copy in its place; what is there is kept beside it under the name `aside`.
+pub(super) async fn put_in_place(cluster: &Cluster<'_>, aside: &str) -> Result<()> {
+    cluster.stop().await?;
+    let script = cluster.script(&format!(
+        "set -e; s=\"$d.runbook-new\"; o=\"$d.{aside}\"\n\
+         if [ -e \"$d\" ]; then rm -rf \"$o\"; mv \"$d\" \"$o\"; fi\n\
+         mv \"$s\" \"$d\"; sync \"${{d%/*}}\" 2>/dev/null || sync; rm -f \"$d.runbook-rewind\""
+    ))?;
+    cluster.must("putting the copy in place", &script, None).await.map(|_| ())
+}
+
 /// Copies the primary into a folder beside the data folder, whole, and puts it in its place; what is there goes aside.
 pub(super) async fn rebuild(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &Db, conn: &Conn, r: &Replication) -> Result<u64> {
     let (name, data) = (slot(db), cluster.data()?);
     // A copy that an earlier try has left at work is ended, on both sides.
     end_leftover(cluster).await?;
-    let script = cluster
-        .script("rm -rf \"$d.runbook-new\"; p=${d%/*}; [ -w \"$p\" ] || { echo \"$p cannot be written to by $(id -un)\" >&2; exit 1; }")?;
-    cluster.must("making room for the copy", &script, None).await?;
+    room(cluster).await?;
     free_slot(cx, conn, &name).await?;
     ensure_slot(conn, &name).await?;
     let copy = cluster.script(&format!(
@@ -91,13 +107,7 @@ pub(super) async fn rebuild(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &D
          du -sk \"$s\" | cut -f 1",
     )?;
     let kib = cluster.must("setting up the copy", &script, Some(lines.into_bytes())).await?;
-    cluster.stop().await?;
-    let script = cluster.script(
-        "set -e; s=\"$d.runbook-new\"; o=\"$d.runbook-replaced\"\n\
-         if [ -e \"$d\" ]; then rm -rf \"$o\"; mv \"$d\" \"$o\"; fi\n\
-         mv \"$s\" \"$d\"; sync \"${d%/*}\" 2>/dev/null || sync; rm -f \"$d.runbook-rewind\"",
-    )?;
-    cluster.must("putting the copy in place", &script, None).await?;
+    put_in_place(cluster, "runbook-replaced").await?;
     Ok(kib.trim().parse::<u64>().unwrap_or(0) * 1024)
 }
 

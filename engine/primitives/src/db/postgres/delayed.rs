@@ -2,7 +2,6 @@
 //!
 //! What it takes is in the standby's own folder: the log that it has received and not applied. So the primary is not needed.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,17 +13,13 @@ use super::client::{Conn, col};
 use super::cluster::{Cluster, Control, Data};
 use super::data::{admin, unless_stopped};
 use super::kept;
-use super::sql::lit;
 use super::state::{Lsn, Node};
-use super::wal::{self, Commit, Found, Wanted};
+use super::target::{self, APPLIED};
+use super::wal::{self, Commit, Found, Log, Wanted};
 use crate::db::driver::{Before, Db, Rolled, cannot};
 
 /// The server's setting of the delay.
 const DELAY: &str = "recovery_min_apply_delay";
-
-/// Every setting that says where recovery ends.
-const TARGETS: [&str; 5] =
-    ["recovery_target", "recovery_target_lsn", "recovery_target_time", "recovery_target_name", "recovery_target_xid"];
 
 /// How a standby stands with its delay.
 pub(super) struct Held {
@@ -119,23 +114,12 @@ pub(super) async fn set_delay(cx: &Cx, db: &Db, delay: Duration) -> Result<bool>
     .await
 }
 
-const TOO_LATE: &str = "it is too late for this standby; recover from a base backup and the archived log";
+const TOO_LATE: &str = "it is too late for this standby; recover_to brings a cluster there from a base backup and the archived log";
 
 fn refused(db: &Db, why: String) -> Error {
     Error::new(Code::DB_POSITION, format!("\"{}\" cannot be rolled forward to there: {why}", db.name))
         .host(&db.host)
         .hint("replication into it stays stopped, so that nothing comes through meanwhile: roll forward to another place, or let it go on with replicate_from")
-}
-
-/// Reads the argument.
-pub(super) fn wanted(before: &Before) -> Result<Wanted> {
-    Ok(match before {
-        Before::Time(t) => Wanted::Time(*t),
-        Before::Position(p) => Wanted::Lsn(Lsn::parse(p).ok_or_else(|| {
-            Error::new(Code::DB_POSITION, format!("\"{p}\" is no position of a PostgreSQL server"))
-                .hint("give a position in the write-ahead log (16/B374D848), or a moment (2026-11-21T14:03:00Z)")
-        })?),
-    })
 }
 
 /// Stops applying, and returns when nothing more can come through.
@@ -169,7 +153,7 @@ async fn pause(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
 /// 5. It stands there, and what should not be applied lies behind.
 pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
     unless_stopped(cx, db, async {
-        let wanted = wanted(before)?;
+        let wanted = target::wanted(before)?;
         if let Wanted::Time(t) = wanted
             && t > cx.clock.now()
         {
@@ -177,7 +161,9 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         }
         let cluster = Cluster::of(cx, db).await?;
         let Data::Cluster(mut control) = cluster.look().await? else {
-            return Err(Error::new(Code::DB_REPLICATION, format!("there is no standby in {} on {}", cluster.data()?, db.host)).host(&db.host));
+            return Err(
+                Error::new(Code::DB_REPLICATION, format!("there is no standby in {} on {}", cluster.data()?, db.host)).host(&db.host)
+            );
         };
         let mut stands = control.consistent;
         let mut latest = None;
@@ -195,41 +181,34 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         } else if !control.standby {
             return Err(Error::new(Code::DB_REPLICATION, format!("\"{}\" does not run, and was no standby", db.name)).host(&db.host));
         }
-        let found = wal::scan(&cluster, &control, wanted).await?;
-        let target = check(db, wanted, &control, stands, latest, &found)?;
+        let log = Log::of(&cluster, &control).await?;
+        let found = wal::scan(&cluster, &log, wanted).await?;
+        let left_out = check(db, wanted, &control, stands, latest, &found)?;
         // Right behind the last commit that is wanted, and not at the first that is not: its locks would be held there.
         let stop = found.before.as_ref().map_or(stands, |b| Lsn(b.lsn.0 + 1)).max(stands);
         let there = stop == stands && control.running;
-        stay(cx, &cluster, &target, stop).await?;
-        let conn = if there { admin(cx, db).await?.0 } else { restart(cx, db, &cluster, stop).await? };
+        stay(cx, &cluster, &left_out, stop).await?;
+        let conn = if there { admin(cx, db).await?.0 } else { target::restart(cx, db, &cluster, stop).await? };
         let row = conn.row(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}, pg_is_in_recovery()::text")).await?;
         let position = Lsn::parse(col(&row, 0)).unwrap_or_default();
-        if position > target.lsn || col(&row, 2) != "true" {
-            let what = format!("\"{}\" stands at {position} and has applied {}, which it should have left out", db.name, target.show());
+        if position > left_out.lsn || col(&row, 2) != "true" {
+            let what = format!("\"{}\" stands at {position} and has applied {}, which it should have left out", db.name, left_out.show());
             return Err(Error::new(Code::DB_REPLICATION, what).host(&db.host));
         }
         let node = super::state::look(&conn).await?;
-        let statement = describe(&cluster, &conn, &node, &control, &target).await?;
-        let locked = locked(&conn).await?;
-        if !locked.is_empty() {
-            cx.message(format!(
-                "\"{}\": the transaction that was left out had begun, and locks {locked}; SELECT pg_promote() there makes them readable, and the server one of its own",
-                db.name
-            ));
-        }
+        let statement = target::describe(&cluster, &conn, &node.oid, &log, &left_out).await?;
+        let way_out = "SELECT pg_promote() there makes them readable, and the server one of its own";
+        target::warn_locked(cx, db, &conn, way_out).await?;
         Ok(Rolled {
             changed: position != stands || !control.running,
             position: position.to_string(),
-            left_out: target.lsn.to_string(),
-            time: target.time,
+            left_out: left_out.lsn.to_string(),
+            time: left_out.time,
             statement,
         })
     })
     .await
 }
-
-/// When the last transaction was made that was applied.
-pub(super) const APPLIED: &str = "to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
 
 /// The first commit that is left out, when leaving it out is possible and beyond doubt.
 fn check(db: &Db, wanted: Wanted, control: &Control, stands: Lsn, latest: Option<Timestamp>, found: &Found) -> Result<Commit> {
@@ -265,18 +244,10 @@ fn check(db: &Db, wanted: Wanted, control: &Control, stands: Lsn, latest: Option
 }
 
 /// Writes down where its recovery ends.
-async fn stay(cx: &Cx, cluster: &Cluster<'_>, target: &Commit, stop: Lsn) -> Result<()> {
+async fn stay(cx: &Cx, cluster: &Cluster<'_>, left_out: &Commit, stop: Lsn) -> Result<()> {
     let before = kept_delay(cluster).await?;
-    let mut settings: Vec<(&str, Option<String>)> = TARGETS.iter().map(|t| (*t, Some(String::new()))).collect();
-    settings.retain(|(k, _)| *k != "recovery_target_lsn");
-    settings.extend([
-        ("recovery_target_lsn", Some(stop.to_string())),
-        ("recovery_target_inclusive", Some("off".into())),
-        ("recovery_target_action", Some("pause".into())),
-        (DELAY, Some("0".into())),
-        ("runbook.delay", Some(before)),
-        ("runbook.rolled", Some(target.lsn.to_string())),
-    ]);
+    let mut settings = target::lines(stop);
+    settings.extend([(DELAY, Some("0".into())), ("runbook.delay", Some(before)), ("runbook.rolled", Some(left_out.lsn.to_string()))]);
     cluster.set(&settings).await?;
     if cluster.running().await? {
         // Only so that everybody sees it; where it ends is read at a start.
@@ -288,81 +259,13 @@ async fn stay(cx: &Cx, cluster: &Cluster<'_>, target: &Commit, stop: Lsn) -> Res
 
 /// The delay of a standby as its folder has it, also while it was rolled forward and has none; `0` for none.
 pub(super) async fn kept_delay(cluster: &Cluster<'_>) -> Result<String> {
-    let script = cluster.script(&format!(
-        "for k in runbook[.]delay {DELAY}; do v=$(sed -n \"s/^$k *= *'\\(.*\\)'.*/\\1/p\" \"$d/postgresql.auto.conf\" 2>/dev/null | tail -n 1)\n\
-         [ -z \"$v\" ] || {{ printf '%s' \"$v\"; exit; }}; done; printf 0"
-    ))?;
-    cluster.must("reading the delay", &script, None).await
-}
-
-/// Starts it (again), and waits until it has stopped applying where it should.
-async fn restart(cx: &Cx, db: &Db, cluster: &Cluster<'_>, stop: Lsn) -> Result<Conn> {
-    cluster.stop().await?;
-    let (conn, _) = cluster.start().await?;
-    let (mut last, mut since) = (Lsn::default(), Instant::now());
-    loop {
-        let row = conn.row("SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn(), pg_is_in_recovery()::text").await?;
-        let now = Lsn::parse(col(&row, 1)).unwrap_or_default();
-        if col(&row, 0) == "paused" || col(&row, 2) != "true" {
-            return Ok(conn);
-        }
-        if now != last {
-            (last, since) = (now, Instant::now());
-        } else if since.elapsed() > Duration::from_secs(60) {
-            return Err(Error::new(Code::DB_REPLICATION, format!("\"{}\" does not go on from {now} to {stop}", db.name))
-                .hint("look at its log; roll forward again when that is mended")
-                .host(&db.host)
-                .retryable(true));
-        }
-        cx.progress(format!("rolling {} forward", db.name), now.0, Some(stop.0), "bytes of the log");
-        cx.sleep(Duration::from_millis(100)).await?;
-    }
-}
-
-/// What a transaction does, as far as the log tells; the first 200 characters.
-pub(super) async fn describe(cluster: &Cluster<'_>, conn: &Conn, node: &Node, control: &Control, target: &Commit) -> Result<String> {
-    let data = cluster.data()?;
-    let end = Lsn(target.lsn.0 + 1);
-    let rows = cluster.written(&data, &node.oid, node.timeline.max(1), (control.redo, end), Some(&target.xid)).await?.unwrap_or_default();
-    let prefix = format!("base/{}/", node.oid);
-    let dropped: Vec<String> = target.files.iter().filter_map(|f| f.strip_prefix(&prefix)).map(str::to_string).collect();
-    let names = names(conn, rows.keys().cloned().chain(dropped.iter().cloned())).await?;
-    let mut parts = Vec::new();
-    for file in &dropped {
-        if let Some(name) = names.get(file) {
-            parts.push(format!("drops or empties {name}"));
+    for key in ["runbook.delay", DELAY] {
+        let kept = cluster.line(key).await?;
+        if !kept.is_empty() {
+            return Ok(kept);
         }
     }
-    for (file, n) in rows {
-        if let Some(name) = names.get(&file).filter(|_| !dropped.contains(&file)) {
-            parts.push(format!("changes {n} rows of {name}"));
-        }
-    }
-    let what = if parts.is_empty() { "changes nothing that can be named".to_string() } else { parts.join(", ") };
-    Ok(format!("transaction {}: {what}", target.xid).chars().take(200).collect())
-}
-
-/// The users' tables that have these files.
-async fn names(conn: &Conn, files: impl Iterator<Item = String>) -> Result<BTreeMap<String, String>> {
-    let list: Vec<String> = files.filter(|f| f.parse::<u32>().is_ok()).map(|f| lit(&f)).collect();
-    if list.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let sql = format!(
-        "SELECT f, c.oid::regclass FROM unnest(ARRAY[{}]::text[]) f, pg_class c WHERE c.oid = pg_filenode_relation(0, f::oid) \
-         AND c.oid >= 16384 AND c.relkind IN ('r', 'm')",
-        list.join(",")
-    );
-    Ok(conn.texts(&sql).await?.iter().map(|r| (col(r, 0).to_string(), col(r, 1).to_string())).collect())
-}
-
-/// Tables that nobody can read on a standby, since a transaction that was not applied to its end locks them.
-async fn locked(conn: &Conn) -> Result<String> {
-    let sql = "SELECT string_agg(DISTINCT c.oid::regclass::text, ', ') FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
-               WHERE l.mode = 'AccessExclusiveLock' AND l.granted AND c.relkind IN ('r', 'm', 'p') \
-               AND l.pid = (SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup') \
-               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    Ok(conn.text(sql).await?.unwrap_or_default())
+    Ok("0".into())
 }
 
 /// Lets a standby go on that was paused or rolled forward, with the delay that it had; false when there was nothing to do.
@@ -377,14 +280,8 @@ pub(super) async fn go_on(cx: &Cx, db: &Db, cluster: &Cluster<'_>, conn: &Conn) 
     // At its end a server that is told to resume would become a primary: it is started anew without one.
     let delay = kept_delay(cluster).await?;
     cluster.stop().await?;
-    let mut settings: Vec<(&str, Option<String>)> = TARGETS.iter().map(|t| (*t, None)).collect();
-    settings.extend([
-        ("recovery_target_inclusive", None),
-        ("recovery_target_action", None),
-        ("runbook.rolled", None),
-        ("runbook.delay", None),
-        (DELAY, Some(delay)),
-    ]);
+    let mut settings = target::none();
+    settings.extend([("runbook.rolled", None), ("runbook.delay", None), (DELAY, Some(delay))]);
     cluster.set(&settings).await?;
     kept::forget(cx, db)?;
     Ok(true)
@@ -392,6 +289,8 @@ pub(super) async fn go_on(cx: &Cx, db: &Db, cluster: &Cluster<'_>, conn: &Conn) 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use runbook_core::inventory::Resource;
 
     use super::*;
@@ -410,30 +309,23 @@ mod tests {
         let at = |t: &str| t.parse::<Timestamp>().unwrap();
         let (early, noon, late) = ("2026-11-22T11:00:00Z", "2026-11-22T12:00:00Z", "2026-11-22T13:00:00Z");
         let control = Control { checkpoint_time: Some(at(early)), ..Control::default() };
-        let found = Found { target: Some(commit(200, late)), before: Some(commit(100, early)) };
+        let found = Found { target: Some(commit(200, late)), before: Some(commit(100, early)), stopped: None };
         let ask = |wanted, stands, latest, found: &Found| check(&db, wanted, &control, Lsn(stands), latest, found).map_err(|e| e.message);
         assert_eq!(ask(Wanted::Time(at(noon)), 150, None, &found).unwrap().lsn, Lsn(200));
         assert_eq!(ask(Wanted::Lsn(Lsn(120)), 150, None, &found).unwrap().lsn, Lsn(200));
         assert!(ask(Wanted::Time(at(noon)), 201, None, &found).unwrap_err().contains("has applied more than that"));
         assert!(ask(Wanted::Time(at(noon)), 150, Some(at(noon)), &found).unwrap_err().contains("has applied more than that"));
         assert!(
-            ask(Wanted::Lsn(Lsn(50)), 150, None, &Found { target: Some(commit(60, noon)), before: None })
+            ask(Wanted::Lsn(Lsn(50)), 150, None, &Found { target: Some(commit(60, noon)), before: None, stopped: None })
                 .unwrap_err()
                 .contains("it stands at 0/96")
         );
-        let none = Found { target: None, before: Some(commit(100, early)) };
+        let none = Found { target: None, before: Some(commit(100, early)), stopped: None };
         assert!(ask(Wanted::Time(at(noon)), 150, None, &none).unwrap_err().contains("nothing would be left out"));
         // Nothing is known of the time before: only the checkpoint tells.
-        let alone = Found { target: Some(commit(200, late)), before: None };
+        let alone = Found { target: Some(commit(200, late)), before: None, stopped: None };
         assert!(ask(Wanted::Time(at(early)), 150, None, &alone).unwrap_err().contains("is not known"));
         assert!(ask(Wanted::Time(at(noon)), 150, None, &alone).is_ok());
         assert!(ask(Wanted::Lsn(Lsn(190)), 150, None, &alone).is_ok());
-    }
-
-    #[test]
-    fn positions_are_those_of_the_server() {
-        assert_eq!(wanted(&Before::Position("16/B374D848".into())).unwrap(), Wanted::Lsn(Lsn(0x16_B374_D848)));
-        let e = wanted(&Before::Position("0-1-4711".into())).unwrap_err();
-        assert!(e.code == Code::DB_POSITION && e.message.contains("is no position"), "{e}");
     }
 }

@@ -366,7 +366,7 @@ async fn none_seen(cx: &Cx, db: &Db, conn: &Conn, node: &Node, from: Lsn, seen: 
         return Err(super_user(db, &o.who));
     }
     let cluster = Cluster::of(cx, db).await?;
-    let found = match cluster.written(&seen.data, &node.oid, node.timeline, (from, to), None).await {
+    let found = match cluster.written(&format!("{}/pg_wal", seen.data), &node.oid, node.timeline, (from, to), None).await {
         Ok(Some(found)) => found,
         Ok(None) => {
             cx.message(format!(

@@ -3,6 +3,7 @@
 
 mod alike;
 mod archive;
+mod archived;
 mod base;
 mod carried;
 mod chunks;
@@ -17,6 +18,7 @@ mod fence;
 mod kept;
 mod logical;
 mod login;
+mod recover;
 mod settings;
 mod slots;
 mod sql;
@@ -26,6 +28,7 @@ mod status;
 mod streamed;
 mod subscribed;
 mod switch;
+mod target;
 mod value;
 mod wal;
 
@@ -41,7 +44,7 @@ use super::driver::{
     Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Rolled, Row,
     Span, Status, Switched, TableOptions, cannot,
 };
-use super::recovery::{Archive, Archived, BaseBackup, Recovery};
+use super::recovery::{Archive, Archived, BaseBackup, Recovery, Sources};
 use super::stream::{About, Inflow, Outflow, Settle};
 
 /// The driver.
@@ -208,5 +211,13 @@ impl Recovery for Postgres {
 
     async fn base_backup(&self, cx: &Cx, db: &Db, folder: &str) -> Result<BaseBackup> {
         base::make(cx, db, folder).await
+    }
+
+    async fn recover_to(&self, cx: &Cx, db: &Db, before: &Before, from: &Sources) -> Result<Rolled> {
+        recover::recover_to(cx, db, before, from).await
+    }
+
+    async fn end_recovery(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        recover::end(cx, db).await
     }
 }

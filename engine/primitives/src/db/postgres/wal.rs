@@ -46,6 +46,38 @@ pub(super) struct Found {
     pub target: Option<Commit>,
     /// The last one before it.
     pub before: Option<Commit>,
+    /// Why the tool has read no further, in its words; the end of what is there is a reason too.
+    pub stopped: Option<String>,
+}
+
+/// A piece of the log, in a folder of the cluster's host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Log {
+    /// The folder of the segments.
+    pub folder: String,
+    /// The timeline.
+    pub timeline: u32,
+    /// Where to begin: at a record.
+    pub from: Lsn,
+    /// Where it ends, and its first and last segment, when that is known. Otherwise every file there must be a whole segment.
+    pub to: Option<(Lsn, String, String)>,
+}
+
+impl Log {
+    /// What a cluster has in its own folder from its last checkpoint on, on the newest timeline that has it.
+    ///
+    /// # Errors
+    /// `RB0505` when that segment is not there.
+    pub(super) async fn of(cluster: &Cluster<'_>, control: &Control) -> Result<Log> {
+        let script = cluster.script(&format!(
+            "w={}; s=$(ls \"$d/pg_wal\" | grep -E \"^[0-9A-F]{{8}}${{w#????????}}\\$\" | sort | tail -n 1)\n\
+             [ -n \"$s\" ] || {{ echo \"the segment $w is not in pg_wal\" >&2; exit 1; }}\n\
+             printf '%d' \"0x${{s%????????????????}}\"",
+            quote(&control.segment)
+        ))?;
+        let timeline = cluster.must("reading the write-ahead log", &script, None).await?.trim().parse().unwrap_or(1);
+        Ok(Log { folder: format!("{}/pg_wal", cluster.data()?), timeline, from: control.redo, to: None })
+    }
 }
 
 /// The moment as the tool writes it.
@@ -74,24 +106,23 @@ fn parse(text: &str) -> Option<Found> {
     None
 }
 
-/// Reads the log from the last checkpoint on, as far as it goes.
+/// Reads a piece of the log.
 ///
 /// # Errors
 /// `RB0322` when the host lacks the tool; `RB0512` when the log cannot be read.
-pub(super) async fn scan(cluster: &Cluster<'_>, control: &Control, wanted: Wanted) -> Result<Found> {
+pub(super) async fn scan(cluster: &Cluster<'_>, log: &Log, wanted: Wanted) -> Result<Found> {
     let (mode, want) = match wanted {
         Wanted::Time(t) => ("time", written(t)),
         Wanted::Lsn(l) => ("lsn", format!("{:016X}", l.0)),
     };
-    // The newest timeline that has the segment of the checkpoint. The tool ends with an error where the log ends.
+    // The tool ends with an error where the log ends.
     let script = cluster.script(&format!(
         "command -v pg_waldump >/dev/null || exit 97\nexport TZ=UTC\n\
-         w={}; s=$(ls \"$d/pg_wal\" | grep -E \"^[0-9A-F]{{8}}${{w#????????}}\\$\" | sort | tail -n 1)\n\
-         [ -n \"$s\" ] || {{ echo \"the segment $w is not in pg_wal\" >&2; exit 96; }}\n\
-         t=$(printf '%d' \"0x${{s%????????????????}}\")\n\
-         pg_waldump --rmgr=Transaction -p \"$d/pg_wal\" -t \"$t\" -s {} 2>/dev/null | awk -v mode={mode} -v want={} {}",
-        quote(&control.segment),
-        control.redo,
+         pg_waldump --rmgr=Transaction -p {} -t {} -s {} {} | awk -v mode={mode} -v want={} {}",
+        quote(&log.folder),
+        log.timeline,
+        log.from,
+        log.to.as_ref().map_or(String::new(), |(to, first, last)| format!("-e {to} {first} {last}")),
         quote(&want),
         quote(SCAN)
     ))?;
@@ -103,8 +134,9 @@ pub(super) async fn scan(cluster: &Cluster<'_>, control: &Control, wanted: Wante
             .hint("it comes with the PostgreSQL server; name the folder of its programs with bin in runbook.toml"));
     }
     let found = if done.status == 0 { parse(&String::from_utf8_lossy(&done.stdout)) } else { None };
-    found.ok_or_else(|| {
-        let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
+    let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
+    let last = said.lines().last().map(|l| l.trim_start_matches("pg_waldump: ").trim_start_matches("error: ").to_string());
+    found.map(|f| Found { stopped: last, ..f }).ok_or_else(|| {
         Error::new(Code::DB_POSITION, format!("the write-ahead log of \"{}\" cannot be read: {said}", db.name)).host(&db.host)
     })
 }
