@@ -96,12 +96,17 @@ fn fires(tool: &'static str) {
         "look",
         r#"let fresh = vault.require_fresh("1m", #{ host: old, tags: ["schedule:fast", "timer"] });
            let l = vault.schedules(old); let f = l[0];
-           log(`${l.len()} ${f.name} ${f.active} ${f.result} ${f.at} ${f.paths} ${type_of(f.last)} ${type_of(f.next)} ${f.drift.len()} of ${fresh.host}`);
-           vault.restore_test(fresh, #{ compare: false });"#,
+           log(`${l.len()} ${f.name} ${f.active} ${f.result} ${f.at} ${f.paths} ${type_of(f.last)} ${type_of(f.next)} ${f.drift.len()} of ${fresh.host}`);"#,
         0,
     );
     assert!(out.contains("1 fast true") && out.contains("0 of old"), "{out}");
     assert!(out.contains(" success ") || out.contains(" running "), "{out}");
+    // While it is tested the next ones must not come, of which the second would prune it.
+    s.lab.on("old", "systemctl stop runbook-backup-fast.timer");
+    let state = || s.lab.on("old", "systemctl show -p ActiveState runbook-backup-fast.service");
+    until("none is at work", || !state().contains("activating"));
+    s.run("test", r#"vault.restore_test(vault.require_fresh("5m", #{ host: old }), #{ compare: false });"#, 0);
+    s.lab.on("old", "systemctl start runbook-backup-fast.timer");
     // The password is for root alone, and on no command line or unit.
     assert_eq!(
         s.lab.on("old", "stat -c '%a %U' /etc/runbook/backup/fast /etc/runbook/backup/fast/password /etc/runbook/backup/fast/env").trim(),
