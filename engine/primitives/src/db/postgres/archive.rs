@@ -239,14 +239,11 @@ async fn arrives(cx: &Cx, cluster: &Cluster<'_>, conn: &Conn, a: &Archive, own: 
     // Without anything new in it no segment would be finished.
     conn.run("SELECT pg_create_restore_point('runbook')").await?;
     let row = conn
-        .texts(
+        .row(
             "SELECT pg_walfile_name(pg_switch_wal()), (SELECT failed_count FROM pg_stat_archiver), \
              (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size')",
         )
-        .await?
-        .into_iter()
-        .next()
-        .unwrap_or_default();
+        .await?;
     let (segment, failed): (String, u64) = (col(&row, 0).to_string(), col(&row, 1).parse().unwrap_or(0));
     // A file of that name may have been there before: the server must be done with it too.
     let there = cluster.script(&format!(
@@ -259,12 +256,7 @@ async fn arrives(cx: &Cx, cluster: &Cluster<'_>, conn: &Conn, a: &Archive, own: 
         if cluster.sh(&there, None, None).await?.status == 0 {
             return Ok(segment);
         }
-        let row = conn
-            .texts("SELECT failed_count, last_failed_wal, to_char(last_failed_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM pg_stat_archiver")
-            .await?
-            .into_iter()
-            .next()
-            .unwrap_or_default();
+        let row = conn.row("SELECT failed_count, last_failed_wal, to_char(last_failed_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM pg_stat_archiver").await?;
         let more = col(&row, 0).parse::<u64>().unwrap_or(0).saturating_sub(failed);
         // It tries three times, and then again after a minute.
         if more >= 3 || began.elapsed() > a.within {
