@@ -287,22 +287,21 @@ impl Job<'_> {
         let via = self.way(&load).await;
         let summed = !self.o.sizes_only && !tools::is_small(diff);
         let passing = (summed && via == Via::Controller && tool == Tool::Tar && patches.is_empty()).then(Passing::new);
-        let sums_pass = passing.is_some();
+        let aside = summed && passing.is_none();
         let carry = self.carry(diff, &load, via, passing);
-        let (mut sent, sums) = if !summed {
-            (carry.await?, None)
-        } else if sums_pass {
-            let mut sent = carry.await?;
-            let sums = sent.passed.take().and_then(|p| p.sums(&files));
-            (sent, sums)
-        } else {
+        let (mut sent, mut sums) = if aside {
             let (mut carry, mut summing) = (pin!(carry), pin!(verify::source(self, &files)));
             tokio::select! {
                 // A transfer that has failed has no use for sums; sums that could not be had are made afterwards.
                 sent = &mut carry => (sent?, summing.await.ok()),
                 sums = &mut summing => (carry.await?, sums.ok()),
             }
+        } else {
+            (carry.await?, None)
         };
+        if let Some(passed) = sent.passed.take() {
+            sums = passed.sums(&files);
+        }
         sent.compared = compared;
         Ok((sent, sums))
     }
@@ -311,7 +310,7 @@ impl Job<'_> {
     async fn carry(&self, diff: &Diff, load: &Load<'_>, via: Via, passing: Option<Passing>) -> Result<Sent> {
         let whole = load.diff;
         let own = whole.copy.first().filter(|e| load.tool == Tool::Rsync && e.path.is_empty());
-        let mut sent = Sent { bytes: 0, via, tool: load.tool, compared: Paths::new(), failed: Paths::new(), passed: None };
+        let mut sent = Sent { bytes: 0, via: Via::Controller, tool: load.tool, compared: Paths::new(), failed: Paths::new(), passed: None };
         if own.is_none() || whole.copy.len() > 1 {
             (sent.bytes, sent.via, sent.passed) = self.best_way(load, via, passing).await?;
         }
