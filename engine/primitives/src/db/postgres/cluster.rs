@@ -245,13 +245,17 @@ impl Cluster<'_> {
         self.must("writing settings", &script, Some(lines.into_bytes())).await.map(drop)
     }
 
-    /// What `postgresql.auto.conf` sets a setting to, whether the server runs or not; empty when it does not.
+    /// What `postgresql.auto.conf` sets the first of these to that it sets, whether the server runs or not; empty when it sets none.
     ///
     /// # Errors
     /// Those of the connection.
-    pub(super) async fn line(&self, key: &str) -> Result<String> {
-        let sed = format!("s/^{} *= *'\\(.*\\)'.*/\\1/p", key.replace('.', "[.]"));
-        let script = self.script(&format!("sed -n {} \"$d/postgresql.auto.conf\" 2>/dev/null | tail -n 1", quote(&sed)))?;
+    pub(super) async fn line(&self, keys: &[&str]) -> Result<String> {
+        let names: Vec<String> = keys.iter().map(|k| quote(&k.replace('.', "[.]"))).collect();
+        let script = self.script(&format!(
+            "for k in {}; do v=$(sed -n \"s/^$k *= *'\\(.*\\)'.*/\\1/p\" \"$d/postgresql.auto.conf\" 2>/dev/null | tail -n 1)\n\
+             [ -z \"$v\" ] || {{ printf '%s' \"$v\"; break; }}; done",
+            names.join(" ")
+        ))?;
         Ok(self.must("reading its settings", &script, None).await?.trim().to_string())
     }
 

@@ -153,12 +153,7 @@ async fn pause(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
 /// 5. It stands there, and what should not be applied lies behind.
 pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
     unless_stopped(cx, db, async {
-        let wanted = target::wanted(before)?;
-        if let Wanted::Time(t) = wanted
-            && t > cx.clock.now()
-        {
-            return Err(refused(db, format!("{t} has not come yet")).hint("give the moment of the first change that must not be applied"));
-        }
+        let wanted = target::wanted(before, cx.clock.now(), |why| refused(db, why))?;
         let cluster = Cluster::of(cx, db).await?;
         let Data::Cluster(mut control) = cluster.look().await? else {
             return Err(
@@ -189,9 +184,8 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         let there = stop == stands && control.running;
         stay(cx, &cluster, &left_out, stop).await?;
         let conn = if there { admin(cx, db).await?.0 } else { target::restart(cx, db, &cluster, stop).await? };
-        let row = conn.row(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}, pg_is_in_recovery()::text")).await?;
-        let position = Lsn::parse(col(&row, 0)).unwrap_or_default();
-        if position > left_out.lsn || col(&row, 2) != "true" {
+        let (position, in_recovery) = target::stands(&conn).await?;
+        if position > left_out.lsn || !in_recovery {
             let what = format!("\"{}\" stands at {position} and has applied {}, which it should have left out", db.name, left_out.show());
             return Err(Error::new(Code::DB_REPLICATION, what).host(&db.host));
         }
@@ -259,13 +253,8 @@ async fn stay(cx: &Cx, cluster: &Cluster<'_>, left_out: &Commit, stop: Lsn) -> R
 
 /// The delay of a standby as its folder has it, also while it was rolled forward and has none; `0` for none.
 pub(super) async fn kept_delay(cluster: &Cluster<'_>) -> Result<String> {
-    for key in ["runbook.delay", DELAY] {
-        let kept = cluster.line(key).await?;
-        if !kept.is_empty() {
-            return Ok(kept);
-        }
-    }
-    Ok("0".into())
+    let kept = cluster.line(&["runbook.delay", DELAY]).await?;
+    Ok(if kept.is_empty() { "0".into() } else { kept })
 }
 
 /// Lets a standby go on that was paused or rolled forward, with the delay that it had; false when there was nothing to do.

@@ -9,13 +9,12 @@ use runbook_core::{Code, Error, Result};
 
 use super::archived::{self, Ends, Piece};
 use super::base::Base;
-use super::client::col;
 use super::cluster::{Cluster, Data};
 use super::copy::{end_leftover, put_in_place, room};
 use super::data::{admin, unless_stopped};
 use super::kept;
 use super::state::Lsn;
-use super::target::{self, APPLIED};
+use super::target;
 use super::wal::{self, Commit, Found, Log, Wanted};
 use crate::db::driver::{Before, Db, Rolled};
 use crate::db::dump::manifest::{self, Place};
@@ -141,16 +140,20 @@ enum There {
 async fn there(db: &Db, cluster: &Cluster<'_>, base: &Base, left_out: Lsn, replace: bool) -> Result<There> {
     let found = cluster.look().await?;
     let data = cluster.data()?;
+    let mark = match &found {
+        Data::Cluster(c) if c.standby => cluster.line(&[MARK]).await?,
+        _ => String::new(),
+    };
     let refuse = |what: String, hint: String| Err(Error::new(Code::DB_COPY, what).host(&db.host).hint(hint));
     let what = match &found {
         Data::Empty => return Ok(There::Aside("runbook-undone")),
-        Data::Cluster(c) if c.standby && !cluster.line(MARK).await?.is_empty() => {
+        Data::Cluster(c) if !mark.is_empty() => {
             let mut stands = c.consistent;
             if c.running {
                 stands = admin(cluster.cx(), db).await?.1.lsn;
             }
             // Made by an earlier try, and nobody has written to it: what it holds is in base backup and archive.
-            let goes_on = cluster.line(MARK).await? == base.id && c.system == base.system && stands <= left_out;
+            let goes_on = mark == base.id && c.system == base.system && stands <= left_out;
             return Ok(if goes_on { There::GoOn(stands) } else { There::Aside("runbook-undone") });
         }
         Data::Foreign => format!("{data} on {} is not empty, and is no cluster", db.host),
@@ -235,12 +238,7 @@ async fn restore(
 /// 5. It stands there, and what should not be applied lies behind.
 pub(super) async fn recover_to(cx: &Cx, db: &Db, before: &Before, from: &Sources) -> Result<Rolled> {
     unless_stopped(cx, db, async {
-        let wanted = target::wanted(before)?;
-        if let Wanted::Time(t) = wanted
-            && t > cx.clock.now()
-        {
-            return Err(refused(db, format!("{t} has not come yet")).hint("give the moment of the first change that must not be applied"));
-        }
+        let wanted = target::wanted(before, cx.clock.now(), |why| refused(db, why))?;
         let cluster = Cluster::of(cx, db).await?;
         let base = base(cx, db, &cluster, &from.base).await?;
         let piece = archived::look(&cluster, &from.archive, &base).await?;
@@ -268,10 +266,9 @@ pub(super) async fn recover_to(cx: &Cx, db: &Db, before: &Before, from: &Sources
             }
         }
         let conn = if changed { target::restart(cx, db, &cluster, stop).await? } else { admin(cx, db).await?.0 };
-        let row = conn.row(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}, pg_is_in_recovery()::text")).await?;
-        let position = Lsn::parse(col(&row, 0)).unwrap_or_default();
+        let (position, in_recovery) = target::stands(&conn).await?;
         let applied = found.before.as_ref().is_none_or(|b| position > b.lsn);
-        if position > left_out.lsn || !applied || col(&row, 2) != "true" {
+        if position > left_out.lsn || !applied || !in_recovery {
             let what = format!("\"{}\" stands at {position}, and should stand just before {}", db.name, left_out.show());
             return Err(Error::new(Code::DB_REPLICATION, what).host(&db.host).hint("look at its log on the host"));
         }
@@ -289,7 +286,7 @@ pub(super) async fn end(cx: &Cx, db: &Db) -> Result<bool> {
     unless_stopped(cx, db, async {
         let (conn, node) = admin(cx, db).await?;
         let cluster = Cluster::of(cx, db).await?;
-        let ours = !cluster.line(MARK).await?.is_empty();
+        let ours = !cluster.line(&[MARK]).await?.is_empty();
         if node.in_recovery {
             if !ours {
                 let what = format!("\"{}\" is a standby, and was not made by recover_to", db.name);

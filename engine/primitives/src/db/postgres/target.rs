@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
@@ -35,9 +36,12 @@ pub(super) fn none() -> Vec<(&'static str, Option<String>)> {
     TARGETS.iter().chain(&["recovery_target_inclusive", "recovery_target_action"]).map(|t| (*t, None)).collect()
 }
 
-/// Reads the argument.
-pub(super) fn wanted(before: &Before) -> Result<Wanted> {
+/// Reads the argument. A moment that has not come is `refused`.
+pub(super) fn wanted(before: &Before, now: Timestamp, refused: impl Fn(String) -> Error) -> Result<Wanted> {
     Ok(match before {
+        Before::Time(t) if *t > now => {
+            return Err(refused(format!("{t} has not come yet")).hint("give the moment of the first change that must not be applied"));
+        }
         Before::Time(t) => Wanted::Time(*t),
         Before::Position(p) => Wanted::Lsn(Lsn::parse(p).ok_or_else(|| {
             Error::new(Code::DB_POSITION, format!("\"{p}\" is no position of a PostgreSQL server"))
@@ -48,6 +52,12 @@ pub(super) fn wanted(before: &Before) -> Result<Wanted> {
 
 /// When the last transaction was made that was applied.
 pub(super) const APPLIED: &str = "to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+
+/// Up to where it has applied the log, and whether it is in recovery.
+pub(super) async fn stands(conn: &Conn) -> Result<(Lsn, bool)> {
+    let row = conn.row("SELECT pg_last_wal_replay_lsn(), pg_is_in_recovery()::text").await?;
+    Ok((Lsn::parse(col(&row, 0)).unwrap_or_default(), col(&row, 1) == "true"))
+}
 
 /// Whether it has stopped applying.
 pub(super) async fn paused(conn: &Conn) -> Result<bool> {
@@ -138,8 +148,9 @@ mod tests {
 
     #[test]
     fn positions_are_those_of_the_server() {
-        assert_eq!(wanted(&Before::Position("16/B374D848".into())).unwrap(), Wanted::Lsn(Lsn(0x16_B374_D848)));
-        let e = wanted(&Before::Position("0-1-4711".into())).unwrap_err();
+        let wanted = |before| wanted(&before, Timestamp::UNIX_EPOCH, Error::internal);
+        assert_eq!(wanted(Before::Position("16/B374D848".into())).unwrap(), Wanted::Lsn(Lsn(0x16_B374_D848)));
+        let e = wanted(Before::Position("0-1-4711".into())).unwrap_err();
         assert!(e.code == Code::DB_POSITION && e.message.contains("is no position"), "{e}");
     }
 }
