@@ -78,11 +78,6 @@ impl Cluster<'_> {
         self.db
     }
 
-    /// For what it is worked on.
-    pub(super) fn cx(&self) -> &Cx {
-        self.cx
-    }
-
     /// A command as the user to whom the cluster belongs.
     pub(super) fn as_owner(&self, script: &str) -> Exec {
         let user = settings::os_user(self.db);
@@ -328,21 +323,46 @@ impl Cluster<'_> {
     /// # Errors
     /// `RB0505` with what was said.
     pub(super) async fn start(&self) -> Result<(Conn, Node)> {
-        if !self.running().await? {
-            let started = self.control("start").await;
-            if !self.running().await? {
-                let log = self.sh(&self.script("tail -n 5 \"$d/runbook-start.log\" 2>/dev/null")?, None, None).await?;
-                started?;
-                let log = String::from_utf8_lossy(&log.stdout).trim().to_string();
-                return Err(Error::new(Code::DB_COPY, format!("the cluster of \"{}\" does not run after its start. {log}", self.db.name))
-                    .hint("look at the server's log on the host")
-                    .host(&self.db.host));
-            }
+        if let Some(there) = self.settled().await? {
+            return Ok(there);
         }
+        let started = self.control("start").await;
+        if let Some(there) = self.settled().await? {
+            return Ok(there);
+        }
+        started?;
+        Err(self.ended("does not run after its start").await)
+    }
+
+    /// Tells that the server has ended though it should run, and what can be seen of the reason.
+    pub(super) async fn ended(&self, what: &str) -> Error {
+        let script = self.script(
+            "df -P -k \"$d\" 2>/dev/null | awk 'NR == 2 && $4 < 16384 { print \"its disk has \" int($4 / 1024) \" MiB left\" }'\n\
+             tail -n 5 \"$d/runbook-start.log\" 2>/dev/null",
+        );
+        let seen = match script {
+            Ok(script) => self.sh(&script, None, None).await.map(|d| String::from_utf8_lossy(&d.stdout).trim().to_string()),
+            Err(e) => Err(e),
+        };
+        let seen = seen.ok().filter(|s| !s.is_empty()).map_or(String::new(), |s| format!(": {s}"));
+        Error::new(Code::DB_COPY, format!("the cluster of \"{}\" {what}{seen}", self.db.name))
+            .hint("look at the server's log on the host; resume when that is mended")
+            .host(&self.db.host)
+    }
+
+    /// The server, when it lets us in; `None` when it does not run. One that is about to start or to stop is waited for: an earlier try may
+    /// have begun that.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub(super) async fn settled(&self) -> Result<Option<(Conn, Node)>> {
         let until = tokio::time::Instant::now() + Duration::from_secs(120);
         loop {
+            if !self.running().await? {
+                return Ok(None);
+            }
             match admin(self.cx, self.db).await {
-                Ok(there) => return Ok(there),
+                Ok(there) => return Ok(Some(there)),
                 Err(e) if e.retryable && tokio::time::Instant::now() < until => self.cx.sleep(Duration::from_millis(100)).await?,
                 Err(e) => return Err(e),
             }

@@ -155,6 +155,7 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
     unless_stopped(cx, db, async {
         let wanted = target::wanted(before, cx.clock.now(), |why| refused(db, why))?;
         let cluster = Cluster::of(cx, db).await?;
+        let up = cluster.settled().await?;
         let Data::Cluster(mut control) = cluster.look().await? else {
             return Err(
                 Error::new(Code::DB_REPLICATION, format!("there is no standby in {} on {}", cluster.data()?, db.host)).host(&db.host)
@@ -162,8 +163,8 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         };
         let mut stands = control.consistent;
         let mut latest = None;
-        if control.running {
-            let (conn, node) = admin(cx, db).await?;
+        let runs = up.is_some();
+        if let Some((conn, node)) = up {
             standby(db, &node)?;
             pause(cx, db, &conn).await?;
             let row = conn.row(&format!("SELECT pg_last_wal_replay_lsn(), {APPLIED}")).await?;
@@ -181,7 +182,7 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         let left_out = check(db, wanted, &control, stands, latest, &found)?;
         // Right behind the last commit that is wanted, and not at the first that is not: its locks would be held there.
         let stop = found.before.as_ref().map_or(stands, |b| Lsn(b.lsn.0 + 1)).max(stands);
-        let there = stop == stands && control.running;
+        let there = stop == stands && runs;
         stay(cx, &cluster, &left_out, stop).await?;
         let conn = if there { admin(cx, db).await?.0 } else { target::restart(cx, db, &cluster, stop).await? };
         let (position, in_recovery) = target::stands(&conn).await?;
@@ -194,7 +195,7 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         let way_out = "SELECT pg_promote() there makes them readable, and the server one of its own";
         target::warn_locked(cx, db, &conn, way_out).await?;
         Ok(Rolled {
-            changed: position != stands || !control.running,
+            changed: position != stands || !runs,
             position: position.to_string(),
             left_out: left_out.lsn.to_string(),
             time: left_out.time,

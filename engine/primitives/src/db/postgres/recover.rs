@@ -148,10 +148,11 @@ async fn there(db: &Db, cluster: &Cluster<'_>, base: &Base, left_out: Lsn, repla
     let what = match &found {
         Data::Empty => return Ok(There::Aside("runbook-undone")),
         Data::Cluster(c) if !mark.is_empty() => {
-            let mut stands = c.consistent;
-            if c.running {
-                stands = admin(cluster.cx(), db).await?.1.lsn;
-            }
+            let stands = match (cluster.settled().await?, cluster.look().await?) {
+                (Some((_, node)), _) => node.lsn,
+                (None, Data::Cluster(c)) => c.consistent,
+                (None, _) => Lsn::default(),
+            };
             // Made by an earlier try, and nobody has written to it: what it holds is in base backup and archive.
             let goes_on = mark == base.id && c.system == base.system && stands <= left_out;
             return Ok(if goes_on { There::GoOn(stands) } else { There::Aside("runbook-undone") });

@@ -70,7 +70,12 @@ pub(super) async fn restart(cx: &Cx, db: &Db, cluster: &Cluster<'_>, stop: Lsn) 
     let (conn, _) = cluster.start().await?;
     let (mut last, mut since) = (Lsn::default(), Instant::now());
     loop {
-        let row = conn.row("SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn(), pg_is_in_recovery()::text").await?;
+        let row = match conn.row("SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn(), pg_is_in_recovery()::text").await {
+            Err(e) if e.retryable && cluster.settled().await?.is_none() => {
+                return Err(cluster.ended(&format!("has ended while it was brought from {last} to {stop}")).await);
+            }
+            row => row?,
+        };
         let now = Lsn::parse(col(&row, 1)).unwrap_or_default();
         if col(&row, 0) == "paused" || col(&row, 2) != "true" {
             return Ok(conn);
