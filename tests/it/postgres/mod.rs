@@ -8,6 +8,7 @@ mod dumps;
 mod large;
 mod logical;
 mod recovery;
+mod recovery_end;
 mod switch;
 mod tls;
 mod tunnel;

@@ -12,7 +12,7 @@ use crate::support::options;
 use crate::support::postgres::{Cluster, Site};
 
 /// The log's position and the moment.
-fn now(s: &Site) -> (String, String) {
+pub fn now(s: &Site) -> (String, String) {
     let sql =
         "SELECT pg_current_wal_insert_lsn() || ' ' || to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
     let text = s.old.sql("shop", sql);
@@ -21,34 +21,34 @@ fn now(s: &Site) -> (String, String) {
 }
 
 /// Places an order; gives the log's position and the moment just before.
-fn order(s: &Site, item: &str) -> (String, String) {
+pub fn order(s: &Site, item: &str) -> (String, String) {
     let at = now(s);
     s.old.sql("shop", &format!("INSERT INTO orders (item) VALUES ('{item}')"));
     at
 }
 
-fn orders(c: &Cluster) -> String {
+pub fn orders(c: &Cluster) -> String {
     c.sql("shop", "SELECT string_agg(item, ' ' ORDER BY id) FROM orders")
 }
 
 /// Everything of now is in the archive; gives the name of the segment.
-async fn archived(s: &Site, f: &Folder) -> String {
+pub async fn archived(s: &Site, f: &Folder) -> String {
     text(&s.run("shop_old", "archive_to", vec![f.at("archive"), options(&[("restart", true.into())])]).await.unwrap(), "segment")
 }
 
-fn args(f: &Folder, before: &str, replace: bool) -> Vec<Value> {
+pub fn args(f: &Folder, before: &str, replace: bool) -> Vec<Value> {
     vec![before.into(), f.at("base"), f.at("archive"), options(&[("replace", replace.into())])]
 }
 
-async fn recover(s: &Site, f: &Folder, before: &str) -> Result<Value> {
+pub async fn recover(s: &Site, f: &Folder, before: &str) -> Result<Value> {
     s.run("shop_new", "recover_to", args(f, before, false)).await
 }
 
-fn stop(c: &Cluster) {
+pub fn stop(c: &Cluster) {
     c.as_postgres("pg_ctl", &["-D", &c.path("data").display().to_string(), "-m", "fast", "-w", "stop"]);
 }
 
-fn state(c: &Cluster) -> String {
+pub fn state(c: &Cluster) -> String {
     c.sql("shop", "SELECT pg_is_in_recovery()::text || pg_get_wal_replay_pause_state()")
 }
 

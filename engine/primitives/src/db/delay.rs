@@ -8,6 +8,7 @@ use super::driver::{Before, Db, Rolled};
 use super::method;
 
 pub(super) fn register(r: &mut Registry) {
+    let maybe = |t| Ty::OneOf(vec![t, Ty::Unit]);
     r.add(SetDelay(
         method(
             "set_delay",
@@ -45,9 +46,14 @@ pub(super) fn register(r: &mut Registry) {
     r.add_type(
         TypeSpec::new("RolledForward", "Where `roll_forward` or `recover_to` has stopped.")
             .field("position", Ty::Str, "Where the server stands, in the server's own form.")
-            .field("left_out", Ty::Str, "The position of the first change that was not applied.")
-            .field("time", Ty::Time, "When that change was made.")
-            .field("statement", Ty::Str, "What it does, as far as the server tells; the first 200 characters."),
+            .field(
+                "last",
+                maybe(Ty::Time),
+                "When the last transaction was made that was applied; `()` where that is not known. PostgreSQL.",
+            )
+            .field("left_out", maybe(Ty::Str), "The position of the first change that was not applied; `()` when everything was.")
+            .field("time", maybe(Ty::Time), "When that change was made, or `()`.")
+            .field("statement", maybe(Ty::Str), "What it does, as far as the server tells, in its first 200 characters; or `()`."),
     );
 }
 
@@ -80,15 +86,20 @@ impl Primitive for RollForward {
 
 /// What scripts get of it.
 pub(super) fn outcome(done: Rolled) -> Outcome {
-    let note = format!("stands just before {}: {}", done.left_out, done.statement);
+    let last = done.last.map_or(Value::Unit, Value::Time);
+    let (note, left_out) = match done.left_out {
+        Some(l) => {
+            (format!("stands just before {}: {}", l.position, l.statement), [l.position.into(), Value::Time(l.time), l.statement.into()])
+        }
+        None => {
+            let of = done.last.map_or(String::new(), |t| format!("; its last transaction is of {t}"));
+            (format!("has everything up to {}{of}", done.position), [Value::Unit, Value::Unit, Value::Unit])
+        }
+    };
+    let [position, time, statement] = left_out;
     let record = Record::new(
         "RolledForward",
-        [
-            ("position", done.position.into()),
-            ("left_out", done.left_out.into()),
-            ("time", Value::Time(done.time)),
-            ("statement", done.statement.into()),
-        ],
+        [("position", done.position.into()), ("last", last), ("left_out", position), ("time", time), ("statement", statement)],
     );
     if done.changed { Outcome::changed(record).note(note) } else { Outcome::unchanged(record, note) }
 }

@@ -11,8 +11,8 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Call, Code, Error, Record, Result, Value};
 
 pub use super::model::{
-    Account, AccountsCopied, Before, Chunk, DumpOptions, Dumped, Keyed, Replicate, Replicated, ReplicationError, Rolled, Span, Status,
-    TableOptions,
+    Account, AccountsCopied, Before, Chunk, DumpOptions, Dumped, Keyed, LeftOut, Replicate, Replicated, ReplicationError, Rolled, Span,
+    Status, TableOptions,
 };
 use super::mysql::Mysql;
 use super::postgres::Postgres;

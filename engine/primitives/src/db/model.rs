@@ -210,15 +210,24 @@ pub enum Before {
     Position(String),
 }
 
-/// Where `roll_forward` has stopped.
+/// Where `roll_forward` or `recover_to` has stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rolled {
     /// Whether anything was applied.
     pub changed: bool,
     /// Where the replica stands, in the server's own form.
     pub position: String,
-    /// The first change that was not applied.
-    pub left_out: String,
+    /// When the last transaction was made that is applied, where that is known.
+    pub last: Option<jiff::Timestamp>,
+    /// The first change that was not applied; `None` when everything was.
+    pub left_out: Option<LeftOut>,
+}
+
+/// The first change that was not applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Where it is, in the server's own form.
+    pub position: String,
     /// When it was made.
     pub time: jiff::Timestamp,
     /// What it does, as far as the server tells.

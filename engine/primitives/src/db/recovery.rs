@@ -66,6 +66,15 @@ pub struct Sources {
     pub replace: bool,
 }
 
+/// How far a database is recovered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upto {
+    /// Up to just before a change.
+    Before(Before),
+    /// With everything that is archived.
+    End,
+}
+
 /// What a kind can do whose log is archived. Each may be repeated after a crash at any point.
 #[async_trait]
 pub trait Recovery: Send + Sync {
@@ -75,9 +84,10 @@ pub trait Recovery: Send + Sync {
     async fn stop_archiving(&self, cx: &Cx, db: &Db, restart: bool) -> Result<bool>;
     /// Copies the whole server into a folder of its host.
     async fn base_backup(&self, cx: &Cx, db: &Db, folder: &str) -> Result<BaseBackup>;
-    /// Makes the server anew up to just before a moment or a position, and stops there, also over restarts. Refused with `RB0512` when base
-    /// backup and archive do not lead there, or when nothing would be left out.
-    async fn recover_to(&self, cx: &Cx, db: &Db, before: &Before, from: &Sources) -> Result<Rolled>;
+    /// Makes the server anew up to just before a moment or a position, or with everything that is archived, and stops there, also over
+    /// restarts. Refused with `RB0512` when base backup and archive do not lead there beyond doubt, or when nothing would be left out that
+    /// should be.
+    async fn recover_to(&self, cx: &Cx, db: &Db, upto: &Upto, from: &Sources) -> Result<Rolled>;
     /// Lets the server take writes that [`Recovery::recover_to`] has made; false when it does.
     async fn end_recovery(&self, cx: &Cx, db: &Db) -> Result<bool>;
 }
@@ -163,17 +173,19 @@ fn register_recover(r: &mut Registry) {
         method(
             "recover_to",
             Effect::Converge,
-            "Makes this server anew from a base backup and the archived log, up to just before a moment or a position, and stops there.\n\n\
-             PostgreSQL: the whole cluster, while no other server is needed. The archived log says which transaction is the first that is left out; the server is then brought to right \
-             before it, paused, and can be read. It stays so, also over a restart, until `end_recovery`. Refused before anything is touched: a moment before the end \
-             of the base backup or behind the end of the archive; a segment that is missing or damaged on the way there; an archive of another server; another \
+            "Makes this server anew from a base backup and the archived log, up to just before a moment or a position or with everything that is archived, and stops there.\n\n\
+             PostgreSQL: the whole cluster, while no other server is needed. The archived log says which transaction is the first that is left out, or, for `\"end\"`, which one is the last; the server is then brought to right \
+             before the former or right behind the latter, paused, and can be read. It stays so, also over a restart, until `end_recovery`. Refused before anything is touched: a moment before the end \
+             of the base backup or behind the end of the archive; a segment that is missing or damaged on the way there, which for `\"end\"` is the whole archive; for `\"end\"` also an archive that goes on in another way (on another \
+             timeline, or with segments that are compressed or partial); an archive of another server; another \
              major version. What lies in the place of its data folder is refused as well, unless `replace: true`: then it is stopped, and its folder kept beside it. \
-             May be done again: with a later moment it goes on, with an earlier one it begins anew. Nothing is done when it stands there already.",
+             May be done again: with a later moment, or when more has come into the archive, it goes on; with an earlier one it begins anew. Nothing is done when it stands there already.",
         )
         .arg(
             "before",
             Ty::OneOf(vec![Ty::Time, Ty::Str]),
-            "The moment (RFC 3339, such as `2026-11-21T14:03:00Z`) or the place in the write-ahead log (`16/B374D848`) of the first transaction that is *not* applied.",
+            "The moment (RFC 3339, such as `2026-11-21T14:03:00Z`) or the place in the write-ahead log (`16/B374D848`) of the first transaction that is *not* applied; \
+             or `\"end\"`: every transaction that is archived is applied.",
         )
         .arg("base", Ty::Str, "The folder of the base backup, on this database's host.")
         .arg("archive", Ty::Str, "The folder of the archived log, on this database's host.")
@@ -284,8 +296,16 @@ impl Primitive for RecoverTo {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
         let from = Sources { base: manifest::path(call.str(1))?, archive: manifest::path(call.str(2))?, replace: call.opt_bool("replace") };
-        Ok(delay::outcome(able(&*db.driver(cx)?, &db)?.recover_to(cx, &db, &delay::before(call.arg(0))?, &from).await?))
+        Ok(delay::outcome(able(&*db.driver(cx)?, &db)?.recover_to(cx, &db, &upto(call.arg(0))?, &from).await?))
     }
+}
+
+/// Reads the argument.
+fn upto(v: &Value) -> Result<Upto> {
+    if v.as_str().is_some_and(|s| s.trim() == "end") {
+        return Ok(Upto::End);
+    }
+    delay::before(v).map(Upto::Before)
 }
 
 struct EndRecovery(Spec);

@@ -15,7 +15,7 @@ use super::sql::text;
 use super::state::{self, ReplicaMark};
 use super::status::{self, Stream};
 use super::{follow, host};
-use crate::db::driver::{Before, Db, Rolled};
+use crate::db::driver::{Before, Db, LeftOut, Rolled};
 
 /// Keeps a server that was rolled forward where it is when it restarts.
 const STAY: &str = "skip_slave_start = 1\n";
@@ -171,9 +171,8 @@ pub async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
     Ok(Rolled {
         changed: !there,
         position: if position.is_empty() { format!("{log}:{byte}") } else { position },
-        left_out: target.show().to_string(),
-        time: target.time,
-        statement,
+        last: None,
+        left_out: Some(LeftOut { position: target.show().to_string(), time: target.time, statement }),
     })
 }
 

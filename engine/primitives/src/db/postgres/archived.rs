@@ -27,9 +27,20 @@ pub(super) struct Piece {
     pub end: Lsn,
     /// Why.
     pub ends: Ends,
+    /// Whether more has been archived than what follows each other here.
+    pub more: Option<More>,
 }
 
-/// The timeline of a segment, and its number.
+/// What shows that the log went on behind a piece, and cannot be read as its next segment. What explains more comes first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum More {
+    /// A file of a later timeline.
+    Timeline(String),
+    /// A later segment in another form: compressed, or `.partial`.
+    Form(String),
+}
+
+/// The timeline of a segment, and its number; what comes behind the name of the segment is not looked at.
 fn number(name: &str, size: u64) -> Option<(u32, u64)> {
     let part = |from: usize| u32::from_str_radix(name.get(from..from + 8)?, 16).ok();
     Some((part(0)?, u64::from(part(8)?) * (0x1_0000_0000 / size.max(1)) + u64::from(part(16)?)))
@@ -45,6 +56,7 @@ fn piece(first: &str, size: u64, there: &[(String, u64)]) -> Option<Piece> {
     let (timeline, from) = number(first, size)?;
     let mut numbers: Vec<(u64, u64)> = there
         .iter()
+        .filter(|(name, _)| name.len() == 24)
         .filter_map(|(n, bytes)| number(n, size).filter(|(t, n)| *t == timeline && *n >= from).map(|(_, n)| (n, *bytes)))
         .collect();
     numbers.sort_unstable();
@@ -63,7 +75,19 @@ fn piece(first: &str, size: u64, there: &[(String, u64)]) -> Option<Piece> {
     if next == from && ends == Ends::Here {
         ends = Ends::Gap(first.to_string());
     }
-    Some(Piece { last: (next > from).then(|| name(timeline, next - 1, size)), end: Lsn(next * size), ends })
+    let more = there.iter().map(|(n, _)| n).filter_map(|n| more(n, timeline, next, size)).min();
+    Some(Piece { last: (next > from).then(|| name(timeline, next - 1, size)), end: Lsn(next * size), ends, more })
+}
+
+/// Whether a file shows that the log went on from the segment `next` of a timeline in another way.
+fn more(file: &str, timeline: u32, next: u64, size: u64) -> Option<More> {
+    let of = u32::from_str_radix(file.get(..8)?, 16).ok()?;
+    if of > timeline {
+        return Some(More::Timeline(file.to_string()));
+    }
+    // `.backup` tells of a base backup.
+    let other = file.len() > 24 && !file.ends_with(".backup") && number(file, size).is_some_and(|(t, n)| t == timeline && n >= next);
+    other.then(|| More::Form(file.to_string()))
 }
 
 /// Looks at the archive in a folder of the cluster's host.
@@ -73,7 +97,7 @@ fn piece(first: &str, size: u64, there: &[(String, u64)]) -> Option<Piece> {
 pub(super) async fn look(cluster: &Cluster<'_>, folder: &str, base: &Base) -> Result<Piece> {
     let db = cluster.db();
     let script = format!(
-        "cd {} || exit 1; ls | grep -E '^[0-9A-F]{{24}}$' | xargs -r stat -c '%n %s' || exit 1\n\
+        "cd {} && ls >/dev/null || exit 1; ls | grep -E '^[0-9A-F]{{8}}([0-9A-F]{{16}}([.][[:alnum:]._-]+)?|[.]history)$' | xargs -r stat -c '%n %s' || exit 1\n\
          for s in {} $(ls | grep -E '^[0-9A-F]{{24}}$' | tail -n 1); do\n\
          [ ! -e \"$s\" ] || {{ i=$(od -A n -t u8 -j 24 -N 8 \"$s\") && echo \"system $s $i\"; }} || exit 1; done",
         quote(folder),
@@ -130,7 +154,28 @@ mod tests {
         assert_eq!(find(&s(3), &[&s(2)]).ends, Ends::Gap(s(3)));
         assert_eq!(find(&s(3), &[&s(4)]).ends, Ends::Gap(s(3)));
         let there = [(s(3), SIZE), (s(4), 12), (s(5), SIZE)];
-        assert_eq!(piece(&s(3), SIZE, &there).unwrap(), Piece { last: Some(s(3)), end: Lsn(4 * SIZE), ends: Ends::Short(s(4), 12) });
+        let short = Piece { last: Some(s(3)), end: Lsn(4 * SIZE), ends: Ends::Short(s(4), 12), more: None };
+        assert_eq!(piece(&s(3), SIZE, &there).unwrap(), short);
         assert_eq!(piece("none", SIZE, &there), None);
+    }
+
+    #[test]
+    fn what_goes_on_in_another_way_is_seen() {
+        let s = |n: u32, more: &str| format!("0000000100000000{n:08X}{more}");
+        let more = |there: &[&str]| {
+            let three = s(3, "");
+            let p = find(&three, &[&[three.as_str()], there].concat());
+            assert_eq!((p.last, p.ends), (Some(three), Ends::Here));
+            p.more
+        };
+        assert_eq!(
+            more(&["00000001.history", &s(3, ".00000028.backup"), &s(3, ".partial"), &s(2, ".gz"), &s(7, ".00000028.backup")]),
+            None
+        );
+        assert_eq!(more(&[&s(4, ".partial")]), Some(More::Form(s(4, ".partial"))));
+        assert_eq!(more(&[&s(6, ".zst"), &s(5, ".zst")]), Some(More::Form(s(5, ".zst"))));
+        assert_eq!(more(&["00000002.history", &s(4, ".partial")]), Some(More::Timeline("00000002.history".into())));
+        assert_eq!(more(&["00000002.history"]), Some(More::Timeline("00000002.history".into())));
+        assert_eq!(more(&["000000020000000000000004"]), Some(More::Timeline("000000020000000000000004".into())));
     }
 }

@@ -14,9 +14,9 @@ use super::cluster::{Cluster, Control, Data};
 use super::data::{admin, unless_stopped};
 use super::kept;
 use super::state::{Lsn, Node};
-use super::target::{self, APPLIED};
+use super::target::{self, APPLIED, Stop};
 use super::wal::{self, Commit, Found, Log, Wanted};
-use crate::db::driver::{Before, Db, Rolled, cannot};
+use crate::db::driver::{Before, Db, LeftOut, Rolled, cannot};
 
 /// The server's setting of the delay.
 const DELAY: &str = "recovery_min_apply_delay";
@@ -153,7 +153,7 @@ async fn pause(cx: &Cx, db: &Db, conn: &Conn) -> Result<()> {
 /// 5. It stands there, and what should not be applied lies behind.
 pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Rolled> {
     unless_stopped(cx, db, async {
-        let wanted = target::wanted(before, cx.clock.now(), |why| refused(db, why))?;
+        let wanted = target::wanted(before, cx.clock.now(), "", |why| refused(db, why))?;
         let cluster = Cluster::of(cx, db).await?;
         let up = cluster.settled().await?;
         let Data::Cluster(mut control) = cluster.look().await? else {
@@ -197,9 +197,8 @@ pub(super) async fn roll_forward(cx: &Cx, db: &Db, before: &Before) -> Result<Ro
         Ok(Rolled {
             changed: position != stands || !runs,
             position: position.to_string(),
-            left_out: left_out.lsn.to_string(),
-            time: left_out.time,
-            statement,
+            last: found.before.map(|b| b.time).or(latest),
+            left_out: Some(LeftOut { position: left_out.lsn.to_string(), time: left_out.time, statement }),
         })
     })
     .await
@@ -241,7 +240,7 @@ fn check(db: &Db, wanted: Wanted, control: &Control, stands: Lsn, latest: Option
 /// Writes down where its recovery ends.
 async fn stay(cx: &Cx, cluster: &Cluster<'_>, left_out: &Commit, stop: Lsn) -> Result<()> {
     let before = kept_delay(cluster).await?;
-    let mut settings = target::lines(stop);
+    let mut settings = target::lines(Stop::Before(stop));
     settings.extend([(DELAY, Some("0".into())), ("runbook.delay", Some(before)), ("runbook.rolled", Some(left_out.lsn.to_string()))]);
     cluster.set(&settings).await?;
     if cluster.running().await? {

@@ -44,7 +44,7 @@ use super::driver::{
     Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Rolled, Row,
     Span, Status, Switched, TableOptions, cannot,
 };
-use super::recovery::{Archive, Archived, BaseBackup, Recovery, Sources};
+use super::recovery::{Archive, Archived, BaseBackup, Recovery, Sources, Upto};
 use super::stream::{About, Inflow, Outflow, Settle};
 
 /// The driver.
@@ -213,8 +213,8 @@ impl Recovery for Postgres {
         base::make(cx, db, folder).await
     }
 
-    async fn recover_to(&self, cx: &Cx, db: &Db, before: &Before, from: &Sources) -> Result<Rolled> {
-        recover::recover_to(cx, db, before, from).await
+    async fn recover_to(&self, cx: &Cx, db: &Db, upto: &Upto, from: &Sources) -> Result<Rolled> {
+        recover::recover_to(cx, db, upto, from).await
     }
 
     async fn end_recovery(&self, cx: &Cx, db: &Db) -> Result<bool> {

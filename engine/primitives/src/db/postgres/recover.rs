@@ -1,4 +1,4 @@
-//! `recover_to` and `end_recovery`: a cluster made from a base backup and the archived log, up to just before a mistake.
+//! `recover_to` and `end_recovery`: a cluster made from a base backup and the archived log, up to just before a mistake or to the archive's end.
 //!
 //! No other server is needed. The cluster is a standby without a primary until its recovery is ended.
 
@@ -7,18 +7,18 @@ use std::time::Duration;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
-use super::archived::{self, Ends, Piece};
+use super::archived::{self, Ends, More, Piece};
 use super::base::Base;
 use super::cluster::{Cluster, Data};
 use super::copy::{end_leftover, put_in_place, room};
 use super::data::{admin, unless_stopped};
 use super::kept;
 use super::state::Lsn;
-use super::target;
+use super::target::{self, Stop};
 use super::wal::{self, Commit, Found, Log, Wanted};
-use crate::db::driver::{Before, Db, Rolled};
+use crate::db::driver::{Db, LeftOut, Rolled};
 use crate::db::dump::manifest::{self, Place};
-use crate::db::recovery::Sources;
+use crate::db::recovery::{Sources, Upto};
 use crate::ssh::quote;
 
 /// The mark of a cluster that was made so: the base backup's id.
@@ -53,8 +53,8 @@ async fn base(cx: &Cx, db: &Db, cluster: &Cluster<'_>, folder: &str) -> Result<B
     Ok(base)
 }
 
-/// The first commit that is left out, when base backup and archive lead there beyond doubt.
-fn check(db: &Db, wanted: Wanted, base: &Base, piece: &Piece, found: &Found) -> Result<Commit> {
+/// The first commit that is left out, when base backup and archive lead there beyond doubt; `None` when the end was asked for.
+fn check(db: &Db, wanted: Wanted, base: &Base, piece: &Piece, found: &Found) -> Result<Option<Commit>> {
     let early = |what: String| Err(refused(db, what).hint("take an earlier base backup"));
     match wanted {
         // Nothing of what came before it began is looked at.
@@ -70,11 +70,15 @@ fn check(db: &Db, wanted: Wanted, base: &Base, piece: &Piece, found: &Found) -> 
         if target.lsn < base.end {
             return early(format!("{} is before the base backup's end, {}", target.show(), base.end));
         }
-        return Ok(target.clone());
+        return Ok(Some(target.clone()));
     }
     let upto =
         found.before.as_ref().map_or_else(|| "no transaction is in it".into(), |b| format!("its last transaction is at {}", b.show()));
-    let lost = "find that segment, on the primary (pg_wal) or in another copy of the archive, and put it there";
+    let lost = if wanted == Wanted::End {
+        "find that segment, on the primary (pg_wal) or in another copy of the archive, and put it there; to do without it and everything behind it, move that elsewhere"
+    } else {
+        "find that segment, on the primary (pg_wal) or in another copy of the archive, and put it there"
+    };
     if let Some(said) = &found.stopped {
         let segment = segment(said, base).map_or(String::new(), |s| format!(" in {s}"));
         return Err(refused(db, format!("the archived log is damaged or ends{segment}: {said}; {upto}")).hint(lost));
@@ -85,11 +89,36 @@ fn check(db: &Db, wanted: Wanted, base: &Base, piece: &Piece, found: &Found) -> 
             let what = format!("the archived segment {s} is damaged: it has {n} of {} bytes; before it, {upto}", base.segment_size);
             Err(refused(db, what).hint(lost))
         }
+        Ends::Here if wanted == Wanted::End => match &piece.more {
+            None => Ok(None),
+            Some(More::Timeline(f)) => {
+                let what = format!(
+                    "the log in the archive goes on on another timeline ({f}) than the base backup's, {}; before that, {upto}",
+                    base.timeline()
+                );
+                Err(refused(db, what)
+                    .hint("take a base backup that was made on that timeline; to do without what is on it, move its files elsewhere"))
+            }
+            Some(More::Form(f)) => Err(refused(db, format!("the archive has {f}, which is no whole segment; before it, {upto}"))
+                .hint("unpack it there under the segment's own name; to do without it and everything behind it, move that elsewhere")),
+        },
         Ends::Here => {
             let last = piece.last.as_deref().unwrap_or("");
-            Err(refused(db, format!("nothing would be left out: the archive ends with {last}, and {upto}"))
-                .hint("give an earlier moment, or put later segments into the archive"))
+            Err(refused(db, format!("nothing would be left out: the archive ends with {last}, and {upto}")).hint(
+                "give an earlier moment, or put later segments into the archive; recover_to(\"end\", …) brings it to the end of what is there",
+            ))
         }
+    }
+}
+
+/// Where recovery ends.
+fn stop(wanted: Wanted, base: &Base, last: Option<&Commit>) -> Stop {
+    match (wanted, last.filter(|c| c.lsn >= base.end)) {
+        // Right behind the last commit that is wanted, and not at the first that is not: its locks would be held there.
+        (Wanted::Time(_) | Wanted::Lsn(_), last) => Stop::Before(last.map_or(base.end, |c| Lsn(c.lsn.0 + 1))),
+        // What comes behind it may have been lost with the server.
+        (Wanted::End, Some(last)) => Stop::Behind(last.lsn),
+        (Wanted::End, None) => Stop::Consistent,
     }
 }
 
@@ -110,7 +139,7 @@ fn in_command(path: &str) -> String {
 }
 
 /// The settings by which it recovers up to `stop`, and no further.
-fn lines(base: &Base, archive: &str, stop: Lsn) -> Vec<(&'static str, Option<String>)> {
+fn lines(base: &Base, archive: &str, stop: Stop) -> Vec<(&'static str, Option<String>)> {
     let mut lines = target::lines(stop);
     lines.extend(
         [
@@ -137,7 +166,7 @@ enum There {
     Aside(&'static str),
 }
 
-async fn there(db: &Db, cluster: &Cluster<'_>, base: &Base, left_out: Lsn, replace: bool) -> Result<There> {
+async fn there(db: &Db, cluster: &Cluster<'_>, base: &Base, left_out: Option<&Commit>, replace: bool) -> Result<There> {
     let found = cluster.look().await?;
     let data = cluster.data()?;
     let mark = match &found {
@@ -154,7 +183,7 @@ async fn there(db: &Db, cluster: &Cluster<'_>, base: &Base, left_out: Lsn, repla
                 (None, _) => Lsn::default(),
             };
             // Made by an earlier try, and nobody has written to it: what it holds is in base backup and archive.
-            let goes_on = mark == base.id && c.system == base.system && stands <= left_out;
+            let goes_on = mark == base.id && c.system == base.system && left_out.is_none_or(|l| stands <= l.lsn);
             return Ok(if goes_on { There::GoOn(stands) } else { There::Aside("runbook-undone") });
         }
         Data::Foreign => format!("{data} on {} is not empty, and is no cluster", db.host),
@@ -230,16 +259,21 @@ async fn restore(
     put_in_place(cluster, aside).await
 }
 
-/// Makes the cluster anew from base backup and archive, up to just before a moment or a position, and stops there.
+/// Makes the cluster anew from base backup and archive, up to just before a moment or a position or to the archive's end, and stops there.
 ///
 /// 1. Base backup and archive are looked at, and must be of one server and of the version that is installed.
-/// 2. The archived log says which commit is the first that must be left out, and which one comes before that.
+/// 2. The archived log says which commit is the first that must be left out, and which one comes before that; or which one is the last.
 /// 3. The base backup is copied beside the data folder, checked there, and put in its place.
 /// 4. The server reads the archive up to right behind the latter commit, and pauses there.
 /// 5. It stands there, and what should not be applied lies behind.
-pub(super) async fn recover_to(cx: &Cx, db: &Db, before: &Before, from: &Sources) -> Result<Rolled> {
+pub(super) async fn recover_to(cx: &Cx, db: &Db, upto: &Upto, from: &Sources) -> Result<Rolled> {
     unless_stopped(cx, db, async {
-        let wanted = target::wanted(before, cx.clock.now(), |why| refused(db, why))?;
+        let wanted = match upto {
+            Upto::Before(before) => {
+                target::wanted(before, cx.clock.now(), ", or \"end\" for everything that is archived", |why| refused(db, why))?
+            }
+            Upto::End => Wanted::End,
+        };
         let cluster = Cluster::of(cx, db).await?;
         let base = base(cx, db, &cluster, &from.base).await?;
         let piece = archived::look(&cluster, &from.archive, &base).await?;
@@ -248,36 +282,45 @@ pub(super) async fn recover_to(cx: &Cx, db: &Db, before: &Before, from: &Sources
         let log = Log { folder: from.archive.clone(), timeline: base.timeline(), from: base.start, to };
         let found = if log.to.is_some() { wal::scan(&cluster, &log, wanted).await? } else { Found::default() };
         let left_out = check(db, wanted, &base, &piece, &found)?;
-        let stop = found.before.as_ref().map_or(base.end, |b| Lsn(b.lsn.0 + 1)).max(base.end);
+        let last = found.before.as_ref();
+        let stop = stop(wanted, &base, last);
+        // It stands there when it has applied the last one that is wanted.
+        let at = last.map_or(base.end, |c| Lsn(c.lsn.0 + 1)).max(base.end);
 
         // What an earlier try has left at work would go on behind this one.
         end_leftover(&cluster).await?;
         let settings = lines(&base, &from.archive, stop);
         let mut changed = true;
-        match there(db, &cluster, &base, left_out.lsn, from.replace).await? {
+        match there(db, &cluster, &base, left_out.as_ref(), from.replace).await? {
             There::Aside(name) => restore(cx, db, &cluster, &from.base, &base, &settings, name).await?,
             There::GoOn(stands) => {
                 // It has applied the last one that is wanted, and nothing behind that.
-                let there = stands > found.before.as_ref().map_or(Lsn::default(), |b| b.lsn);
-                changed = !(there && cluster.running().await? && target::paused(&admin(cx, db).await?.0).await?);
+                changed = !(stands >= at && cluster.running().await? && target::paused(&admin(cx, db).await?.0).await?);
                 if changed {
                     cluster.stop().await?;
-                    cluster.set(&lines(&base, &from.archive, stop.max(stands))).await?;
+                    let stop = if let Stop::Before(l) = stop { Stop::Before(l.max(stands)) } else { stop };
+                    cluster.set(&lines(&base, &from.archive, stop)).await?;
                 }
             }
         }
-        let conn = if changed { target::restart(cx, db, &cluster, stop).await? } else { admin(cx, db).await?.0 };
+        let conn = if changed { target::restart(cx, db, &cluster, at).await? } else { admin(cx, db).await?.0 };
         let (position, in_recovery) = target::stands(&conn).await?;
-        let applied = found.before.as_ref().is_none_or(|b| position > b.lsn);
-        if position > left_out.lsn || !applied || !in_recovery {
-            let what = format!("\"{}\" stands at {position}, and should stand just before {}", db.name, left_out.show());
+        if left_out.as_ref().is_some_and(|l| position > l.lsn) || position < at || !in_recovery {
+            let place = left_out.as_ref().map_or(format!("behind {at}"), |l| format!("just before {}", l.show()));
+            let what = format!("\"{}\" stands at {position}, and should stand {place}", db.name);
             return Err(Error::new(Code::DB_REPLICATION, what).host(&db.host).hint("look at its log on the host"));
         }
-        let node = super::state::look(&conn).await?;
-        let statement = target::describe(&cluster, &conn, &node.oid, &log, &left_out).await?;
+        let left_out = match left_out {
+            Some(l) => {
+                let node = super::state::look(&conn).await?;
+                let statement = target::describe(&cluster, &conn, &node.oid, &log, &l).await?;
+                Some(LeftOut { position: l.lsn.to_string(), time: l.time, statement })
+            }
+            None => None,
+        };
         target::warn_locked(cx, db, &conn, "end_recovery() there makes them readable, and the server one of its own").await?;
         cluster.must("clearing up", &cluster.script("rm -rf \"$d.runbook-undone\"")?, None).await?;
-        Ok(Rolled { changed, position: position.to_string(), left_out: left_out.lsn.to_string(), time: left_out.time, statement })
+        Ok(Rolled { changed, position: position.to_string(), last: last.map(|c| c.time), left_out })
     })
     .await
 }
@@ -352,11 +395,11 @@ mod tests {
         };
         let (early, noon, late) = ("2026-11-22T10:59:00Z", "2026-11-22T12:00:00Z", "2026-11-22T13:00:00Z");
         let at = |t: &str| Wanted::Time(t.parse().unwrap());
-        let piece = |ends| Piece { last: Some("000000010000000000000003".into()), end: Lsn(0x400_0000), ends };
+        let piece = |ends| Piece { last: Some("000000010000000000000003".into()), end: Lsn(0x400_0000), ends, more: None };
         let of = |target: Option<Commit>, before: Option<Commit>| Found { target, before, stopped: None };
         let ask = |wanted, found: &Found, ends| check(&db, wanted, &base(), &piece(ends), found).map_err(|e| e.message);
         let found = of(Some(commit(0x200_0000, late)), None);
-        assert_eq!(ask(at(noon), &found, Ends::Here).unwrap().lsn, Lsn(0x200_0000));
+        assert_eq!(ask(at(noon), &found, Ends::Here).unwrap().unwrap().lsn, Lsn(0x200_0000));
         assert!(ask(at(early), &found, Ends::Here).unwrap_err().contains("the base backup began at 2026-11-22T11:00:00Z"));
         let inside = of(Some(commit(0x100_0800, noon)), None);
         assert!(ask(at(noon), &inside, Ends::Here).unwrap_err().contains("is before the base backup's end, 0/1001000"));
@@ -364,7 +407,7 @@ mod tests {
         // What was committed before it began is not looked at, and may be in it.
         assert!(ask(Wanted::Lsn(Lsn(0x100_0000)), &found, Ends::Here).unwrap_err().contains("0/1000000 is before"));
         // A position within the backup, with nothing committed until its end, is as good as its end.
-        assert_eq!(ask(Wanted::Lsn(Lsn(0x100_0100)), &found, Ends::Here).unwrap().lsn, Lsn(0x200_0000));
+        assert_eq!(ask(Wanted::Lsn(Lsn(0x100_0100)), &found, Ends::Here).unwrap().unwrap().lsn, Lsn(0x200_0000));
         let none = of(None, Some(commit(0x200_0000, noon)));
         assert!(
             ask(at(late), &none, Ends::Here)
@@ -377,13 +420,40 @@ mod tests {
                 .contains("has a gap: X4 is missing; before it, its last transaction is at 0/2000000")
         );
         assert!(ask(at(late), &none, Ends::Short("X4".into(), 12)).unwrap_err().contains("X4 is damaged: it has 12 of 16777216 bytes"));
+        assert_eq!(ask(Wanted::End, &none, Ends::Here).unwrap(), None);
+        assert!(ask(Wanted::End, &none, Ends::Gap("X4".into())).unwrap_err().contains("has a gap: X4 is missing"));
+        assert!(ask(Wanted::End, &none, Ends::Short("X4".into(), 12)).unwrap_err().contains("X4 is damaged"));
+        let more = |more| check(&db, Wanted::End, &base(), &Piece { more: Some(more), ..piece(Ends::Here) }, &none).unwrap_err().message;
+        assert!(
+            more(More::Timeline("00000002.history".into()))
+                .contains("goes on on another timeline (00000002.history) than the base backup's, 1; before that, its last")
+        );
+        assert!(more(More::Form("X4.gz".into())).contains("the archive has X4.gz, which is no whole segment; before it, its last"));
         let bad = Found { stopped: Some("error in WAL record at 0/2000148: incorrect checksum in record at 0/3000180".into()), ..none };
-        assert!(ask(at(late), &bad, Ends::Here).unwrap_err().contains("is damaged or ends in 000000010000000000000003: error in WAL"));
+        for wanted in [at(late), Wanted::End] {
+            let said = ask(wanted, &bad, Ends::Here).unwrap_err();
+            assert!(said.contains("is damaged or ends in 000000010000000000000003: error in WAL"), "{said}");
+        }
+    }
+
+    #[test]
+    fn it_ends_where_nothing_need_come_after_it() {
+        let (in_it, behind) = (commit(0x100_0800, "2026-11-22T12:00:00Z"), commit(0x200_0000, "2026-11-22T12:00:00Z"));
+        let at = Wanted::Lsn(Lsn(0x300_0000));
+        assert_eq!(stop(at, &base(), Some(&behind)), Stop::Before(Lsn(0x200_0001)));
+        assert_eq!(stop(at, &base(), Some(&in_it)), Stop::Before(base().end));
+        assert_eq!(stop(Wanted::End, &base(), Some(&behind)), Stop::Behind(behind.lsn));
+        for last in [None, Some(&in_it)] {
+            assert_eq!(stop(Wanted::End, &base(), last), Stop::Consistent);
+        }
+        let lines = lines(&base(), "/srv/archive", Stop::Consistent);
+        let get = |k: &str| lines.iter().filter(|(n, _)| *n == k).map(|(_, v)| v.as_deref().unwrap_or("-")).collect::<Vec<_>>();
+        assert_eq!((get("recovery_target"), get("recovery_target_lsn")), (vec!["immediate"], vec![""]));
     }
 
     #[test]
     fn the_archive_is_a_word_of_the_servers_command() {
-        let lines = lines(&base(), "/srv/it's 100%", Lsn(5));
+        let lines = lines(&base(), "/srv/it's 100%", Stop::Before(Lsn(5)));
         let get = |k: &str| lines.iter().find(|(n, _)| *n == k).unwrap().1.clone().unwrap();
         assert_eq!(get("restore_command"), r#"cp '/srv/it'\''s 100%%'/%f "%p""#);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Where recovery ends, just before a commit: for standbys that are rolled forward (`delayed`) and clusters that are recovered (`recover`).
+//! Where recovery ends, just before a commit or behind the last one: for standbys that are rolled forward (`delayed`) and clusters that are recovered (`recover`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,13 +19,29 @@ use crate::db::driver::{Before, Db};
 const TARGETS: [&str; 5] =
     ["recovery_target", "recovery_target_lsn", "recovery_target_time", "recovery_target_name", "recovery_target_xid"];
 
-/// The settings by which recovery ends at `stop`, and stays there.
-pub(super) fn lines(stop: Lsn) -> Vec<(&'static str, Option<String>)> {
-    let mut lines: Vec<(&str, Option<String>)> = TARGETS.iter().map(|t| (*t, Some(String::new()))).collect();
-    lines.retain(|(k, _)| *k != "recovery_target_lsn");
+/// Where recovery ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Before the first record at this place or behind it: one must come.
+    Before(Lsn),
+    /// Right behind the record at this place: none need come after it.
+    Behind(Lsn),
+    /// Right behind the end of the base backup.
+    Consistent,
+}
+
+/// The settings by which recovery ends there, and stays there.
+pub(super) fn lines(stop: Stop) -> Vec<(&'static str, Option<String>)> {
+    let (name, value, inclusive) = match stop {
+        Stop::Before(at) => ("recovery_target_lsn", at.to_string(), "off"),
+        Stop::Behind(at) => ("recovery_target_lsn", at.to_string(), "on"),
+        Stop::Consistent => ("recovery_target", "immediate".to_string(), "on"),
+    };
+    // The last target of all that is set counts: the others are emptied before it.
+    let mut lines: Vec<(&str, Option<String>)> = TARGETS.iter().filter(|t| **t != name).map(|t| (*t, Some(String::new()))).collect();
     lines.extend([
-        ("recovery_target_lsn", Some(stop.to_string())),
-        ("recovery_target_inclusive", Some("off".into())),
+        (name, Some(value)),
+        ("recovery_target_inclusive", Some(inclusive.into())),
         ("recovery_target_action", Some("pause".into())),
     ]);
     lines
@@ -36,8 +52,8 @@ pub(super) fn none() -> Vec<(&'static str, Option<String>)> {
     TARGETS.iter().chain(&["recovery_target_inclusive", "recovery_target_action"]).map(|t| (*t, None)).collect()
 }
 
-/// Reads the argument. A moment that has not come is `refused`.
-pub(super) fn wanted(before: &Before, now: Timestamp, refused: impl Fn(String) -> Error) -> Result<Wanted> {
+/// Reads the argument; `else_` is what else may be given. A moment that has not come is `refused`.
+pub(super) fn wanted(before: &Before, now: Timestamp, else_: &str, refused: impl Fn(String) -> Error) -> Result<Wanted> {
     Ok(match before {
         Before::Time(t) if *t > now => {
             return Err(refused(format!("{t} has not come yet")).hint("give the moment of the first change that must not be applied"));
@@ -45,7 +61,7 @@ pub(super) fn wanted(before: &Before, now: Timestamp, refused: impl Fn(String) -
         Before::Time(t) => Wanted::Time(*t),
         Before::Position(p) => Wanted::Lsn(Lsn::parse(p).ok_or_else(|| {
             Error::new(Code::DB_POSITION, format!("\"{p}\" is no position of a PostgreSQL server"))
-                .hint("give a position in the write-ahead log (16/B374D848), or a moment (2026-11-21T14:03:00Z)")
+                .hint(format!("give a position in the write-ahead log (16/B374D848), or a moment (2026-11-21T14:03:00Z){else_}"))
         })?),
     })
 }
@@ -142,7 +158,7 @@ async fn locked(conn: &Conn) -> Result<String> {
 pub(super) async fn warn_locked(cx: &Cx, db: &Db, conn: &Conn, way_out: &str) -> Result<()> {
     let locked = locked(conn).await?;
     if !locked.is_empty() {
-        cx.message(format!("\"{}\": the transaction that was left out had begun, and locks {locked}; {way_out}", db.name));
+        cx.message(format!("\"{}\": a transaction that was not applied to its end has begun, and locks {locked}; {way_out}", db.name));
     }
     Ok(())
 }
@@ -153,7 +169,7 @@ mod tests {
 
     #[test]
     fn positions_are_those_of_the_server() {
-        let wanted = |before| wanted(&before, Timestamp::UNIX_EPOCH, Error::internal);
+        let wanted = |before| wanted(&before, Timestamp::UNIX_EPOCH, "", Error::internal);
         assert_eq!(wanted(Before::Position("16/B374D848".into())).unwrap(), Wanted::Lsn(Lsn(0x16_B374_D848)));
         let e = wanted(Before::Position("0-1-4711".into())).unwrap_err();
         assert!(e.code == Code::DB_POSITION && e.message.contains("is no position"), "{e}");

@@ -30,13 +30,16 @@ impl Commit {
     }
 }
 
-/// Which commit is looked for: the first of a moment or later, or the first at a position or behind it.
+/// Which commit is looked for: the first of a moment or later, or the first at a position or behind it; or the last end of a transaction,
+/// also of one that was taken back or only prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// By its moment.
     Time(Timestamp),
     /// By its position.
     Lsn(Lsn),
+    /// The last one of all: it comes as the one before a target that is not there.
+    End,
 }
 
 /// What the log holds.
@@ -99,7 +102,12 @@ fn parse(text: &str) -> Option<Found> {
         match fields.split_first()? {
             (&"target", rest) => found.target = Some(commit(rest)?),
             (&"before", rest) => found.before = Some(commit(rest)?),
-            (&"end", _) => return Some(found),
+            (&"end", rest) => {
+                // A tool that was killed says nothing.
+                let failed = rest.first().filter(|s| !matches!(**s, "" | "0"));
+                found.stopped = failed.map(|s| format!("pg_waldump ended with status {s}"));
+                return Some(found);
+            }
             _ => return None,
         }
     }
@@ -114,11 +122,12 @@ pub(super) async fn scan(cluster: &Cluster<'_>, log: &Log, wanted: Wanted) -> Re
     let (mode, want) = match wanted {
         Wanted::Time(t) => ("time", written(t)),
         Wanted::Lsn(l) => ("lsn", format!("{:016X}", l.0)),
+        Wanted::End => ("end", String::new()),
     };
     // The tool ends with an error where the log ends.
     let script = cluster.script(&format!(
         "command -v pg_waldump >/dev/null || exit 97\nexport TZ=UTC\n\
-         pg_waldump --rmgr=Transaction -p {} -t {} -s {} {} | awk -v mode={mode} -v want={} {}",
+         {{ pg_waldump --rmgr=Transaction -p {} -t {} -s {} {}; echo status $?; }} | awk -v mode={mode} -v want={} {}",
         quote(&log.folder),
         log.timeline,
         log.from,
@@ -136,7 +145,7 @@ pub(super) async fn scan(cluster: &Cluster<'_>, log: &Log, wanted: Wanted) -> Re
     let found = if done.status == 0 { parse(&String::from_utf8_lossy(&done.stdout)) } else { None };
     let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
     let last = said.lines().last().map(|l| l.trim_start_matches("pg_waldump: ").trim_start_matches("error: ").to_string());
-    found.map(|f| Found { stopped: last, ..f }).ok_or_else(|| {
+    found.map(|f| Found { stopped: last.or(f.stopped), ..f }).ok_or_else(|| {
         Error::new(Code::DB_POSITION, format!("the write-ahead log of \"{}\" cannot be read: {said}", db.name)).host(&db.host)
     })
 }
@@ -153,8 +162,16 @@ rmgr: Transaction len (rec/tot):     34/    34, tx:        726, lsn: 0/03002200,
 rmgr: Transaction len (rec/tot):   1701/  1701, tx:        727, lsn: 0/0300ECD0, prev 0/0300EC98, desc: COMMIT 2026-11-22 04:14:40.833120 UTC; rels: base/5/16385 base/5/16384; dropped stats: 2/5/16391; inval msgs: catcache 32
 rmgr: Transaction len (rec/tot):     66/    66, tx:          0, lsn: 1/00000010, prev 0/030113B0, desc: COMMIT_PREPARED 728: 2026-11-22 04:14:41.000000 UTC
 ";
+    const MORE: &str = "\
+rmgr: Transaction len (rec/tot):     34/    34, tx:        729, lsn: 1/00000050, prev 1/00000010, desc: INVALIDATION ; inval msgs: catcache 32
+rmgr: Transaction len (rec/tot):    210/   210, tx:        730, lsn: 1/00000090, prev 1/00000050, desc: PREPARE gid two phases: 2026-11-22 04:15:00.000000 UTC
+";
 
     fn read(mode: &str, want: &str) -> Found {
+        parse(&run(mode, want, SAID)).unwrap()
+    }
+
+    fn run(mode: &str, want: &str, said: &str) -> String {
         let mut awk = std::process::Command::new("awk")
             .args(["-v", &format!("mode={mode}"), "-v", &format!("want={want}"), SCAN])
             .stdin(std::process::Stdio::piped())
@@ -162,8 +179,8 @@ rmgr: Transaction len (rec/tot):     66/    66, tx:          0, lsn: 1/00000010,
             .spawn()
             .unwrap();
         // It may have read enough before the end.
-        let _ = awk.stdin.take().unwrap().write_all(SAID.as_bytes());
-        parse(&String::from_utf8_lossy(&awk.wait_with_output().unwrap().stdout)).unwrap()
+        let _ = awk.stdin.take().unwrap().write_all(said.as_bytes());
+        String::from_utf8_lossy(&awk.wait_with_output().unwrap().stdout).into_owned()
     }
 
     #[test]
@@ -183,6 +200,21 @@ rmgr: Transaction len (rec/tot):     66/    66, tx:          0, lsn: 1/00000010,
         let target = found.target.unwrap();
         assert_eq!(target.files, ["base/5/16385", "base/5/16384"]);
         assert_eq!(target.show(), "0/300ECD0 (transaction 727 of 2026-11-22T04:14:40.83312Z)");
+    }
+
+    #[test]
+    fn the_last_end_of_a_transaction_and_whether_the_tool_got_so_far() {
+        let read = |said: &str| parse(&run("end", "", said)).unwrap();
+        let found = read(&format!("{SAID}status 0\n"));
+        assert_eq!((found.before.unwrap().xid.as_str(), found.target, found.stopped), ("728", None, None));
+        // What was prepared is there to be committed later on.
+        let found = read(&format!("{SAID}{MORE}status 0\n"));
+        assert_eq!(found.before.unwrap().show(), "1/90 (transaction 730 of 2026-11-22T04:15:00Z)");
+        let aborted: String = SAID.lines().take(2).collect::<Vec<_>>().join("\n");
+        assert_eq!(read(&format!("{aborted}\nstatus 0\n")).before.unwrap().xid, "726");
+        assert_eq!(read("status 0\n"), Found::default());
+        assert_eq!(read(&format!("{SAID}status 137\n")).stopped.as_deref(), Some("pg_waldump ended with status 137"));
+        assert_eq!(read(SAID).stopped.as_deref(), Some("pg_waldump ended with status unknown"));
     }
 
     #[test]
