@@ -337,7 +337,14 @@ pub(super) async fn end(cx: &Cx, db: &Db) -> Result<bool> {
                 return Err(Error::new(Code::DB_REPLICATION, what).host(&db.host).hint("promote(source, fence) ends that"));
             }
             kept::forget(cx, db)?;
-            if conn.text("SELECT pg_promote(true, 300)::text").await?.as_deref() != Some("true") {
+            let promoted = conn.text("SELECT pg_promote(true, 300)::text").await;
+            let over = match &promoted {
+                Ok(said) => said.as_deref() == Some("true"),
+                // Begun by an earlier try, and over by now.
+                Err(_) => conn.text("SELECT pg_is_in_recovery()::text").await?.as_deref() == Some("false"),
+            };
+            if !over {
+                promoted?;
                 return Err(Error::new(Code::DB_REPLICATION, format!("\"{}\" does not end its recovery within 5m", db.name))
                     .host(&db.host)
                     .hint("look at its log on the host; call end_recovery again when that is mended")
