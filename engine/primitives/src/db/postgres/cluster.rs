@@ -15,6 +15,9 @@ use super::{kept, settings};
 use crate::db::driver::Db;
 use crate::ssh::{self, Done, Exec, Session, quote};
 
+/// What to do about a server that ends by itself.
+const LOOK: &str = "look at the server's log on the host; resume when that is mended";
+
 /// A cluster, through its host's shell.
 pub(super) struct Cluster<'a> {
     cx: &'a Cx,
@@ -330,8 +333,12 @@ impl Cluster<'_> {
         if let Some(there) = self.settled().await? {
             return Ok(there);
         }
-        started?;
-        Err(self.ended("does not run after its start").await)
+        let ended = self.ended("does not run after its start").await;
+        Err(match started {
+            Err(e) if e.code == Code::DB_COPY => Error { message: format!("{}; {}", e.message, ended.message), ..e }.hint(LOOK),
+            Err(e) => e,
+            Ok(()) => ended,
+        })
     }
 
     /// Tells that the server has ended though it should run, and what can be seen of the reason.
@@ -345,9 +352,7 @@ impl Cluster<'_> {
             Err(e) => Err(e),
         };
         let seen = seen.ok().filter(|s| !s.is_empty()).map_or(String::new(), |s| format!(": {s}"));
-        Error::new(Code::DB_COPY, format!("the cluster of \"{}\" {what}{seen}", self.db.name))
-            .hint("look at the server's log on the host; resume when that is mended")
-            .host(&self.db.host)
+        Error::new(Code::DB_COPY, format!("the cluster of \"{}\" {what}{seen}", self.db.name)).hint(LOOK).host(&self.db.host)
     }
 
     /// The server, when it lets us in; `None` when it does not run. One that is about to start or to stop is waited for: an earlier try may
