@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use runbook_core::{Code, Value};
@@ -9,7 +11,9 @@ use runbook_core::{Code, Value};
 use super::archive::{chown, field, site, text};
 use super::recovery::{archived, args, order, orders, recover, state, stop};
 use crate::support::dumps::{Folder, Small, all};
+use crate::support::options;
 use crate::support::postgres::Cluster;
+use crate::support::sshd::{Process, processes};
 
 /// The server ends at once, and its disk is gone.
 fn lose(c: &Cluster) {
@@ -125,6 +129,58 @@ async fn segments_that_were_filled_end_in_the_middle_of_a_record() {
     assert_eq!(s.new.sql("shop", "SELECT pg_postmaster_start_time()"), again);
 }
 
+/// Ends processes that the host of a test runs for it; gives how many.
+fn kill(which: impl Fn(&Process) -> bool) -> usize {
+    let found: Vec<Process> = processes().into_iter().filter(|p| which(p)).collect();
+    for p in &found {
+        let _ = Command::new("kill").args(["-KILL", &p.pid.to_string()]).stderr(Stdio::null()).status();
+    }
+    found.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_segment_of_a_lost_servers_disk_is_taken_when_that_is_said() {
+    let Some(s) = site() else { return };
+    let f = Folder::new();
+    archived(&s, &f).await;
+    s.run("shop_old", "base_backup", vec![f.at("base")]).await.unwrap();
+    order(&s, "one");
+    let first = archived(&s, &f).await;
+    order(&s, "two");
+    let newest = s.old.sql("shop", "SELECT pg_walfile_name(pg_current_wal_lsn())");
+    s.old.as_postgres("pg_ctl", &["-D", &s.old.path("data").display().to_string(), "-m", "immediate", "-w", "stop"]);
+    let segment = |name: &str| f.path("archive").join(name);
+    std::fs::copy(s.old.path("data/pg_wal").join(&newest), segment(&newest)).unwrap();
+    chown(&segment(&newest));
+    std::fs::remove_dir_all(s.old.path("data")).unwrap();
+    let unfinished = async |upto: &str| {
+        let options = options(&[("unfinished", true.into())]);
+        s.run("shop_new", "recover_to", vec![upto.into(), f.at("base"), f.at("archive"), options]).await
+    };
+    let e = recover(&s, &f, "end").await.unwrap_err();
+    assert!(e.code == Code::DB_POSITION && e.message.contains(&format!("is damaged or ends in {newest}")), "{e}");
+    assert!(e.hint.as_deref().unwrap().contains("unfinished: true"), "{e:?}");
+    let e = unfinished("0/5000000").await.unwrap_err();
+    assert!(e.code == Code::WRONG_TYPE && e.message.contains("goes with recover_to(\"end\""), "{e}");
+    // That is no leave for a segment before it.
+    let good = std::fs::read(segment(&first)).unwrap();
+    write_at(&segment(&first), &[good[100] ^ 0x55], 100);
+    let e = unfinished("end").await.unwrap_err();
+    assert!(e.message.contains(&format!("is damaged or ends in {first}")) && !e.hint.as_deref().unwrap().contains("unfinished"), "{e:?}");
+    assert!(!s.new.path("data").exists());
+    std::fs::write(segment(&first), good).unwrap();
+    let done = unfinished("end").await.unwrap();
+    nothing_left_out(&done);
+    assert_eq!((orders(&s.new).as_str(), state(&s.new).as_str()), ("one two", "truepaused"));
+    assert!(s.world.messages.lock().join("\n").contains("breaks off in its newest segment"));
+    let started = s.new.sql("shop", "SELECT pg_postmaster_start_time()");
+    unfinished("end").await.unwrap();
+    assert_eq!(s.new.sql("shop", "SELECT pg_postmaster_start_time()"), started);
+    s.run("shop_new", "end_recovery", vec![]).await.unwrap();
+    s.new.sql("shop", "INSERT INTO orders (item) VALUES ('three')");
+    assert_eq!(orders(&s.new), "one two three");
+}
+
 /// Changes bytes of a file.
 fn write_at(file: &Path, bytes: &[u8], at: u64) {
     std::fs::OpenOptions::new().write(true).open(file).unwrap().write_all_at(bytes, at).unwrap();
@@ -179,7 +235,11 @@ async fn an_archive_that_is_not_whole_is_never_taken_for_one_that_ends_there() {
         std::fs::write(segment(name), &good).unwrap();
         std::fs::set_permissions(segment(name), std::fs::Permissions::from_mode(0o000)).unwrap();
         let e = recover(&s, &f, "end").await.unwrap_err();
-        assert!(e.message.contains(name.as_str()) && e.message.contains("Permission denied"), "{e}");
+        assert!(
+            e.message.contains(name.as_str()) && e.message.contains("Permission denied") && e.hint.unwrap().contains("chown -R"),
+            "{}",
+            e.message
+        );
         std::fs::set_permissions(segment(name), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
     // The log goes on in another way.
@@ -276,6 +336,22 @@ async fn a_full_disk_stops_it_and_it_goes_on_when_there_is_room() {
     s.old.sql("shop", "INSERT INTO orders (item) SELECT repeat(md5(i::text), 30) FROM generate_series(1, 60000) i");
     archived(&s, &f).await;
     lose(&s.old);
+    // The tool that reads the log is killed: how far it came is no end of the log.
+    let archive = f.path("archive").display().to_string();
+    let reads = |p: &Process| p.name == "pg_waldump" && p.command.contains(&archive);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let e = std::thread::scope(|t| {
+        t.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                kill(reads);
+            }
+        });
+        let e = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(recover(&s, &f, "end")));
+        done.store(true, Ordering::SeqCst);
+        e.unwrap_err()
+    });
+    assert!(e.retryable && e.message.contains("cannot be read: pg_waldump was killed (status 137)"), "{e:?}");
+    assert_eq!(std::fs::read_dir(s.new.path("")).unwrap().count(), 0);
     let Some(disk) = Small::mount(s.new.path(""), "20m") else { return };
     chown(&s.new.path(""));
     // Not even the base backup finds room: nothing is left of it.
@@ -293,4 +369,53 @@ async fn a_full_disk_stops_it_and_it_goes_on_when_there_is_room() {
     recover(&s, &f, "end").await.unwrap();
     assert_eq!((s.new.sql("shop", "SELECT count(*) FROM orders").as_str(), state(&s.new).as_str()), ("60000", "truepaused"));
     stop(&s.new);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_works_on_the_host_is_killed_and_it_is_done_again() {
+    let Some(s) = site() else { return };
+    let f = Folder::new();
+    archived(&s, &f).await;
+    s.old.sql("shop", "INSERT INTO orders (item) SELECT repeat('order ' || i, 10) FROM generate_series(1, 100000) i");
+    s.run("shop_old", "base_backup", vec![f.at("base")]).await.unwrap();
+    s.old.sql("shop", "INSERT INTO orders (item) SELECT 'order ' || i FROM generate_series(1, 50000) i");
+    archived(&s, &f).await;
+    lose(&s.old);
+    let began = std::time::Instant::now();
+    recover(&s, &f, "end").await.unwrap();
+    let whole = began.elapsed();
+    let rounds: u32 = if all() { 20 } else { 5 };
+    let (mut killed, mut failed) = (0, 0);
+    let data = s.new.path("data").display().to_string();
+    for n in 0..rounds {
+        stop(&s.new);
+        std::fs::remove_dir_all(s.new.path("data")).unwrap();
+        let at: Duration = whole.mul_f64((f64::from(n) + 0.5) / f64::from(rounds));
+        let (done, ()) = tokio::join!(recover(&s, &f, "end"), async {
+            let mut works = vec!["postgres"];
+            if n % 2 == 0 {
+                tokio::time::sleep(at).await;
+                works.extend(["cp", "pg_verifybackup", "pg_ctl"]);
+            }
+            // In every other round the server, while it comes up or applies the log.
+            let began = std::time::Instant::now();
+            while began.elapsed() < whole * 3 {
+                let found = kill(|p| works.contains(&p.name.as_str()) && p.command.contains(&data));
+                killed += found;
+                if found > 0 || n % 2 == 0 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5 * u64::from(n))).await;
+            }
+        });
+        failed += u32::from(done.is_err());
+        if let Err(e) = done {
+            println!("killed after {at:?}: {e}");
+        }
+        let done = recover(&s, &f, "end").await.unwrap_or_else(|e| panic!("killed after {at:?}: {e:?}"));
+        nothing_left_out(&done);
+        assert_eq!((s.new.sql("shop", "SELECT count(*) FROM orders").as_str(), state(&s.new).as_str()), ("150000", "truepaused"), "{at:?}");
+    }
+    println!("{killed} processes were killed in {rounds} rounds, {failed} of which failed");
+    assert!(killed > 0 && failed > 0);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::units::show_bytes;
-use runbook_core::{Call, Code, Effect, Record, Result, Spec, Ty, TypeSpec, Value};
+use runbook_core::{Call, Code, Effect, Error, Record, Result, Spec, Ty, TypeSpec, Value};
 
 use super::delay;
 use super::driver::{Before, Db, Driver, Rolled, cannot};
@@ -72,7 +72,10 @@ pub enum Upto {
     /// Up to just before a change.
     Before(Before),
     /// With everything that is archived.
-    End,
+    End {
+        /// Whether the newest segment may break off in its middle.
+        unfinished: bool,
+    },
 }
 
 /// What a kind can do whose log is archived. Each may be repeated after a crash at any point.
@@ -190,6 +193,11 @@ fn register_recover(r: &mut Registry) {
         .arg("base", Ty::Str, "The folder of the base backup, on this database's host.")
         .arg("archive", Ty::Str, "The folder of the archived log, on this database's host.")
         .option("replace", Ty::Bool, "What lies in the place of the data folder is stopped, and kept beside it.")
+        .option(
+            "unfinished",
+            Ty::Bool,
+            "With `\"end\"`: the newest segment may break off in its middle, as one does that comes from the `pg_wal` of a lost server. What it has before that is applied.",
+        )
         .returns(Ty::Record("RolledForward"))
         .example("database(\"rescue\").recover_to(\"2026-11-21T14:03:00Z\", \"/srv/base/monday\", \"/srv/archive/shop\");")
         .errors(&[
@@ -296,14 +304,20 @@ impl Primitive for RecoverTo {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let db = Db::receiver(cx, call)?;
         let from = Sources { base: manifest::path(call.str(1))?, archive: manifest::path(call.str(2))?, replace: call.opt_bool("replace") };
-        Ok(delay::outcome(able(&*db.driver(cx)?, &db)?.recover_to(cx, &db, &upto(call.arg(0))?, &from).await?))
+        Ok(delay::outcome(able(&*db.driver(cx)?, &db)?.recover_to(cx, &db, &upto(call.arg(0), call.opt_bool("unfinished"))?, &from).await?))
     }
 }
 
-/// Reads the argument.
-fn upto(v: &Value) -> Result<Upto> {
+/// Reads the argument, and the option that goes with one of its kinds.
+fn upto(v: &Value, unfinished: bool) -> Result<Upto> {
     if v.as_str().is_some_and(|s| s.trim() == "end") {
-        return Ok(Upto::End);
+        return Ok(Upto::End { unfinished });
+    }
+    if unfinished {
+        return Err(Error::new(
+            Code::WRONG_TYPE,
+            "unfinished goes with recover_to(\"end\", …) alone: a moment or a place must come before the log breaks off",
+        ));
     }
     delay::before(v).map(Upto::Before)
 }

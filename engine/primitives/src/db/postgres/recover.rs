@@ -54,7 +54,9 @@ async fn base(cx: &Cx, db: &Db, cluster: &Cluster<'_>, folder: &str) -> Result<B
 }
 
 /// The first commit that is left out, when base backup and archive lead there beyond doubt; `None` when the end was asked for.
-fn check(db: &Db, wanted: Wanted, base: &Base, piece: &Piece, found: &Found) -> Result<Option<Commit>> {
+///
+/// With `unfinished` the newest segment may break off in its middle.
+fn check(db: &Db, wanted: Wanted, unfinished: bool, base: &Base, piece: &Piece, found: &Found) -> Result<Option<Commit>> {
     let early = |what: String| Err(refused(db, what).hint("take an earlier base backup"));
     match wanted {
         // Nothing of what came before it began is looked at.
@@ -80,8 +82,18 @@ fn check(db: &Db, wanted: Wanted, base: &Base, piece: &Piece, found: &Found) -> 
         "find that segment, on the primary (pg_wal) or in another copy of the archive, and put it there"
     };
     if let Some(said) = &found.stopped {
-        let segment = segment(said, base).map_or(String::new(), |s| format!(" in {s}"));
-        return Err(refused(db, format!("the archived log is damaged or ends{segment}: {said}; {upto}")).hint(lost));
+        let at = segment(said, base);
+        let place = at.as_ref().map_or(String::new(), |s| format!(" in {s}"));
+        if said.contains("Permission denied") {
+            let what = format!("the archived log cannot be read{place}: {said}; {upto}");
+            return Err(refused(db, what).hint("it must belong to the user to whom the cluster belongs (chown -R)"));
+        }
+        let newest = wanted == Wanted::End && at.is_some() && at == piece.last && piece.ends == Ends::Here;
+        if !(newest && unfinished) {
+            let more = "; unfinished: true takes what it has before that, if it is the newest one of a lost server's pg_wal";
+            let what = format!("the archived log is damaged or ends{place}: {said}; {upto}");
+            return Err(refused(db, what).hint(format!("{lost}{}", if newest { more } else { "" })));
+        }
     }
     match &piece.ends {
         Ends::Gap(s) => Err(refused(db, format!("the archive has a gap: {s} is missing; before it, {upto}")).hint(lost)),
@@ -268,11 +280,12 @@ async fn restore(
 /// 5. It stands there, and what should not be applied lies behind.
 pub(super) async fn recover_to(cx: &Cx, db: &Db, upto: &Upto, from: &Sources) -> Result<Rolled> {
     unless_stopped(cx, db, async {
+        let unfinished = *upto == Upto::End { unfinished: true };
         let wanted = match upto {
             Upto::Before(before) => {
                 target::wanted(before, cx.clock.now(), ", or \"end\" for everything that is archived", |why| refused(db, why))?
             }
-            Upto::End => Wanted::End,
+            Upto::End { .. } => Wanted::End,
         };
         let cluster = Cluster::of(cx, db).await?;
         let base = base(cx, db, &cluster, &from.base).await?;
@@ -281,7 +294,13 @@ pub(super) async fn recover_to(cx: &Cx, db: &Db, upto: &Upto, from: &Sources) ->
         let to = piece.last.clone().map(|last| (piece.end, base.segment.clone(), last));
         let log = Log { folder: from.archive.clone(), timeline: base.timeline(), from: base.start, to };
         let found = if log.to.is_some() { wal::scan(&cluster, &log, wanted).await? } else { Found::default() };
-        let left_out = check(db, wanted, &base, &piece, &found)?;
+        let left_out = check(db, wanted, unfinished, &base, &piece, &found)?;
+        if let (None, Some(said)) = (&left_out, &found.stopped) {
+            cx.message(format!(
+                "\"{}\": the archived log breaks off in its newest segment, and what came behind is not there: {said}",
+                db.name
+            ));
+        }
         let last = found.before.as_ref();
         let stop = stop(wanted, &base, last);
         // It stands there when it has applied the last one that is wanted.
@@ -404,7 +423,7 @@ mod tests {
         let at = |t: &str| Wanted::Time(t.parse().unwrap());
         let piece = |ends| Piece { last: Some("000000010000000000000003".into()), end: Lsn(0x400_0000), ends, more: None };
         let of = |target: Option<Commit>, before: Option<Commit>| Found { target, before, stopped: None };
-        let ask = |wanted, found: &Found, ends| check(&db, wanted, &base(), &piece(ends), found).map_err(|e| e.message);
+        let ask = |wanted, found: &Found, ends| check(&db, wanted, false, &base(), &piece(ends), found).map_err(|e| e.message);
         let found = of(Some(commit(0x200_0000, late)), None);
         assert_eq!(ask(at(noon), &found, Ends::Here).unwrap().unwrap().lsn, Lsn(0x200_0000));
         assert!(ask(at(early), &found, Ends::Here).unwrap_err().contains("the base backup began at 2026-11-22T11:00:00Z"));
@@ -430,7 +449,8 @@ mod tests {
         assert_eq!(ask(Wanted::End, &none, Ends::Here).unwrap(), None);
         assert!(ask(Wanted::End, &none, Ends::Gap("X4".into())).unwrap_err().contains("has a gap: X4 is missing"));
         assert!(ask(Wanted::End, &none, Ends::Short("X4".into(), 12)).unwrap_err().contains("X4 is damaged"));
-        let more = |more| check(&db, Wanted::End, &base(), &Piece { more: Some(more), ..piece(Ends::Here) }, &none).unwrap_err().message;
+        let more =
+            |more| check(&db, Wanted::End, false, &base(), &Piece { more: Some(more), ..piece(Ends::Here) }, &none).unwrap_err().message;
         assert!(
             more(More::Timeline("00000002.history".into()))
                 .contains("goes on on another timeline (00000002.history) than the base backup's, 1; before that, its last")
@@ -441,6 +461,18 @@ mod tests {
             let said = ask(wanted, &bad, Ends::Here).unwrap_err();
             assert!(said.contains("is damaged or ends in 000000010000000000000003: error in WAL"), "{said}");
         }
+        // Where the log breaks off in the newest segment that is taken when it is said, and nowhere else.
+        let unfinished = |wanted, piece: Piece| check(&db, wanted, true, &base(), &piece, &bad).map_err(|e| e.message);
+        assert_eq!(unfinished(Wanted::End, piece(Ends::Here)).unwrap(), None);
+        let before = Piece { last: Some("000000010000000000000004".into()), ..piece(Ends::Here) };
+        let more = Piece { more: Some(More::Form("X4.gz".into())), ..piece(Ends::Here) };
+        for (wanted, piece) in
+            [(at(late), piece(Ends::Here)), (Wanted::End, piece(Ends::Gap("X4".into()))), (Wanted::End, before), (Wanted::End, more)]
+        {
+            assert!(unfinished(wanted, piece).is_err());
+        }
+        let hidden = Found { stopped: Some("could not open file \"000000010000000000000002\": Permission denied".into()), ..bad.clone() };
+        assert!(ask(Wanted::End, &hidden, Ends::Here).unwrap_err().contains("the archived log cannot be read in 000000010000000000000002"));
     }
 
     #[test]

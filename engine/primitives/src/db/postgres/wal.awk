@@ -33,5 +33,6 @@ mode == "end" ? !/desc: (COMMIT|ABORT|PREPARE)/ : !/desc: COMMIT/ { next }
 }
 END {
   if (before != "") said("before", before)
-  print "end\t" (found ? "" : status == "" ? "unknown" : status)
+  # Without a status it was killed together with who reports it.
+  print "end\t" (found ? 0 : status == "" ? 255 : status)
 }

@@ -95,19 +95,15 @@ fn commit(fields: &[&str]) -> Option<Commit> {
     Some(Commit { lsn: Lsn::parse(lsn)?, xid: (*xid).to_string(), time, files })
 }
 
-fn parse(text: &str) -> Option<Found> {
+/// What the script has printed: what was found, and the tool's exit status.
+fn parse(text: &str) -> Option<(Found, u32)> {
     let mut found = Found::default();
     for line in text.lines() {
         let fields: Vec<&str> = line.split('\t').collect();
         match fields.split_first()? {
             (&"target", rest) => found.target = Some(commit(rest)?),
             (&"before", rest) => found.before = Some(commit(rest)?),
-            (&"end", rest) => {
-                // A tool that was killed says nothing.
-                let failed = rest.first().filter(|s| !matches!(**s, "" | "0"));
-                found.stopped = failed.map(|s| format!("pg_waldump ended with status {s}"));
-                return Some(found);
-            }
+            (&"end", rest) => return Some((found, rest.first()?.parse().ok()?)),
             _ => return None,
         }
     }
@@ -144,10 +140,20 @@ pub(super) async fn scan(cluster: &Cluster<'_>, log: &Log, wanted: Wanted) -> Re
     }
     let found = if done.status == 0 { parse(&String::from_utf8_lossy(&done.stdout)) } else { None };
     let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
-    let last = said.lines().last().map(|l| l.trim_start_matches("pg_waldump: ").trim_start_matches("error: ").to_string());
-    found.map(|f| Found { stopped: last.or(f.stopped), ..f }).ok_or_else(|| {
-        Error::new(Code::DB_POSITION, format!("the write-ahead log of \"{}\" cannot be read: {said}", db.name)).host(&db.host)
-    })
+    let failed =
+        |why: String| Error::new(Code::DB_POSITION, format!("the write-ahead log of \"{}\" cannot be read: {why}", db.name)).host(&db.host);
+    match found {
+        // How far it came says nothing of how far the log goes.
+        Some((_, status)) if status > 128 => {
+            Err(failed(format!("pg_waldump was killed (status {status})")).hint("has the host too little memory?").retryable(true))
+        }
+        Some((found, 0)) => Ok(found),
+        Some((found, status)) => {
+            let last = said.lines().last().map(|l| l.trim_start_matches("pg_waldump: ").trim_start_matches("error: ").to_string());
+            Ok(Found { stopped: Some(last.unwrap_or_else(|| format!("pg_waldump ended with status {status}"))), ..found })
+        }
+        None => Err(failed(said)),
+    }
 }
 
 #[cfg(test)]
@@ -168,7 +174,7 @@ rmgr: Transaction len (rec/tot):    210/   210, tx:        730, lsn: 1/00000090,
 ";
 
     fn read(mode: &str, want: &str) -> Found {
-        parse(&run(mode, want, SAID)).unwrap()
+        parse(&run(mode, want, SAID)).unwrap().0
     }
 
     fn run(mode: &str, want: &str, said: &str) -> String {
@@ -206,21 +212,22 @@ rmgr: Transaction len (rec/tot):    210/   210, tx:        730, lsn: 1/00000090,
     fn the_last_end_of_a_transaction_and_whether_the_tool_got_so_far() {
         let read = |said: &str| parse(&run("end", "", said)).unwrap();
         let found = read(&format!("{SAID}status 0\n"));
-        assert_eq!((found.before.unwrap().xid.as_str(), found.target, found.stopped), ("728", None, None));
+        assert_eq!((found.0.before.unwrap().xid.as_str(), found.0.target, found.1), ("728", None, 0));
         // What was prepared is there to be committed later on.
         let found = read(&format!("{SAID}{MORE}status 0\n"));
-        assert_eq!(found.before.unwrap().show(), "1/90 (transaction 730 of 2026-11-22T04:15:00Z)");
+        assert_eq!(found.0.before.unwrap().show(), "1/90 (transaction 730 of 2026-11-22T04:15:00Z)");
         let aborted: String = SAID.lines().take(2).collect::<Vec<_>>().join("\n");
-        assert_eq!(read(&format!("{aborted}\nstatus 0\n")).before.unwrap().xid, "726");
-        assert_eq!(read("status 0\n"), Found::default());
-        assert_eq!(read(&format!("{SAID}status 137\n")).stopped.as_deref(), Some("pg_waldump ended with status 137"));
-        assert_eq!(read(SAID).stopped.as_deref(), Some("pg_waldump ended with status unknown"));
+        assert_eq!(read(&format!("{aborted}\nstatus 0\n")).0.before.unwrap().xid, "726");
+        assert_eq!(read("status 0\n"), (Found::default(), 0));
+        assert_eq!(read(&format!("{SAID}status 137\n")).1, 137);
+        assert_eq!(read(SAID).1, 255);
     }
 
     #[test]
     fn what_is_cut_off_is_not_taken_for_an_answer() {
         assert_eq!(parse("before\t0/1\t7\t2026-11-22 04:14:40.0"), None);
-        assert_eq!(parse("end"), Some(Found::default()));
-        assert_eq!(parse("target\tx\t7\t2026-11-22 04:14:40.0\nend"), None);
+        assert_eq!(parse("end"), None);
+        assert_eq!(parse("end\t0"), Some((Found::default(), 0)));
+        assert_eq!(parse("target\tx\t7\t2026-11-22 04:14:40.0\nend\t0"), None);
     }
 }
