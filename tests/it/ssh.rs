@@ -30,6 +30,7 @@ mod matrix;
 mod passwords;
 mod privilege;
 mod service;
+mod shared;
 
 /// Hosts, a world and the primitives.
 struct Bench {

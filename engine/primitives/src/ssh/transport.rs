@@ -17,6 +17,7 @@ use russh::keys::PublicKey;
 use russh::{ChannelOpenFailure, Preferred, cipher};
 
 use super::awake::Awake;
+use super::exec::{Kept, Shell};
 use super::host_key::{Client, Record, Seen};
 use super::route::{self, Held, unreachable};
 use super::stream::Place;
@@ -30,8 +31,6 @@ const CHANNELS_EACH: usize = 5;
 const MAX_CONNECTIONS: usize = 24;
 /// How long a host may take to connect to a socket.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(20);
-/// As many sessions for supervised commands are kept open at a host while none runs.
-const KEPT: usize = 2;
 
 /// The connections of this process, by environment and host; lives in [`runbook_core::primitive::Shared`].
 #[derive(Default)]
@@ -46,7 +45,9 @@ pub(super) struct Slot {
     /// Lowered when the host refuses channels (a small `MaxSessions`).
     cap: AtomicUsize,
     /// Sessions that wait for a supervised command.
-    stations: Mutex<Vec<Station>>,
+    pub stations: Kept<Station>,
+    /// Shells that wait for a command that may be repeated.
+    pub shells: Kept<Shell>,
 }
 
 /// One connection.
@@ -143,8 +144,8 @@ pub(super) async fn session(cx: &Cx, host: &str) -> Result<Session> {
         Some(s) => s,
         None => {
             let target = resolve(cx, host).await?;
-            let fresh =
-                Slot { target, conns: tokio::sync::Mutex::default(), cap: AtomicUsize::new(CHANNELS_EACH), stations: Mutex::default() };
+            let cap = AtomicUsize::new(CHANNELS_EACH);
+            let fresh = Slot { target, conns: tokio::sync::Mutex::default(), cap, stations: Kept::default(), shells: Kept::default() };
             pool.slots.lock().entry(key).or_insert_with(|| Arc::new(fresh)).clone()
         }
     };
@@ -174,6 +175,7 @@ impl Slot {
         loop {
             let mut conns = self.conns.lock().await;
             conns.retain(|c| !c.is_closed());
+            self.shells.let_go();
             let free = conns.iter().filter(|c| c.in_use.load(Ordering::Acquire) == 0).count();
             if free >= idle || conns.len() >= MAX_CONNECTIONS / 2 {
                 return Ok(());
@@ -199,42 +201,21 @@ impl Slot {
         self.cap.store(1, Ordering::Release);
     }
 
-    /// A session for supervised commands of this run that was kept, and is taken out.
-    pub(super) async fn station(&self, run: &str) -> Option<Station> {
-        loop {
-            let mut station = {
-                let mut all = self.stations.lock();
-                let at = all.iter().rposition(|s| s.run() == run)?;
-                all.swap_remove(at)
-            };
-            if station.serves().await {
-                return Some(station);
-            }
-        }
+    /// Ends the sessions that wait for a command; true when there was one.
+    async fn close_waiting(&self) -> bool {
+        let (stations, shells) = tokio::join!(self.stations.close(|_| true), self.shells.close(|_| true));
+        stations || shells
     }
 
-    /// Keeps a session for the next supervised command.
-    pub(super) fn keep(&self, station: Station) {
-        let mut all = self.stations.lock();
-        all.push(station);
-        if all.len() > KEPT {
-            tokio::spawn(all.remove(0).close());
-        }
-    }
-
-    /// Ends the sessions that wait; true when there was one.
-    pub(super) async fn close_stations(&self, which: impl Fn(&Station) -> bool) -> bool {
-        let gone: Vec<Station> = self.stations.lock().extract_if(.., |s| which(s)).collect();
-        let any = !gone.is_empty();
-        futures::future::join_all(gone.into_iter().map(Station::close)).await;
-        any
+    fn is_any_waiting(&self) -> bool {
+        !(self.stations.is_empty() && self.shells.is_empty())
     }
 
     async fn place(&self, cx: &Cx, exclusive: bool) -> Result<Permit> {
         // Where there is no place left, a session that only waits makes some.
         let mut crowded = false;
         loop {
-            if crowded && self.close_stations(|_| true).await {
+            if crowded && self.close_waiting().await {
                 crowded = false;
             }
             {
@@ -249,7 +230,9 @@ impl Slot {
                 let found = if exclusive { conns.iter().rev().find(free) } else { conns.iter().find(free) }.cloned();
                 let conn = match found {
                     Some(c) => Some(c),
-                    None if !crowded && (!exclusive || conns.len() >= MAX_CONNECTIONS) && !self.stations.lock().is_empty() => {
+                    // A stream shares its connection with nobody, and a shell that waits costs less than a login.
+                    None if exclusive && self.shells.let_go() => continue,
+                    None if !crowded && (!exclusive || conns.len() >= MAX_CONNECTIONS) && self.is_any_waiting() => {
                         crowded = true;
                         continue;
                     }
@@ -316,7 +299,7 @@ impl Slot {
                         self.cap.fetch_min(others, Ordering::AcqRel);
                     }
                     drop(permit);
-                    self.close_stations(|_| true).await;
+                    self.close_waiting().await;
                     cx.sleep(wait).await?;
                     wait = (wait * 2).min(Duration::from_millis(200));
                 }

@@ -43,6 +43,13 @@ pub(in crate::ssh) struct Ending {
     status: Option<i32>,
 }
 
+impl Ending {
+    /// The command has ended with this status: what comes still comes soon.
+    pub(super) fn has(&mut self, status: i32) {
+        self.status = Some(status);
+    }
+}
+
 /// Runs a command line on a channel until it ends, passing every piece of output to `on`.
 pub(in crate::ssh) async fn drive(
     lease: Lease,

@@ -3,8 +3,11 @@
 mod collector;
 mod drive;
 mod gate;
+mod line;
 mod open;
+mod shell;
 pub(super) mod spill;
+mod way;
 mod wire;
 
 use std::borrow::Cow;
@@ -24,6 +27,8 @@ pub(crate) use collector::Collector;
 pub(super) use collector::KEEP;
 pub(super) use drive::{End, Ending, Said, drive, feed, next};
 pub(super) use gate::{Gate, partial, rfind};
+pub(super) use line::{Kept, Line, Stays};
+pub(super) use shell::Shell;
 pub(super) use wire::{check, exports, marker};
 
 use super::transport::aborted;
@@ -47,7 +52,7 @@ impl Session {
     /// `RB0300`–`RB0303` when the host cannot be reached, `RB0305` when the connection is lost before the command's end, `RB0312`
     /// after `timeout`, `RB0314` and `RB0317` to `RB0323` when privileges are not raised, `RB0316` when the login runs no commands, `RB0021` when cancelled.
     pub fn exec<'a>(&'a self, cx: &'a Cx, exec: Exec) -> BoxFuture<'a, Result<Done>> {
-        Box::pin(async move { self.once(cx, exec, &Begun::default()).await })
+        Box::pin(async move { self.once(cx, exec, &Begun::default(), false).await })
     }
 
     /// Runs a command that may be repeated (a read or a converge): when the connection is lost, it is made again within the host's
@@ -60,7 +65,7 @@ impl Session {
             let mut session = self.clone();
             for _ in 0..3 {
                 let begun = Begun::default();
-                let lost = match session.once(cx, exec.clone(), &begun).await {
+                let lost = match session.once(cx, exec.clone(), &begun, true).await {
                     Err(e) if e.code == Code::SSH_LOST && e.retryable => e,
                     done => return done,
                 };
@@ -91,35 +96,35 @@ impl Session {
         }
     }
 
-    async fn once(&self, cx: &Cx, exec: Exec, begun: &Begun) -> Result<Done> {
+    /// With `again`, for a command that may be repeated.
+    async fn once(&self, cx: &Cx, exec: Exec, begun: &Begun, again: bool) -> Result<Done> {
         for n in 1..=5 {
-            if let Some(done) = self.attempt(cx, &exec, begun).await? {
-                return Ok(done);
+            match self.attempt(cx, &exec, begun, again).await? {
+                Attempt::Done(done) => return Ok(done),
+                Attempt::Stale => continue,
+                // dropbear does this to some of the channels of one connection that begin at the same moment.
+                Attempt::Shut => self.slot.one_at_a_time(),
             }
-            // dropbear does this to some of the channels of one connection that begin at the same moment.
-            self.slot.one_at_a_time();
             cx.sleep(Duration::from_millis(20 * n)).await?;
         }
         Err(Error::new(Code::SSH_LOST, "the host closes every channel before the command begins").host(self.name()).retryable(true))
     }
 
-    /// `None` when the server has closed the channel and the command has provably not begun.
-    async fn attempt(&self, cx: &Cx, exec: &Exec, begun: &Begun) -> Result<Option<Done>> {
+    async fn attempt(&self, cx: &Cx, exec: &Exec, begun: &Begun, again: bool) -> Result<Attempt> {
         let host = self.name().to_string();
-        let raise = self.raise(cx, exec)?;
-        let wire = wire::wire(exec, raise.as_ref())?;
-        let lease = self.slot.channel(cx, false).await?;
+        let way = self.way(cx, exec, again).await?;
+        let shared = way.is_used();
         let mut out = Collector::new(cx, StreamKind::Stdout, exec.live, exec.whole);
         let mut err = Collector::new(cx, StreamKind::Stderr, exec.live, exec.whole);
-        begun.mark(&wire.marker);
-        let mut gates = Gates::new(&wire.marker, begun);
+        begun.mark(way.known_by());
+        let mut gates = Gates::new(way.marker(), begun);
         let (tx, mut rx) = tokio::sync::mpsc::channel(4);
         let ended = {
             let on = |kind: StreamKind, piece: &[u8]| match kind {
                 StreamKind::Stdout => out.push(&gates.out.pass(piece)),
                 StreamKind::Stderr => err.push(&gates.stderr(piece)),
             };
-            let mut run = pin!(drive(lease, wire.command, wire.stdin, &host, on, &mut rx));
+            let mut run = pin!(way.go(&host, on, &mut rx));
             let limit = async {
                 match exec.timeout {
                     Some(d) => tokio::time::sleep(d).await,
@@ -132,7 +137,10 @@ impl Session {
                 () = cx.cancel.cancelled() => Err(false),
             };
             match stop {
-                Ok(end) => Ok(end),
+                Ok((end, shell)) => {
+                    self.keep(shell);
+                    Ok(end)
+                }
                 Err(timed_out) => {
                     let ending = tokio::time::timeout(Duration::from_secs(10), &mut run);
                     let stopping = async {
@@ -147,10 +155,12 @@ impl Session {
         };
         let (stdout, stderr, whole) = streams(out, err);
         match ended {
+            // A shell that has served others and is gone says nothing about the login.
+            Ok(End::Status(_) | End::Shut) if !gates.open() && shared => Ok(Attempt::Stale),
             Ok(End::Status(status)) if !gates.open() => Err(gates.refused(cx, &host, exec.sudo, status)),
-            Ok(End::Status(status)) => Ok(Some(Done { status, stdout, stderr, whole })),
+            Ok(End::Status(status)) => Ok(Attempt::Done(Done { status, stdout, stderr, whole })),
             // All that was said has come, and the reader speaks before the command does.
-            Ok(End::Shut) if !gates.open() => Ok(None),
+            Ok(End::Shut) if !gates.open() => Ok(Attempt::Shut),
             Ok(End::Lost | End::Shut) => Err(Error::new(Code::SSH_LOST, "the connection was lost before the command ended")
                 .host(&host)
                 .retryable(true)
@@ -176,6 +186,15 @@ impl Session {
         // What cannot be ended is left alone: the caller's error is the one that counts.
         let _ = tokio::time::timeout(Duration::from_secs(8), Box::pin(self.exec(&cx, exec))).await;
     }
+}
+
+/// What came of one attempt.
+enum Attempt {
+    Done(Done),
+    /// The server has closed the channel, and the command has provably not begun.
+    Shut,
+    /// The shell that should have run it was gone, and it has not begun.
+    Stale,
 }
 
 /// Both streams as they were collected, and the files that hold all of them.

@@ -44,16 +44,24 @@ pub(in crate::ssh) fn check(exec: &Exec) -> Result<()> {
     Ok(())
 }
 
+/// What a command is, between two lines of the marker.
+///
+/// # Errors
+/// `RB0313` for what no shell can take.
+pub(super) fn text(exec: &Exec, marker: &str) -> Result<String> {
+    check(exec)?;
+    // The folder goes this way too: a login shell that is no POSIX shell would read its quotes differently.
+    let cwd = exec.cwd.as_deref().map(|c| format!("cd {} || exit 126\n", quote(c))).unwrap_or_default();
+    Ok(format!("{marker}\n{cwd}{}{}\n{marker}\n", exports(&exec.env)?, exec.script))
+}
+
 /// Builds the command line and what goes before its standard input.
 pub(in crate::ssh) fn wire(exec: &Exec, raise: Option<&Raise>) -> Result<Wire> {
-    check(exec)?;
     let marker = marker();
     let parts = privilege::parts(exec, raise);
     let command = privilege::command(&parts, &marker);
     let mut stdin = parts.secret;
-    // The folder goes this way too: a login shell that is no POSIX shell would read its quotes differently.
-    let cwd = exec.cwd.as_deref().map(|c| format!("cd {} || exit 126\n", quote(c))).unwrap_or_default();
-    stdin.push_str(&format!("{marker}\n{cwd}{}{}\n{marker}\n", exports(&exec.env)?, exec.script));
+    stdin.push_str(&text(exec, &marker)?);
     let mut stdin = stdin.into_bytes();
     if let Some(data) = &exec.stdin {
         stdin.extend_from_slice(data);

@@ -26,9 +26,10 @@ impl RunHook for Clean {
 
 async fn clean(cx: &Cx, host: &str) -> Result<()> {
     let session = connect(cx, host).await?;
-    let mut kept = session.slot.station(run(cx)).await;
+    let stations = &session.slot.stations;
+    let mut kept = stations.take(|s| s.run() == run(cx)).await;
     // The others stand in the folder that goes.
-    session.slot.close_stations(|s| s.run() == run(cx)).await;
+    stations.close(|s| s.run() == run(cx)).await;
     let why = loop {
         let fresh = kept.is_none();
         let station = match kept.take() {

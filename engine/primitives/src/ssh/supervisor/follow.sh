@@ -48,7 +48,8 @@ follow() {
     if [ -n "$k" ]; then wait "$k" 2>/dev/null; else sleep .1 2>/dev/null || sleep 1; fi
   done
   if [ -n "$w" ]; then
-    { kill "$w"; wait "$w"; } 2>/dev/null
+    # Not TERM, which a shell that has just forked may miss (mksh): it would wait for ever.
+    { kill -s KILL "$w"; wait "$w"; } 2>/dev/null
     w=
   fi
   if [ -s "$a/status" ]; then

@@ -29,7 +29,7 @@ use station::Opened;
 pub(super) use station::Station;
 
 use super::exec::spill::refer;
-use super::exec::{End, drive, exports, marker, tail, timed_out};
+use super::exec::{End, Stays as _, drive, exports, marker, tail, timed_out};
 use super::{Done, Exec, Session, connect, privilege, quote};
 
 /// Runs a command that must not happen twice, under the supervisor, claimed by `cx.action_id`.
@@ -249,7 +249,8 @@ impl Job<'_> {
         if let Some(l) = self.limit {
             self.follow.due_in(l);
         }
-        let mut kept = session.slot.station(&self.cx.run).await;
+        let stations = &session.slot.stations;
+        let mut kept = stations.take(|s| s.run() == &*self.cx.run).await;
         loop {
             let fresh = kept.is_none();
             let mut station = match kept.take() {
@@ -274,8 +275,8 @@ impl Job<'_> {
             match report {
                 // It may stand in a folder that somebody has removed. A claim that was not made can be made anew.
                 Report::Refused(_) if !fresh => continue,
-                Report::Ended { .. } | Report::Gone(_) if self.follow.has_end() => session.slot.keep(station),
-                _ => drop(tokio::spawn(station.close())),
+                Report::Ended { .. } | Report::Gone(_) if self.follow.has_end() => stations.keep(station),
+                _ => drop(tokio::spawn(station.into_line().close())),
             }
             return Ok(report);
         }

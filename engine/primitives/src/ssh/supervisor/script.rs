@@ -35,6 +35,8 @@ macro_rules! scripts {
 
 scripts! {
     reader = "reader.sh";
+    shell = "shell.sh";
+    command = "command.sh";
     station = "place.sh" "follow.sh" "station.sh";
     run = "run.sh";
     raise = "raise.sh";

@@ -11,29 +11,32 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use runbook_core::Result;
 use runbook_core::primitive::{Cx, StreamKind};
-use russh::client::Msg;
-use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 
 use super::follow::{Follow, Report};
 use super::script;
-use crate::ssh::exec::{End, Ending, Gate, Said, marker, next};
-use crate::ssh::transport::{Lease, Permit, aborted};
+use crate::ssh::exec::{End, Ending, Gate, Line, Said, Stays, marker, next};
+use crate::ssh::transport::aborted;
 use crate::ssh::{Session, quote};
 
 /// A command that takes longer than this is followed while it runs; until then its end is waited for.
 const SOON: Duration = Duration::from_millis(150);
 /// How long a session may take to begin before its input is ended, try by try.
 const PATIENCE: [Duration; 4] = [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600)];
-/// How long a session may take to end by itself.
-const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A session that waits for a command.
 pub(in crate::ssh) struct Station {
     /// The run that it belongs to.
     run: String,
-    read: ChannelReadHalf,
-    write: ChannelWriteHalf<Msg>,
-    permit: Permit,
+    line: Line,
+}
+
+impl Stays for Station {
+    fn line(&mut self) -> &mut Line {
+        &mut self.line
+    }
+    fn into_line(self) -> Line {
+        self.line
+    }
 }
 
 /// What came of opening one.
@@ -59,9 +62,8 @@ impl Station {
     /// `None` when it said that it stands there, and too late to be of use.
     async fn open_within(cx: &Cx, session: &Session, look: bool, patience: Duration) -> Result<Option<Opened>> {
         let host = session.name();
-        let Lease { channel, permit } = session.slot.channel(cx, false).await?;
-        let (read, write) = channel.split();
-        let mut station = Station { run: cx.run.to_string(), read, write, permit };
+        let line = Line::new(session.slot.channel(cx, false).await?);
+        let mut station = Station { run: cx.run.to_string(), line };
         let marker = marker();
         let command = format!(
             "cd; exec sh -c {} runbook {marker} {} {} {} {}",
@@ -71,7 +73,7 @@ impl Station {
             quote(script::reader()),
             if look { "look" } else { "''" },
         );
-        if station.write.exec(true, command).await.is_err() {
+        if station.line.write.exec(true, command).await.is_err() {
             return Ok(Some(Opened::Not(Report::Lost)));
         }
         let (mut out, mut err) = (Gate::new(&marker), Gate::new(&marker));
@@ -80,11 +82,11 @@ impl Station {
         let mut too_long = pin!(tokio::time::sleep(patience));
         loop {
             let said = tokio::select! {
-                said = station.next(host, &mut ending) => said?,
+                said = station.line.next(host, &mut ending) => said?,
                 () = &mut too_long, if !late => {
                     // A login that does something else with what it is given (a forced command) may wait for its end.
                     late = true;
-                    let _ = station.write.eof().await;
+                    let _ = station.line.write.eof().await;
                     continue;
                 }
                 () = cx.cancel.cancelled() => return Err(aborted(host)),
@@ -112,16 +114,6 @@ impl Station {
         }
     }
 
-    /// Whether it can serve a command still: it has said nothing more, and its connection answers.
-    pub(in crate::ssh) async fn serves(&mut self) -> bool {
-        while let Some(message) = self.read.wait().now_or_never() {
-            if !matches!(message, Some(ChannelMsg::Success | ChannelMsg::WindowAdjusted { .. })) {
-                return false;
-            }
-        }
-        self.permit.answers().await
-    }
-
     /// The run that it belongs to.
     pub(in crate::ssh) fn run(&self) -> &str {
         &self.run
@@ -129,7 +121,7 @@ impl Station {
 
     /// Sends a request and reads what is said about it until the command has ended, or the session has.
     pub(super) async fn work(&mut self, host: &str, request: Vec<u8>, follow: &mut Follow) -> Result<End> {
-        let Station { read, write, permit, .. } = self;
+        let Line { read, write, permit } = &mut self.line;
         let mut feed = pin!(write.data_bytes(Bytes::from(request)).fuse());
         let (mut fed, mut asked) = (false, false);
         let mut ending = Ending::default();
@@ -160,11 +152,11 @@ impl Station {
     /// Removes what the run has left on the host, if this still is the run's folder; ends the session.
     pub(super) async fn clean(mut self, host: &str) -> Result<Report> {
         let marker = marker();
-        let _ = self.write.data_bytes(Bytes::from(format!("clean {marker}\n"))).await;
+        let _ = self.line.write.data_bytes(Bytes::from(format!("clean {marker}\n"))).await;
         let mut out = Gate::new(&marker);
         let mut ending = Ending::default();
         loop {
-            match self.next(host, &mut ending).await? {
+            match self.line.next(host, &mut ending).await? {
                 Said::Piece(StreamKind::Stdout, piece) => {
                     out.pass(&piece);
                 }
@@ -177,17 +169,5 @@ impl Station {
             Some(word) => Report::Refused(word.trim_start_matches("no ").to_string()),
             None => Report::Lost,
         })
-    }
-
-    /// Ends the session, and waits a moment for its end: until then it counts for the server's `MaxSessions`.
-    pub(in crate::ssh) async fn close(mut self) {
-        let _ = self.write.eof().await;
-        let end = async { while !matches!(self.read.wait().await, None | Some(ChannelMsg::Close)) {} };
-        let _ = tokio::time::timeout(FAREWELL, end).await;
-        let _ = self.write.close().await;
-    }
-
-    async fn next(&mut self, host: &str, ending: &mut Ending) -> Result<Said> {
-        next(&mut self.read, &self.permit, host, ending).await
     }
 }

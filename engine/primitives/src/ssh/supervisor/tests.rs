@@ -293,3 +293,41 @@ fn it_outlives_its_session_and_can_be_stopped() {
         assert!(err.contains("MARK end 143 - timeout\n"), "{shell:?}: {err}");
     }
 }
+
+#[test]
+fn a_shell_that_stays_runs_one_command_after_another() {
+    for shell in shells() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join("sub")).unwrap();
+        let requests = [
+            "ma\npwd; printf 'x\\n\\ny'; printf z >&2\nma\n",
+            "mb\ncd sub; x=1; alias ls=false; trap 'echo gone' EXIT; pwd; exit 7\nmb\n",
+            // Nothing of an earlier one is left, a wrong one ends itself alone, and its input is empty.
+            "mc\npwd; echo \"[$x]\"; cat\nmc\n\n",
+            "md\nif\nmd\n",
+            "me\nexport E=1; exec printf e\nme\n",
+            "mf\necho \"[$E$RB_S$RB_N$RB_P]\"; kill -9 $$; echo more\nmf\n",
+            // Half a command never runs.
+            "mg\ntouch half\n",
+        ];
+        let o = sh(&shell, home.path(), script::shell(), &["HI", script::command()], requests.concat().as_bytes());
+        let here = home.path().canonicalize().unwrap().display().to_string();
+        let (out, err) = (String::from_utf8(o.stdout).unwrap(), String::from_utf8(o.stderr).unwrap());
+        let part = |text: &str, m: &str| {
+            let (_, rest) = text.split_once(&format!("{m} ")).unwrap();
+            let (_, rest) = rest.split_once('\n').unwrap();
+            let (own, rest) = rest.split_once(&format!("{m}e ")).unwrap();
+            (own.to_string(), rest.split_once('\n').unwrap().0.to_string())
+        };
+        assert_eq!(part(&out, "ma"), (format!("{here}\nx\n\ny"), String::new()), "{shell:?}");
+        assert_eq!(part(&err, "ma"), ("z".into(), "0".into()), "{shell:?}");
+        assert_eq!((part(&out, "mb").0, part(&err, "mb").1), (format!("{here}/sub\ngone\n"), "7".into()), "{shell:?}");
+        assert_eq!((part(&out, "mc").0, part(&err, "mc")), (format!("{here}\n[]\n"), (String::new(), "0".into())), "{shell:?}");
+        let (said, status) = part(&err, "md");
+        assert!(said.contains("yntax error") && status != "0", "{shell:?}: {said} {status}");
+        assert_eq!((part(&out, "me").0.as_str(), part(&err, "me").1.as_str()), ("e", "0"), "{shell:?}");
+        let (said, status) = (part(&out, "mf").0, part(&err, "mf").1);
+        assert!(said == "[]\n" && (status == "137" || status == "265"), "{shell:?}: {said} {status}");
+        assert!(!home.path().join("half").exists() && o.status.code() == Some(255), "{shell:?}: {:?}", o.status);
+    }
+}
