@@ -22,7 +22,9 @@ mod dumps;
 mod fence;
 mod galera;
 mod large;
+mod node;
 mod pair;
+mod physical;
 mod replicate;
 
 /// Two hosts with a server each, the shop on the old one.

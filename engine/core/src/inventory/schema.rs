@@ -146,7 +146,12 @@ const SERVER: &[Field] = &[
         "Where it receives whole copies (`wsrep_sst_receive_address`); chosen by the server unless given.",
     ),
     field("galera_options", Text, Optional, "Further `wsrep_provider_options`, such as `gcache.size=1G; ist.recv_addr=192.0.2.7:4568`."),
-    field("data_dir", Text, Optional, "The server's data folder; asked of the server while it runs, else `/var/lib/mysql`, unless given."),
+    field(
+        "data_dir",
+        Text,
+        Optional,
+        "The server's data folder; `/var/lib/mysql` unless given; for Galera the server is asked while it runs.",
+    ),
     field("service", Text, Optional, "The systemd service of the server; `mariadb` unless given."),
     field(
         "control",

@@ -23,8 +23,8 @@ pub(super) fn register(r: &mut Registry) {
              What is replaced must be empty, or what an earlier try left; anything else is refused by name.",
         )
         .arg("primary", Ty::Record(DATABASE), "The database to replicate.")
-        .option("mode", Ty::Str, "MariaDB and MySQL: `gtid` (usual) or `position`. PostgreSQL: `physical` (the whole cluster; usual) or `logical` (one database, also to another major version).")
-        .option("jobs", Ty::Int, "How many streams at once load the first copy; chosen by the host's processors unless given.")
+        .option("mode", Ty::Str, "MariaDB and MySQL: `gtid` (usual) or `position`, which copy rows; MariaDB: `physical`, which copies the files of the whole server by mariabackup. PostgreSQL: `physical` (the whole cluster; usual) or `logical` (one database, also to another major version).")
+        .option("jobs", Ty::Int, "How many streams at once load the first copy of rows; chosen by the host's processors unless given.")
         .option("replace", Ty::Bool, "Removes what is in the way there.")
         .returns(Ty::Record("Replication"))
         .example("database(\"shop_new\").replicate_from(database(\"shop_old\"), #{ jobs: 4 });")
@@ -36,6 +36,7 @@ pub(super) fn register(r: &mut Registry) {
             Code::DB_SETTINGS,
             Code::DB_CANNOT,
             Code::HOST_TOOL_MISSING,
+            Code::DISK_SPACE,
         ]),
     ));
     r.add_type(

@@ -241,6 +241,11 @@ impl Server {
     }
 }
 
+/// Whether an error means that no server runs there, and not that nothing is known.
+pub fn down(e: &Error) -> bool {
+    e.code == Code::DB_CONNECT || e.details.get("reason").is_some_and(|r| r == "absent" || r == "refused")
+}
+
 /// Opens a session of a database's server.
 ///
 /// # Errors

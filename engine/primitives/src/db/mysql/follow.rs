@@ -10,7 +10,7 @@ use super::connect::{Server, Sess, server, session};
 use super::sql::text;
 use super::state::{self, Phase, Position, ReplicaMark, aside};
 use super::status::Stream;
-use super::{data, host, status};
+use super::{data, host, physical, status};
 use crate::db::driver::{Db, ReplicationError};
 
 /// How long replication may take to connect and run.
@@ -161,6 +161,8 @@ pub async fn stopped_at(r: &mut Sess, at: &Server, mut mark: ReplicaMark) -> Res
 pub async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
     let at = server(cx, db).await?;
     let mut r = session(cx, db).await?;
+    // What is on record may be the primary's own until a copy of it is.
+    let abandoned = at.flavour.maria && physical::abandon(cx, db).await?;
     let marks = state::read(&mut r).await?;
     if let Some(m) = &marks.promoted {
         return Err(Error::new(Code::DB_COPY, format!("\"{}\" was promoted and takes the writes, instead of \"{}\"", db.name, m.source))
@@ -169,7 +171,7 @@ pub async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
     }
     let usual = status::usual(&mut r, &at.flavour).await?;
     if usual.is_none() && marks.replica.as_ref().is_none_or(|m| m.account.is_none()) {
-        return Ok(false);
+        return Ok(abandoned);
     }
     if usual.is_some() {
         r.run(at.flavour.replica("STOP", "")).await?;

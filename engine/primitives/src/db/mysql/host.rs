@@ -100,6 +100,28 @@ pub async fn release(cx: &Cx, db: &Db) -> Result<()> {
     Err(Error::new(Code::DB_FENCE, format!("{SNIPPET} of \"{}\" cannot be removed: {text}", db.name)).host(&db.host))
 }
 
+/// Has the server started or stopped: by the inventory's `control`, or by systemd. The exit status, and what was said.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn control(cx: &Cx, db: &Db, verb: &str) -> Result<(i32, String)> {
+    let script = match db.settings.str("control") {
+        Some(program) => format!("{} {verb}", quote(program)),
+        None => {
+            let service = quote(db.settings.str("service").unwrap_or("mariadb"));
+            match verb {
+                "bootstrap" => format!(
+                    "systemctl set-environment _WSREP_NEW_CLUSTER=--wsrep-new-cluster && systemctl start {service}; s=$?; systemctl unset-environment _WSREP_NEW_CLUSTER; exit $s"
+                ),
+                verb => format!("systemctl {verb} {service}"),
+            }
+        }
+    };
+    cx.message(format!("\"{}\": {verb}", db.name));
+    let done = ssh::connect(cx, &db.host).await?.exec_again(cx, exec(db, script)).await?;
+    Ok((done.status, String::from_utf8_lossy(&done.stderr).trim().to_string()))
+}
+
 /// The name or address at which others find this one's host: `replication_host` of the database, or its host's `address`. Without
 /// either, the error says that `who` does not find it, and that `key` may be given.
 ///

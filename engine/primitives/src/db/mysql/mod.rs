@@ -15,6 +15,7 @@ mod galera;
 mod host;
 mod load;
 mod pair;
+mod physical;
 mod probe;
 mod relay;
 mod replication;

@@ -7,10 +7,10 @@ use super::connect::{Sess, server, session};
 use super::data::every_schema;
 use super::sql::{ident, text};
 use super::state::{self, CopyMark, Marks, Phase, ReplicaMark, aside};
-use super::{accounts, delayed, fence, follow, host, status, stream};
+use super::{accounts, delayed, fence, follow, host, physical, status, stream};
 use crate::db::driver::{Copied, Db, Replicate, Replicated, TableOptions};
 
-fn cannot(db: &Db, why: impl std::fmt::Display) -> Error {
+pub(super) fn cannot(db: &Db, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DB_COPY, format!("\"{}\" cannot become a replica: {why}", db.name)).host(&db.host)
 }
 
@@ -19,7 +19,7 @@ fn setting(db: &Db, why: String, hint: &str) -> Error {
 }
 
 /// Makes sure that `primary` can be replicated to `db`, and tells whether it goes by GTIDs.
-async fn examine(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, options: &Replicate) -> Result<bool> {
+pub(super) async fn examine(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, options: &Replicate) -> Result<bool> {
     let (a, b) = (server(cx, primary).await?, server(cx, db).await?);
     if !p.is_on("log_bin").await? {
         let why = format!("the server of \"{}\" writes no binary log (log_bin is OFF): nothing can replicate from it", primary.name);
@@ -73,28 +73,41 @@ async fn examine(cx: &Cx, db: &Db, primary: &Db, p: &mut Sess, r: &mut Sess, opt
     let gtids = a.flavour.maria
         || p.variable("gtid_mode").await?.is_some_and(|m| m == "ON") && r.variable("gtid_mode").await?.is_some_and(|m| m == "ON");
     match options.mode.as_deref() {
-        None => Ok(gtids),
+        None | Some("physical") => Ok(gtids),
         Some("gtid") if gtids => Ok(true),
         Some("gtid") => Err(setting(primary, "gtid_mode is not ON on both servers".into(), "use mode: \"position\", or turn it on")),
         Some("position") => Ok(false),
-        Some(other) => Err(crate::db::driver::cannot(db, &format!("the mode \"{other}\" (there are \"gtid\" and \"position\")"))),
+        Some(other) => Err(crate::db::driver::cannot(
+            db,
+            &format!("the mode \"{other}\" (there are \"gtid\", \"position\" and, of MariaDB, \"physical\")"),
+        )),
     }
 }
 
-/// Makes `db` a replica of `primary`.
-pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate) -> Result<Replicated> {
+/// What a server that is to become a replica is already.
+pub(super) enum Standing {
+    /// It replicates from there; this is all that was to do.
+    Done(Replicated),
+    /// It may become one.
+    Open {
+        /// What is kept on it.
+        marks: Box<Marks>,
+        /// The mark of the same replica, whole or half.
+        ours: Option<ReplicaMark>,
+    },
+}
+
+/// Looks whether `db` is a replica of `primary`, which is `source`, or something else that is in the way.
+pub(super) async fn standing(cx: &Cx, db: &Db, primary: &Db, r: &mut Sess, source: &str, options: &Replicate) -> Result<Standing> {
     let at = server(cx, db).await?;
-    let (mut p, mut r) = (session(cx, primary).await?, session(cx, db).await?);
-    let gtid = examine(cx, db, primary, &mut p, &mut r, options).await?;
-    let source = state::identity(&mut p).await?;
-    let marks = state::read(&mut r).await?;
+    let marks = state::read(r).await?;
     if let Some(m) = &marks.promoted {
         return Err(cannot(db, format!("it was promoted and takes the writes, instead of \"{}\"", m.source)).hint("demote it first"));
     }
     if let Some(f) = &marks.fence {
         return Err(cannot(db, format!("the fence {} stands on it", f.id)).hint("unfence it first"));
     }
-    let usual = status::usual(&mut r, &at.flavour).await?;
+    let usual = status::usual(r, &at.flavour).await?;
     let ours = marks.replica.clone().filter(|m| m.source == source && m.of == primary.name);
     if let (None, Some(s), false) = (&ours, &usual, options.replace) {
         return Err(cannot(db, format!("it replicates from {} already", s.source())).hint("stop that, or use replace: true"));
@@ -108,13 +121,29 @@ pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate)
         }
         let was = s.connected();
         let mut m = m.clone();
-        if !delayed::resume(cx, db, &at, &mut r, &mut m).await? && !s.running() {
+        if !delayed::resume(cx, db, &at, r, &mut m).await? && !s.running() {
             r.run(at.flavour.replica("START", "")).await?;
         }
-        follow::wait_running(cx, db, &at, &mut r).await?;
+        follow::wait_running(cx, db, &at, r).await?;
         let note = if was { "it replicates from there already" } else { "replication was stopped, and goes on" };
-        return Ok(Replicated { changed: !was, position: fence::show(&m.position), note: note.into(), ..Replicated::default() });
+        let position = fence::show(&m.position);
+        return Ok(Standing::Done(Replicated { changed: !was, position, note: note.into(), ..Replicated::default() }));
     }
+    Ok(Standing::Open { marks: Box::new(marks), ours })
+}
+
+/// Makes `db` a replica of `primary`.
+pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate) -> Result<Replicated> {
+    if options.mode.as_deref() == Some("physical") {
+        return Box::pin(physical::replicate(cx, db, primary, options)).await;
+    }
+    let (mut p, mut r) = (session(cx, primary).await?, session(cx, db).await?);
+    let gtid = examine(cx, db, primary, &mut p, &mut r, options).await?;
+    let source = state::identity(&mut p).await?;
+    let (marks, ours) = match standing(cx, db, primary, &mut r, &source, options).await? {
+        Standing::Done(done) => return Ok(done),
+        Standing::Open { marks, ours } => (marks, ours),
+    };
     let mark = match ours {
         Some(m) if m.phase != Phase::Copying && m.gtid == gtid && !options.replace => m,
         ours => {
@@ -139,6 +168,29 @@ pub async fn replicate_from(cx: &Cx, db: &Db, primary: &Db, options: &Replicate)
     Ok(Replicated { changed: true, rows: mark.rows, bytes: mark.bytes, position: fence::show(&mark.position), note: String::new() })
 }
 
+/// Refuses a server whose schemas or followers would be lost; gives its schemas.
+pub(super) async fn free(db: &Db, r: &mut Sess, ours: bool, replace: bool) -> Result<Vec<String>> {
+    let there = every_schema(r).await?;
+    if !there.is_empty() && !ours && !replace {
+        return Err(cannot(db, format!("it has schemas of its own: {}", there.join(", ")))
+            .hint("move them away, or use replace: true, which drops them"));
+    }
+    let followers = r.int("SELECT COUNT(*) FROM information_schema.processlist WHERE command LIKE 'Binlog Dump%'").await?;
+    if followers > 0 {
+        return Err(cannot(db, format!("{followers} servers replicate from it")).hint("stop these first"));
+    }
+    Ok(there)
+}
+
+/// Leaves events to the primary.
+pub(super) async fn events_off(r: &mut Sess) -> Result<()> {
+    for row in r.rows("SELECT event_schema AS sch, event_name AS ev FROM information_schema.events WHERE status = 'ENABLED'").await? {
+        let name = format!("{}.{}", ident(super::connect::get(&row, "sch")), ident(super::connect::get(&row, "ev")));
+        aside(r, &[format!("ALTER EVENT {name} DISABLE ON SLAVE")]).await?;
+    }
+    Ok(())
+}
+
 /// Makes room, keeps ordinary users out, and copies.
 #[allow(clippy::too_many_arguments)]
 async fn first_copy(
@@ -152,15 +204,7 @@ async fn first_copy(
     options: &Replicate,
 ) -> Result<ReplicaMark> {
     let at = server(cx, db).await?;
-    let there = every_schema(r).await?;
-    if !there.is_empty() && ours.is_none() && !options.replace {
-        return Err(cannot(db, format!("it has schemas of its own: {}", there.join(", ")))
-            .hint("move them away, or use replace: true, which drops them"));
-    }
-    let followers = r.int("SELECT COUNT(*) FROM information_schema.processlist WHERE command LIKE 'Binlog Dump%'").await?;
-    if followers > 0 {
-        return Err(cannot(db, format!("{followers} servers replicate from it")).hint("stop these first"));
-    }
+    let there = free(db, r, ours.is_some(), options.replace).await?;
     match marks.replica.as_ref() {
         Some(m) => (mark.was_read_only, mark.events) = (m.was_read_only, m.events),
         None => (mark.was_read_only, mark.events) = (r.is_on("read_only").await?, r.is_on("event_scheduler").await?),
@@ -187,10 +231,7 @@ async fn first_copy(
     if moved.position.file.is_empty() {
         return Err(cannot(db, "the dump does not say of which position it is"));
     }
-    for row in r.rows("SELECT event_schema AS sch, event_name AS ev FROM information_schema.events WHERE status = 'ENABLED'").await? {
-        let name = format!("{}.{}", ident(super::connect::get(&row, "sch")), ident(super::connect::get(&row, "ev")));
-        aside(r, &[format!("ALTER EVENT {name} DISABLE ON SLAVE")]).await?;
-    }
+    events_off(r).await?;
     (mark.rows, mark.bytes, mark.position, mark.phase) = (moved.rows, moved.bytes, moved.position, Phase::Copied);
     state::write(r, &mark).await?;
     Ok(mark)

@@ -11,7 +11,7 @@ use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
 
 use super::Mysql;
-use super::connect::{get, session};
+use super::connect::{down, get, session};
 use super::state;
 use crate::db::driver::Db;
 use crate::db::galera::{Galera, Member};
@@ -20,11 +20,6 @@ use crate::ssh::tunnel;
 
 fn refuse(db: &Db, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DB_CLUSTER, why.to_string()).host(&db.host)
-}
-
-/// Whether an error means that no server runs there, and not that nothing is known.
-fn down(e: &Error) -> bool {
-    e.code == Code::DB_CONNECT || e.details.get("reason").is_some_and(|r| r == "absent" || r == "refused")
 }
 
 /// The other databases of the inventory that are of the same cluster.

@@ -160,22 +160,9 @@ pub async fn configure(cx: &Cx, db: &Db) -> Result<()> {
 
 /// Starts, stops or bootstraps the server.
 pub async fn control(cx: &Cx, db: &Db, verb: &str) -> Result<()> {
-    let script = match db.settings.str("control") {
-        Some(program) => format!("{} {verb}", quote(program)),
-        None => {
-            let service = quote(db.settings.str("service").unwrap_or("mariadb"));
-            match verb {
-                "bootstrap" => format!(
-                    "systemctl set-environment _WSREP_NEW_CLUSTER=--wsrep-new-cluster && systemctl start {service}; s=$?; systemctl unset-environment _WSREP_NEW_CLUSTER; exit $s"
-                ),
-                verb => format!("systemctl {verb} {service}"),
-            }
-        }
-    };
-    cx.message(format!("\"{}\": {verb}", db.name));
-    match run(cx, db, script, None).await? {
-        (0, ..) => Ok(()),
-        (status, _, err) => Err(refuse(db, format!("the server of \"{}\" did not {verb} (exit status {status}): {err}", db.name))
+    match host::control(cx, db, verb).await? {
+        (0, _) => Ok(()),
+        (status, err) => Err(refuse(db, format!("the server of \"{}\" did not {verb} (exit status {status}): {err}", db.name))
             .hint("see the server's own log on its host; sudo = true when only root may do that")),
     }
 }
