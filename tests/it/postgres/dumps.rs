@@ -225,6 +225,20 @@ async fn a_controller_that_dies_anywhere_doubles_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_cleared_by_half_is_cleared_to_its_end() {
+    let Some(s) = site() else { return };
+    s.fill();
+    let f = Folder::new();
+    s.dump(&f.at("whole"), None).await.unwrap();
+    s.load(&f.at("whole"), false, None).await.unwrap();
+    // As a load leaves it whose controller died behind the last DROP: its mark is there, and no schema.
+    s.new.sql("shop", "DO $$ DECLARE s text; BEGIN FOR s IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' LOOP EXECUTE format('DROP SCHEMA %I CASCADE', s); END LOOP; END $$");
+    s.new.sql("postgres", r#"ALTER DATABASE shop SET runbook.load = '{"id":"another","ready":false,"whole":false}'"#);
+    s.load(&f.at("whole"), true, None).await.unwrap();
+    s.equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_load_goes_on_where_it_was_when_the_server_or_the_job_was_killed() {
     let Some(mut s) = site() else { return };
     dumps::a_load_goes_on_where_it_was(&mut s).await;

@@ -174,8 +174,9 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
     let mut mark = LoadMark { id: m.get("id").into(), ..LoadMark::default() };
     let found = found(&conn).await?;
     let marked = conn.text("SELECT to_regclass('_runbook.loaded')::text").await?.is_some();
-    let had = node.defaults.get("runbook.load").and_then(|json| serde_json::from_str::<LoadMark>(json).ok()).filter(|l| l.id == mark.id);
-    if let Some(had) = had {
+    let had = node.defaults.get("runbook.load").and_then(|json| serde_json::from_str::<LoadMark>(json).ok());
+    let half_cleared = had.as_ref().is_some_and(|l| !l.ready && !l.whole);
+    if let Some(had) = had.filter(|l| l.id == mark.id) {
         // Of what was dropped by hand meanwhile, the mark says nothing any more.
         if had.whole && (m.tables() == 0 || !found.is_empty()) {
             conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
@@ -184,7 +185,7 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
         mark.ready = had.ready && !had.whole && marked;
     }
     if !mark.ready {
-        make_room(db, &conn, &node, &name, &mut mark, &found, options.replace).await?;
+        make_room(db, &conn, &node, &name, &mut mark, (&found, half_cleared), options.replace).await?;
     }
     let mut list = String::from("sums() { cat <<'RUNBOOK_SUMS'\n");
     for f in &m.files {
@@ -246,8 +247,17 @@ pub(super) async fn found(conn: &Conn) -> Result<Vec<Texts>> {
         .await
 }
 
-/// Makes the database empty, when nothing that matters is in the way.
-async fn make_room(db: &Db, conn: &Conn, node: &Node, name: &str, mark: &mut LoadMark, found: &[Texts], replace: bool) -> Result<()> {
+/// Makes the database empty, when nothing that matters is in the way. `half_cleared`: somebody has begun with that, and has not come to its
+/// end.
+async fn make_room(
+    db: &Db,
+    conn: &Conn,
+    node: &Node,
+    name: &str,
+    mark: &mut LoadMark,
+    (found, half_cleared): (&[Texts], bool),
+    replace: bool,
+) -> Result<()> {
     if !found.is_empty() && !replace {
         let some: Vec<&str> = found.iter().take(5).map(|r| col(r, 0)).collect();
         let more = if found.len() > some.len() { format!(" and {} more", found.len() - some.len()) } else { String::new() };
@@ -260,10 +270,10 @@ async fn make_room(db: &Db, conn: &Conn, node: &Node, name: &str, mark: &mut Loa
     // On record before anything is dropped.
     conn.run(&state::set(name, "load", mark)?).await?;
     let public = match node.version {
-        150_000.. => "CREATE SCHEMA public AUTHORIZATION pg_database_owner; GRANT USAGE ON SCHEMA public TO PUBLIC",
-        _ => "CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO PUBLIC",
+        150_000.. => "CREATE SCHEMA IF NOT EXISTS public AUTHORIZATION pg_database_owner; GRANT USAGE ON SCHEMA public TO PUBLIC",
+        _ => "CREATE SCHEMA IF NOT EXISTS public; GRANT ALL ON SCHEMA public TO PUBLIC",
     };
-    if !found.is_empty() {
+    if !found.is_empty() || half_cleared {
         let schemas = conn.texts("SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'").await?;
         for schema in &schemas {
             conn.run(&format!("DROP SCHEMA IF EXISTS {} CASCADE", ident(col(schema, 0)))).await?;
