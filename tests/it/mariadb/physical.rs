@@ -1,5 +1,6 @@
 //! A whole server copied file by file: while it is written to, killed anywhere, and refused where it cannot be.
 
+use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
 
 use runbook_core::primitive::Primitive;
@@ -265,6 +266,14 @@ async fn tools_that_are_killed_fail_the_copy_and_the_next_one_is_whole() {
     }
     // The way to either host is cut in the middle.
     for host in 0..2 {
+        // It waits for this lock, which is held as long as its session has an input.
+        let mut locked =
+            w.s.old.client().arg("--unbuffered").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut input = locked.stdin.take().unwrap();
+        writeln!(input, "FLUSH TABLES WITH READ LOCK; SELECT 'locked';").unwrap();
+        let mut said = String::new();
+        std::io::BufReader::new(locked.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "locked\n");
         let cut = async {
             while !at_work(&w) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -272,6 +281,8 @@ async fn tools_that_are_killed_fail_the_copy_and_the_next_one_is_whole() {
             w.s._hosts[host].cut();
         };
         let (e, ()) = tokio::join!(w.copy(), cut);
+        drop(input);
+        locked.wait().unwrap();
         let e = e.unwrap_err();
         assert!(e.retryable, "{e:?}");
         assert_eq!(w.sql("SHOW DATABASES LIKE 'shop'"), "");
