@@ -45,7 +45,17 @@ pub async fn recover(s: &Site, f: &Folder, before: &str) -> Result<Value> {
 }
 
 pub fn stop(c: &Cluster) {
-    c.as_postgres("pg_ctl", &["-D", &c.path("data").display().to_string(), "-m", "fast", "-w", "stop"]);
+    stop_by(c, "fast");
+}
+
+/// Stops a server in this mode of `pg_ctl`.
+pub fn stop_by(c: &Cluster, mode: &str) {
+    c.as_postgres("pg_ctl", &["-D", &c.path("data").display().to_string(), "-m", mode, "-w", "stop"]);
+}
+
+/// When the server was started.
+pub fn started(c: &Cluster) -> String {
+    c.sql("shop", "SELECT pg_postmaster_start_time()")
 }
 
 pub fn state(c: &Cluster) -> String {
@@ -74,11 +84,10 @@ async fn a_dropped_table_is_brought_back_with_its_server_gone() {
     let done = recover(&s, &f, &moment).await.unwrap();
     assert!(text(&done, "statement").contains("drops or empties orders"), "{done:?}");
     assert_eq!((orders(&s.new).as_str(), state(&s.new).as_str()), ("early one two three", "truepaused"));
-    let started = || s.new.sql("shop", "SELECT pg_postmaster_start_time()");
-    let first = started();
+    let first = started(&s.new);
     for before in [&moment, &place] {
         recover(&s, &f, before).await.unwrap();
-        assert_eq!(started(), first, "{before}");
+        assert_eq!(started(&s.new), first, "{before}");
     }
     // An earlier place begins anew, a later one goes on from there, and a restart changes nothing.
     let mark = s.new.path("data/of-this-copy");

@@ -9,16 +9,25 @@ use std::time::Duration;
 use runbook_core::{Code, Value};
 
 use super::archive::{chown, field, site, text};
-use super::recovery::{archived, args, order, orders, recover, state, stop};
+use super::recovery::{archived, args, order, orders, recover, started, state, stop, stop_by};
 use crate::support::dumps::{Folder, Small, all};
 use crate::support::options;
-use crate::support::postgres::Cluster;
+use crate::support::postgres::{Cluster, Site};
 use crate::support::sshd::{Process, processes};
 
 /// The server ends at once, and its disk is gone.
 fn lose(c: &Cluster) {
-    c.as_postgres("pg_ctl", &["-D", &c.path("data").display().to_string(), "-m", "immediate", "-w", "stop"]);
+    stop_by(c, "immediate");
     std::fs::remove_dir_all(c.path("data")).unwrap();
+}
+
+/// A base backup of 100,000 orders, and 50,000 more in the archive; gives the segment of the last.
+async fn filled(s: &Site, f: &Folder) -> String {
+    archived(s, f).await;
+    s.old.sql("shop", "INSERT INTO orders (item) SELECT repeat('order ' || i, 10) FROM generate_series(1, 100000) i");
+    s.run("shop_old", "base_backup", vec![f.at("base")]).await.unwrap();
+    s.old.sql("shop", "INSERT INTO orders (item) SELECT 'order ' || i FROM generate_series(1, 50000) i");
+    archived(s, f).await
 }
 
 fn nothing_left_out(done: &Value) {
@@ -42,10 +51,9 @@ async fn a_lost_server_comes_back_with_everything_that_was_archived() {
     assert_eq!((orders(&s.new).as_str(), state(&s.new).as_str()), ("early", "truepaused"));
     let mark = s.new.path("data/of-this-copy");
     std::fs::write(&mark, "").unwrap();
-    let started = || s.new.sql("shop", "SELECT pg_postmaster_start_time()");
-    let first = started();
+    let first = started(&s.new);
     recover(&s, &f, "end").await.unwrap();
-    assert_eq!(started(), first);
+    assert_eq!(started(&s.new), first);
 
     // More has come: it goes on, and stays there over a restart.
     let one = order(&s, "one");
@@ -73,9 +81,9 @@ async fn a_lost_server_comes_back_with_everything_that_was_archived() {
     let done = recover(&s, &f, "end").await.unwrap();
     nothing_left_out(&done);
     assert_eq!((orders(&s.new).as_str(), state(&s.new).as_str(), mark.exists()), ("early one two", "truepaused", true));
-    let first = started();
+    let first = started(&s.new);
     recover(&s, &f, "end").await.unwrap();
-    assert_eq!(started(), first);
+    assert_eq!(started(&s.new), first);
 
     s.run("shop_new", "end_recovery", vec![]).await.unwrap();
     s.new.sql("shop", "COMMIT PREPARED 'later'");
@@ -124,9 +132,9 @@ async fn segments_that_were_filled_end_in_the_middle_of_a_record() {
     let sure = places.iter().skip(1).filter(|p| **p <= end).count();
     assert!((20..45).contains(&sure), "{sure}");
     assert!(got == sure * 1000 || got == (sure + 1) * 1000, "{got} rows, and {sure} statements were archived");
-    let again = s.new.sql("shop", "SELECT pg_postmaster_start_time()");
+    let again = started(&s.new);
     recover(&s, &f, "end").await.unwrap();
-    assert_eq!(s.new.sql("shop", "SELECT pg_postmaster_start_time()"), again);
+    assert_eq!(started(&s.new), again);
 }
 
 /// Ends processes that the host of a test runs for it; gives how many.
@@ -148,7 +156,7 @@ async fn the_newest_segment_of_a_lost_servers_disk_is_taken_when_that_is_said() 
     let first = archived(&s, &f).await;
     order(&s, "two");
     let newest = s.old.sql("shop", "SELECT pg_walfile_name(pg_current_wal_lsn())");
-    s.old.as_postgres("pg_ctl", &["-D", &s.old.path("data").display().to_string(), "-m", "immediate", "-w", "stop"]);
+    stop_by(&s.old, "immediate");
     let segment = |name: &str| f.path("archive").join(name);
     std::fs::copy(s.old.path("data/pg_wal").join(&newest), segment(&newest)).unwrap();
     chown(&segment(&newest));
@@ -173,9 +181,9 @@ async fn the_newest_segment_of_a_lost_servers_disk_is_taken_when_that_is_said() 
     nothing_left_out(&done);
     assert_eq!((orders(&s.new).as_str(), state(&s.new).as_str()), ("one two", "truepaused"));
     assert!(s.world.messages.lock().join("\n").contains("breaks off in its newest segment"));
-    let started = s.new.sql("shop", "SELECT pg_postmaster_start_time()");
+    let first = started(&s.new);
     unfinished("end").await.unwrap();
-    assert_eq!(s.new.sql("shop", "SELECT pg_postmaster_start_time()"), started);
+    assert_eq!(started(&s.new), first);
     s.run("shop_new", "end_recovery", vec![]).await.unwrap();
     s.new.sql("shop", "INSERT INTO orders (item) VALUES ('three')");
     assert_eq!(orders(&s.new), "one two three");
@@ -281,11 +289,7 @@ async fn an_archive_that_is_not_whole_is_never_taken_for_one_that_ends_there() {
 async fn a_controller_that_dies_on_the_way_to_the_end_is_followed_by_another() {
     let Some(s) = site() else { return };
     let f = Folder::new();
-    archived(&s, &f).await;
-    s.old.sql("shop", "INSERT INTO orders (item) SELECT repeat('order ' || i, 10) FROM generate_series(1, 100000) i");
-    s.run("shop_old", "base_backup", vec![f.at("base")]).await.unwrap();
-    s.old.sql("shop", "INSERT INTO orders (item) SELECT 'order ' || i FROM generate_series(1, 50000) i");
-    let half = archived(&s, &f).await;
+    let half = filled(&s, &f).await;
     s.old.sql("shop", "DELETE FROM orders WHERE id % 2 = 0");
     archived(&s, &f).await;
     lose(&s.old);
@@ -375,11 +379,7 @@ async fn a_full_disk_stops_it_and_it_goes_on_when_there_is_room() {
 async fn what_works_on_the_host_is_killed_and_it_is_done_again() {
     let Some(s) = site() else { return };
     let f = Folder::new();
-    archived(&s, &f).await;
-    s.old.sql("shop", "INSERT INTO orders (item) SELECT repeat('order ' || i, 10) FROM generate_series(1, 100000) i");
-    s.run("shop_old", "base_backup", vec![f.at("base")]).await.unwrap();
-    s.old.sql("shop", "INSERT INTO orders (item) SELECT 'order ' || i FROM generate_series(1, 50000) i");
-    archived(&s, &f).await;
+    filled(&s, &f).await;
     lose(&s.old);
     let began = std::time::Instant::now();
     recover(&s, &f, "end").await.unwrap();
