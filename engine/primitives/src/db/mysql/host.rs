@@ -100,6 +100,11 @@ pub async fn release(cx: &Cx, db: &Db) -> Result<()> {
     Err(Error::new(Code::DB_FENCE, format!("{SNIPPET} of \"{}\" cannot be removed: {text}", db.name)).host(&db.host))
 }
 
+/// The server's service of systemd.
+pub fn service(db: &Db) -> &str {
+    db.settings.str("service").unwrap_or("mariadb")
+}
+
 /// Has the server started or stopped: by the inventory's `control`, or by systemd. The exit status, and what was said.
 ///
 /// # Errors
@@ -108,12 +113,12 @@ pub async fn control(cx: &Cx, db: &Db, verb: &str) -> Result<(i32, String)> {
     let script = match db.settings.str("control") {
         Some(program) => format!("{} {verb}", quote(program)),
         None => {
-            let service = quote(db.settings.str("service").unwrap_or("mariadb"));
+            let unit = quote(service(db));
             match verb {
                 "bootstrap" => format!(
-                    "systemctl set-environment _WSREP_NEW_CLUSTER=--wsrep-new-cluster && systemctl start {service}; s=$?; systemctl unset-environment _WSREP_NEW_CLUSTER; exit $s"
+                    "systemctl set-environment _WSREP_NEW_CLUSTER=--wsrep-new-cluster && systemctl start {unit}; s=$?; systemctl unset-environment _WSREP_NEW_CLUSTER; exit $s"
                 ),
-                verb => format!("systemctl {verb} {service}"),
+                verb => format!("systemctl {verb} {unit}"),
             }
         }
     };

@@ -115,7 +115,7 @@ impl<'a> Place<'a> {
                 format!("command -v {0} >/dev/null || echo {1}", quote(program), quote(&format!("way {program} (control) is no program")))
             }
             None => {
-                let service = self.db.settings.str("service").unwrap_or("mariadb");
+                let service = host::service(self.db);
                 let why = quote(&format!("way the service {service} of systemd is not what runs it"));
                 format!("systemctl is-active --quiet {} 2>/dev/null || echo {why}", quote(service))
             }
@@ -234,7 +234,7 @@ impl<'a> Place<'a> {
 
     /// What the server said last of why it does not run.
     pub(super) async fn log(&self, log: &str) -> String {
-        let service = quote(self.db.settings.str("service").unwrap_or("mariadb"));
+        let service = quote(host::service(self.db));
         let from = match log {
             "" => format!("journalctl -q -u {service} -n 200 -o cat --no-pager"),
             file => format!("tail -n 200 -- {}", quote(file)),
