@@ -40,14 +40,8 @@ pub(in crate::ssh) enum Said {
 /// What is known of a channel's end before it has come.
 #[derive(Default)]
 pub(in crate::ssh) struct Ending {
-    status: Option<i32>,
-}
-
-impl Ending {
-    /// The command has ended with this status: what comes still comes soon.
-    pub(super) fn has(&mut self, status: i32) {
-        self.status = Some(status);
-    }
+    /// The command's status: what comes still comes soon.
+    pub(super) status: Option<i32>,
 }
 
 /// Runs a command line on a channel until it ends, passing every piece of output to `on`.

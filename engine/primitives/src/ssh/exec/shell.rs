@@ -111,9 +111,7 @@ impl Shell {
                         }
                         err.pass(&piece, |p| on(StreamKind::Stderr, p));
                         // From now on its output may be held open by somebody else alone.
-                        if let Some(status) = err.status() {
-                            ending.has(status);
-                        }
+                        ending.status = err.status().or(ending.status);
                     }
                     Said::End(end) => return Ok(err.status().map_or(end, End::Status)),
                 },
