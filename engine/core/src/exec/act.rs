@@ -292,7 +292,8 @@ impl Act<'_> {
         }
         match (value, error) {
             (Some(json), _) => {
-                if effect == Effect::Once {
+                // Only within a step is there another attempt that may meet it.
+                if effect == Effect::Once && frame.in_step {
                     let rec = Recorded {
                         name: self.name.clone(),
                         digest: self.digest.clone(),
