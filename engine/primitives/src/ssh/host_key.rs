@@ -89,13 +89,15 @@ fn algorithm(name: &str) -> Option<Algorithm> {
 impl Record {
     pub(super) fn of(t: &Target) -> Record {
         let files = t.known_hosts();
+        let host = t.host_key_alias.as_deref().unwrap_or(&t.host).to_ascii_lowercase();
+        // A HostKeyAlias stands in known_hosts as it is, without the port.
+        let port = if t.host_key_alias.is_some() { 22 } else { t.port };
         Record {
             name: t.name.clone(),
             environment: t.environment_name.clone(),
-            host: t.host_key_alias.as_deref().unwrap_or(&t.host).to_ascii_lowercase(),
-            // A HostKeyAlias stands in known_hosts as it is, without the port.
-            port: if t.host_key_alias.is_some() { 22 } else { t.port },
-            known: KnownHosts::read(&files),
+            known: KnownHosts::read(&files, &host, port),
+            host,
+            port,
             files,
             authority_algorithms: t
                 .ca_signature_algorithms
@@ -107,17 +109,17 @@ impl Record {
 
     /// The keys on record for the host.
     pub(super) fn keys(&self) -> Vec<PublicKey> {
-        self.known.keys(&self.host, self.port)
+        self.known.keys()
     }
 
     /// The authorities on record for the host.
     pub(super) fn authorities(&self) -> Vec<PublicKey> {
-        self.known.authorities(&self.host, self.port)
+        self.known.authorities()
     }
 
     /// What the files say of a key.
     pub(super) fn verdict(&self, key: &PublicKey) -> Verdict {
-        self.known.judge(&self.host, self.port, key)
+        self.known.judge(key)
     }
 
     /// The name of the host in `known_hosts`.
@@ -158,7 +160,7 @@ impl Record {
                 let own = PublicKey::from(c.public_key().clone());
                 let signer = PublicKey::from(c.signature_key().clone());
                 for (key, what) in [(&own, "key"), (&signer, "certificate authority")] {
-                    if let Some((file, line)) = self.known.revoked(&self.host, self.port, key) {
+                    if let Some((file, line)) = self.known.revoked(key) {
                         return Err(self.revoked(what, key, &file, line));
                     }
                 }

@@ -316,11 +316,11 @@ fn ssh_script(user: &str, host: &str, port: u16, alias: &str, address: Option<&s
 
 /// What the controller knows of a host's keys, as a `known_hosts` for the other host.
 fn known_hosts(there: &Target) -> String {
-    let known = KnownHosts::read(&there.known_hosts());
     let alias = there.host_key_alias.as_deref().unwrap_or(&there.host);
     let port = if there.host_key_alias.is_some() { 22 } else { there.port };
+    let known = KnownHosts::read(&there.known_hosts(), alias, port);
     let mut out = String::new();
-    for (marker, keys) in [("", known.keys(alias, port)), ("@cert-authority ", known.authorities(alias, port))] {
+    for (marker, keys) in [("", known.keys()), ("@cert-authority ", known.authorities())] {
         for mut key in keys {
             key.set_comment("");
             if let Ok(text) = key.to_openssh() {

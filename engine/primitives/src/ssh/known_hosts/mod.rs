@@ -47,20 +47,25 @@ struct Entry {
     file: PathBuf,
     line: usize,
     marker: Marker,
-    names: Names,
+    /// Whether it stands for the host on its port; otherwise for the bare name alone.
+    own: bool,
     key: PublicKey,
 }
 
-/// The entries of the `known_hosts` files of one host.
-#[derive(Debug, Clone, Default)]
+/// The entries of `known_hosts` files that stand for one host. Those of other hosts are not kept: a hundred hosts would each hold all.
+#[derive(Debug, Clone)]
 pub(super) struct KnownHosts {
+    /// The name that [`entry_name`] gives.
+    name: String,
+    /// The bare name, where it is another one.
+    bare: Option<String>,
     entries: Vec<Entry>,
 }
 
 impl KnownHosts {
-    /// Reads the files that exist. Lines that cannot be understood are passed over, as OpenSSH does.
-    pub(super) fn read(files: &[PathBuf]) -> Self {
-        let mut all = KnownHosts::default();
+    /// Reads what the files that exist say of `host` on `port`. Lines that cannot be understood are passed over, as OpenSSH does.
+    pub(super) fn read(files: &[PathBuf], host: &str, port: u16) -> Self {
+        let mut all = KnownHosts::of(host, port);
         for file in files {
             if let Ok(bytes) = std::fs::read(file) {
                 all.parse(file, &String::from_utf8_lossy(&bytes));
@@ -69,93 +74,86 @@ impl KnownHosts {
         all
     }
 
-    pub(super) fn parse(&mut self, file: &Path, text: &str) {
+    fn of(host: &str, port: u16) -> Self {
+        let bare = (port != 22).then(|| host.to_ascii_lowercase());
+        KnownHosts { name: entry_name(host, port), bare, entries: Vec::new() }
+    }
+
+    fn parse(&mut self, file: &Path, text: &str) {
         for (i, line) in text.split('\n').enumerate() {
-            if let Some((marker, names, key)) = entry(line) {
-                self.entries.push(Entry { file: file.to_path_buf(), line: i + 1, marker, names, key });
+            if let Some((marker, own, key)) = self.entry(line) {
+                self.entries.push(Entry { file: file.to_path_buf(), line: i + 1, marker, own, key });
             }
         }
     }
 
-    fn of<'a>(&'a self, marker: Marker, names: &'a [String]) -> impl Iterator<Item = &'a Entry> {
-        self.entries.iter().filter(move |e| e.marker == marker && names.iter().any(|n| e.names.matches(n)))
+    /// Reads one line, when it stands for this host.
+    fn entry(&self, line: &str) -> Option<(Marker, bool, PublicKey)> {
+        let blank = |c: char| c == ' ' || c == '\t';
+        let word = |rest: &mut &str| -> Option<String> {
+            let (w, tail) = rest.split_once(blank).unwrap_or((rest, ""));
+            let w = w.to_string();
+            *rest = tail.trim_start_matches(blank);
+            Some(w).filter(|w| !w.is_empty())
+        };
+        let mut rest = line.trim_matches(|c: char| blank(c) || c == '\r');
+        if rest.starts_with('#') {
+            return None;
+        }
+        let mut marker = Marker::Plain;
+        while rest.starts_with('@') {
+            // Each line has one marker at most.
+            marker = match (marker, word(&mut rest)?.as_str()) {
+                (Marker::Plain, "@revoked") => Marker::Revoked,
+                (Marker::Plain, "@cert-authority") => Marker::Authority,
+                _ => return None,
+            };
+        }
+        let names = Names::parse(&word(&mut rest)?)?;
+        let own = names.matches(&self.name);
+        if !own && !self.bare.as_deref().is_some_and(|bare| names.matches(bare)) {
+            return None;
+        }
+        let (kind, blob) = (word(&mut rest)?, word(&mut rest)?);
+        let key = parse_public_key_base64(&blob).ok()?;
+        (key.algorithm().as_str() == kind).then_some((marker, own, key))
     }
 
-    /// Judges a plain key that `host` on `port` showed.
-    pub(super) fn judge(&self, host: &str, port: u16, key: &PublicKey) -> Verdict {
-        if let Some((file, line)) = self.revoked(host, port, key) {
+    fn marked(&self, marker: Marker) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |e| e.marker == marker)
+    }
+
+    /// Judges a plain key that the host showed.
+    pub(super) fn judge(&self, key: &PublicKey) -> Verdict {
+        if let Some((file, line)) = self.revoked(key) {
             return Verdict::Revoked { file, line };
         }
-        let names = lookup_names(host, port);
         let same = |e: &&Entry| e.key.key_data() == key.key_data();
-        let (own, all) = (names.get(..1).unwrap_or_default(), &names);
-        if self.of(Marker::Plain, own).any(|e| same(&e)) {
+        let own = || self.marked(Marker::Plain).filter(|e| e.own);
+        if own().any(|e| same(&e)) {
             return Verdict::Known;
         }
-        if let Some(e) = self.of(Marker::Plain, own).find(|e| e.key.algorithm() == key.algorithm()) {
+        if let Some(e) = own().find(|e| e.key.algorithm() == key.algorithm()) {
             return Verdict::Changed { file: e.file.clone(), line: e.line };
         }
         // As OpenSSH does: for another port than 22, a key recorded for the bare name is taken when it is the same.
-        if self.of(Marker::Plain, all).any(|e| same(&e)) { Verdict::Known } else { Verdict::Unknown }
+        if self.marked(Marker::Plain).any(|e| same(&e)) { Verdict::Known } else { Verdict::Unknown }
     }
 
-    /// The keys of certificate authorities that may vouch for this host.
-    pub(super) fn authorities(&self, host: &str, port: u16) -> Vec<PublicKey> {
-        self.of(Marker::Authority, &lookup_names(host, port)).map(|e| e.key.clone()).collect()
+    /// The keys of certificate authorities that may vouch for the host.
+    pub(super) fn authorities(&self) -> Vec<PublicKey> {
+        self.marked(Marker::Authority).map(|e| e.key.clone()).collect()
     }
 
-    /// The plain keys recorded for this host; their types are asked for first.
-    pub(super) fn keys(&self, host: &str, port: u16) -> Vec<PublicKey> {
-        self.of(Marker::Plain, &lookup_names(host, port)).map(|e| e.key.clone()).collect()
+    /// The plain keys recorded for the host; their types are asked for first.
+    pub(super) fn keys(&self) -> Vec<PublicKey> {
+        self.marked(Marker::Plain).map(|e| e.key.clone()).collect()
     }
 
-    /// Where a key is revoked for this host: a host key, or that of an authority.
-    pub(super) fn revoked(&self, host: &str, port: u16, key: &PublicKey) -> Option<(PathBuf, usize)> {
-        let names = lookup_names(host, port);
-        self.of(Marker::Revoked, &names).find(|e| e.key.key_data() == key.key_data()).map(|e| (e.file.clone(), e.line))
+    /// Where a key is revoked for the host: a host key, or that of an authority.
+    pub(super) fn revoked(&self, key: &PublicKey) -> Option<(PathBuf, usize)> {
+        self.marked(Marker::Revoked).find(|e| e.key.key_data() == key.key_data()).map(|e| (e.file.clone(), e.line))
     }
-
-    /// The lines of the first file that stand for this very name; for comparing with `ssh-keygen -F`.
-    #[cfg(test)]
-    fn lines(&self, name: &str) -> Vec<usize> {
-        self.entries.iter().filter(|e| e.names.matches(name)).map(|e| e.line).collect()
-    }
-}
-
-/// Reads one line.
-fn entry(line: &str) -> Option<(Marker, Names, PublicKey)> {
-    let blank = |c: char| c == ' ' || c == '\t';
-    let word = |rest: &mut &str| -> Option<String> {
-        let (w, tail) = rest.split_once(blank).unwrap_or((rest, ""));
-        let w = w.to_string();
-        *rest = tail.trim_start_matches(blank);
-        Some(w).filter(|w| !w.is_empty())
-    };
-    let mut rest = line.trim_matches(|c: char| blank(c) || c == '\r');
-    if rest.starts_with('#') {
-        return None;
-    }
-    let mut marker = Marker::Plain;
-    while rest.starts_with('@') {
-        // Each line has one marker at most.
-        marker = match (marker, word(&mut rest)?.as_str()) {
-            (Marker::Plain, "@revoked") => Marker::Revoked,
-            (Marker::Plain, "@cert-authority") => Marker::Authority,
-            _ => return None,
-        };
-    }
-    let names = Names::parse(&word(&mut rest)?)?;
-    let (kind, blob) = (word(&mut rest)?, word(&mut rest)?);
-    let key = parse_public_key_base64(&blob).ok()?;
-    (key.algorithm().as_str() == kind).then_some((marker, names, key))
-}
-
-fn lookup_names(host: &str, port: u16) -> Vec<String> {
-    let mut names = vec![entry_name(host, port)];
-    if port != 22 {
-        names.push(host.to_ascii_lowercase());
-    }
-    names
 }
 
 #[cfg(test)]
