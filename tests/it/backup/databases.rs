@@ -427,12 +427,13 @@ fn controller_killed(tool: &'static str) {
         s.script("all", "let t = vault.snapshot_database(shop); vault.restore_test(t, #{ server: copy, compare: true });");
         let began = Instant::now();
         s.p.expect(&["run", "all.rhai", "--env", "test"], 0);
-        let whole = began.elapsed();
+        let mut whole = began.elapsed();
         let first = s.p.json(&["runs"]).1["runs"].as_array().map_or(0, Vec::len);
-        let mut kills = 0;
-        for n in 0..rounds {
+        let (mut kills, mut n) = (0, 0);
+        // More of them where runs end before they are killed: then they are faster than the first was.
+        while n < rounds || (kills < rounds && n < 4 * rounds) {
             let mut run = s.p.start(&["run", "all.rhai", "--env", "test"]);
-            let mut tries = 0;
+            let (mut tries, began) = (0, Instant::now());
             loop {
                 let wait = whole.mul_f64(0.05 + 0.9 * chance());
                 let until = Instant::now() + wait;
@@ -443,6 +444,9 @@ fn controller_killed(tool: &'static str) {
                 }
                 if let Some(status) = done {
                     assert_eq!(status, 0, "{}", s.p.text(&["show"]).1);
+                    if tries == 0 {
+                        whole = whole.min(began.elapsed());
+                    }
                     break;
                 }
                 run.0.kill().unwrap();
@@ -466,10 +470,11 @@ fn controller_killed(tool: &'static str) {
             }
             assert_eq!(s.server.named("runbook_test"), "", "round {n}");
             assert_eq!(s.snapshots().len(), n + 2, "{} into {}: round {n}: one snapshot for each run", s.server.kind(), s.tool);
+            n += 1;
         }
         s.run("verify", "for t in vault.list() { vault.verify(t); }", 0);
         println!(
-            "{} into {}: {rounds} runs of {whole:?}, the controller killed {kills} times: one whole snapshot each, no database left",
+            "{} into {}: {n} runs of {whole:?}, the controller killed {kills} times: one whole snapshot each, no database left",
             s.server.kind(),
             s.tool
         );

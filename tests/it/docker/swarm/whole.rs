@@ -44,6 +44,7 @@ phase "The shop" {
     step "Three of it" { let before = web.scale(3, soon); log(before); } undo { web.scale(2, soon); }
     step "n3 is drained" {
         swarm.node("n3").drain();
+        web.wait_converged(soon);
         log(swarm.node("n3").tasks());
     } undo { swarm.node("n3").activate(); }
 }
