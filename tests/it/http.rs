@@ -198,7 +198,7 @@ fn pages_are_read_and_requests_sent_to_a_stock_web_server() {
     }
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("page.txt"), "Welcome to the shop").unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+    let port = crate::support::free_port();
     let mut server = std::process::Command::new("python3")
         .args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()])
         .current_dir(dir.path())

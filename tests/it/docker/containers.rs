@@ -150,7 +150,7 @@ async fn an_engine_that_is_not_there_or_may_not_be_asked_is_named() {
 async fn an_engine_at_a_port_is_asked_with_certificates_and_by_nobody_without() {
     let (Some(mut p), Some(ca), Some(other)) = (Pair::start(), Ca::new("docker"), Ca::new("another")) else { return };
     let srv = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+    let port = crate::support::free_port();
     let Some(engine) = Engine::start_with_tls(srv.path(), port, &ca) else { return };
     let (cert, key) = ca.certificate(&Certificate::default());
     for (name, text) in [("ca.pem", ca.pem()), ("other.pem", other.pem()), ("cert.pem", cert), ("key.pem", key)] {

@@ -34,7 +34,7 @@ fn a_context_leads_to_a_socket_a_port_or_a_host_of_the_inventory() {
     assert!(status == 0 && said.contains(&format!("it is {version}, host \"\"")), "{said}");
 
     let srv = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+    let port = crate::support::free_port();
     let Some(_engine) = Engine::start_with_tls(srv.path(), port, &ca) else { return };
     let (cert, key) = ca.certificate(&Certificate::default());
     std::fs::write(at.join("c.pem"), cert).unwrap();

@@ -6,8 +6,7 @@ use super::*;
 
 /// Ports of 127.0.0.1 that nothing has.
 pub fn ports<const N: usize>() -> [u16; N] {
-    let held: Vec<_> = (0..N).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    std::array::from_fn(|i| held[i].local_addr().unwrap().port())
+    std::array::from_fn(|_| crate::support::free_port())
 }
 
 /// A server that its host's `control` starts and stops, in a folder of its own.

@@ -1,7 +1,6 @@
 //! A real BIND name server on loopback, in a folder of its own, run as the present user.
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,10 +15,6 @@ pub struct Bind {
     pub port: u16,
     child: Option<Child>,
     resolver: bool,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
 impl Bind {
@@ -56,7 +51,7 @@ impl Bind {
             return None;
         }
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut b = Bind { dir, port: free_port(), child: None, resolver };
+        let mut b = Bind { dir, port: super::free_port(), child: None, resolver };
         let zones = zones(&b);
         let mut conf = String::new();
         let _ = write!(

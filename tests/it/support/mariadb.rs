@@ -61,7 +61,7 @@ impl Mariadb {
         }
         let copied = Command::new("cp").arg("-a").arg(template()).arg(dir.path().join("data")).status().expect("cp");
         assert!(copied.success());
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = super::free_port();
         let mut m = Mariadb { dir, port, id, extra: extra.into(), child: None };
         m.up();
         Some(m)

@@ -49,6 +49,23 @@ pub fn have(tool: &str) -> bool {
     false
 }
 
+/// A port of 127.0.0.1 that nothing has, below those that the system gives to connections that go out: those come and go all the time.
+#[allow(dead_code)]
+pub fn free_port() -> u16 {
+    let low: u16 = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .ok()
+        .and_then(|t| t.split_whitespace().next()?.parse().ok())
+        .filter(|low| *low > 12_000)
+        .unwrap_or(32_768);
+    for _ in 0..1000 {
+        let port = rand::random_range(10_000..low);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() && std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("there is no free port from 10000 to {low}")
+}
+
 /// A script's array of texts.
 pub fn list(items: &[&str]) -> Value {
     Value::List(items.iter().map(|s| (*s).into()).collect())

@@ -1,6 +1,5 @@
 //! A real PowerDNS authoritative server on loopback with a SQLite database, in a folder of its own, run as the present user.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,10 +16,6 @@ pub struct Pdns {
     child: Option<Child>,
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
-}
-
 impl Pdns {
     /// Starts a server that holds `zones`, each with its SOA and one name server.
     pub fn start(zones: &[&str]) -> Option<Pdns> {
@@ -28,7 +23,7 @@ impl Pdns {
             return None;
         }
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let (api, dns) = (free_port(), free_port());
+        let (api, dns) = (super::free_port(), super::free_port());
         let db = dir.path().join("pdns.db");
         let schema =
             ["/usr/share/pdns-backend-sqlite3/schema/schema.sqlite3.sql", "/usr/share/doc/pdns-backend-sqlite3/schema.sqlite3.sql"];

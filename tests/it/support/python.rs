@@ -17,6 +17,14 @@ pub fn program(name: &str) -> Option<PathBuf> {
     None
 }
 
+/// The folder of one of those packages; like [`program`].
+pub fn package(name: &str) -> Option<PathBuf> {
+    let bin = program("python")?;
+    let lib = bin.parent().and_then(|p| p.parent()).expect("a folder").join("lib");
+    let mut all = std::fs::read_dir(&lib).expect("its libraries").flatten().map(|e| e.path().join("site-packages").join(name));
+    Some(all.find(|p| p.is_dir()).unwrap_or_else(|| panic!("{} has no {name}: tests/run installs tests/requirements.txt", lib.display())))
+}
+
 /// The stand-in for Cloudflare's API; killed on drop.
 pub struct Cloudflare {
     child: Child,
@@ -99,7 +107,7 @@ impl Moto {
     /// Starts it with the public zone `example.test`; with or without a session that the gate wants.
     pub fn start(session: bool) -> Option<Moto> {
         let (server, python) = (program("moto_server")?, program("python")?);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = super::free_port();
         let child = Command::new(server)
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
             .stdin(Stdio::null())

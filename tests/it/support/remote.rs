@@ -4,10 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
-}
-
 fn wait_for(port: u16) {
     let began = Instant::now();
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -28,7 +24,7 @@ impl S3 {
     /// Starts one, without any bucket.
     pub fn start() -> Option<S3> {
         let (server, python) = (super::python::program("moto_server")?, super::python::program("python")?);
-        let port = free_port();
+        let port = super::free_port();
         // The three requests that make the user are the last that need no signature.
         let child = Command::new(server)
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
@@ -91,7 +87,7 @@ impl Rest {
             echo subjectAltName=IP:127.0.0.1 >ext && openssl x509 -req -in s.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out s.pem -extfile ext";
         let made = Command::new("sh").args(["-c", script]).current_dir(dir).output().expect("sh");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut r = Rest { dir: dir.to_path_buf(), child: None, port: free_port() };
+        let mut r = Rest { dir: dir.to_path_buf(), child: None, port: super::free_port() };
         r.up();
         Some(r)
     }

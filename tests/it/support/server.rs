@@ -1,7 +1,7 @@
 //! The SSH servers that the tests run against, behind one face: OpenSSH, dropbear, and the server of the embedded lab.
 
 use std::collections::BTreeMap;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -138,7 +138,7 @@ impl Dropbear {
         let shown = run("dropbearkey", &["-y", "-f", "host_key"]);
         let key = shown.lines().find(|l| l.starts_with("ssh-ed25519 ")).expect("the host key");
         std::fs::copy(p("user_key.pub"), p("home/.ssh/authorized_keys")).expect("a copy");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = super::free_port();
         std::fs::write(p("known_hosts"), format!("[127.0.0.1]:{port} {key}\n")).expect("known_hosts");
         let around = Around { home: Some(p("home")), ..around };
         let mut s = Dropbear { dir, port, args: args.iter().map(|a| (*a).to_string()).collect(), around, child: None };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -89,7 +89,7 @@ impl Sshd {
                 .expect("ssh-keygen");
             assert!(done.success());
         }
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = super::free_port();
         let mut s = Sshd { dir, port, extra: extra.to_string(), around, child: None };
         std::fs::copy(s.path("user_key.pub"), s.path("authorized_keys")).expect("a copy");
         let key = std::fs::read_to_string(s.path("host_key.pub")).expect("the host key");
