@@ -119,7 +119,7 @@ async fn what_goes_wrong_is_said() {
     bad[good.len() / 2] ^= 1;
     std::fs::write(&rows, bad).unwrap();
     let e = s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap_err();
-    assert!(e.code == Code::DB_COPY && e.message.contains("is not as it was made"), "{}", e.message);
+    assert!(e.code == Code::DB_COPY && e.message.contains("is not as it was dumped"), "{}", e.message);
     std::fs::write(&rows, good).unwrap();
     s.run("shop_new", "load", vec![f.at("shop")]).await.unwrap();
     s.equal().await;

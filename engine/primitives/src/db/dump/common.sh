@@ -38,6 +38,20 @@ broken() {
   [ "$1" -le 128 ] || say "$2 was killed from outside ($(($1 - 128)))"
   exit 1
 }
+# Brings files to the disk: these alone, where sync can.
+settle() { sync "$@" 2>/dev/null || sync; }
+# Whether the file of the line "SUM  FILE" has that sum; why not is said into the file $2.
+intact() {
+  echo "$1" | sha256sum -c --status 2>"$2"
+  s=$?
+  [ "$s" != 0 ] || return 0
+  if [ "$s" -gt 128 ]; then
+    echo "runbook: sha256sum was killed from outside ($((s - 128)))" >"$2"
+  else
+    echo "runbook: ${1#*  } is not as it was dumped: its checksum is another" >"$2"
+  fi
+  return 1
+}
 # Calls $2 with every line of the file $1, as many at once as there are jobs; what fails has said why in $j/e.N, and ends all. The
 # names of its own begin with each_, since all names are of the whole script.
 each() {

@@ -4,7 +4,7 @@
 //! Its folder holds `lock` (held as long as any process of it lives), `id`, `pid`, `script` (no secrets), `slot` (its exit status),
 //! `out`, `err`, and what the script keeps for itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runbook_core::cancel::Cancel;
 use runbook_core::primitive::Cx;
@@ -91,7 +91,8 @@ impl Job<'_> {
         }
         let mut wait = Duration::from_millis(40);
         loop {
-            let poll = self.ask(cx, (self.who)(format!("{}{}\n{POLL}", self.head(), self.counted)));
+            let asked = Instant::now();
+            let poll = self.ask(cx, (self.who)(format!("{}wait={:.3}\n{}\n{POLL}", self.head(), wait.as_secs_f64(), self.counted)));
             let text = tokio::select! {
                 text = poll => text,
                 () = cx.cancel.cancelled() => Err(Error::new(Code::ABORTED, "stopped")),
@@ -105,7 +106,8 @@ impl Job<'_> {
             if !running {
                 return Ok(End { said: cx.redactor.text(&end.said), ..end });
             }
-            if cx.sleep(wait).await.is_err() {
+            // Nothing, when the host has waited itself.
+            if cx.sleep(wait.saturating_sub(asked.elapsed())).await.is_err() {
                 return Err(self.stopped(cx).await);
             }
             wait = (wait * 3 / 2).min(Duration::from_secs(1));

@@ -162,13 +162,15 @@ if [ "$binlog" = yes ] && [ "$count" -gt 1 ]; then
 fi
 await $kids
 cat "$j"/index.* >"$j/files" || exit 1
-# What is on the disk is what will be loaded.
-sync
-cut -f 1 "$j/files" | while IFS= read -r f; do sha256sum "$f" || exit 1; done >"$j/sums" || exit 1
+cut -f 1 "$j/files" >"$j/all"
+summed() { settle "$1" && sha256sum "$1" >>"$j/w.$2" 2>"$j/e.$2"; }
+each "$j/all" summed
+cat "$j"/w.* >"$j/sums"
+[ "$(wc -l <"$j/sums")" = "$(wc -l <"$j/all")" ] || fail "not every file of the dump could be read"
 {
   printf 'runbook-dump\t1\n'
   head
   printf 'position\t%s\n' "$(tr '\t\n' '  ' <"$j/position")"
   awk -F '\t' -v OFS='\t' 'NR == FNR { split($0, p, /  /); sum[p[2]] = p[1]; next } { print "file", $1, $2, $3, $4, sum[$1], $5 }' "$j/sums" "$j/files"
   printf 'end\tyes\n'
-} >manifest.new && sync && mv -f manifest.new manifest || fail "the manifest cannot be written"
+} >manifest.new && settle manifest.new && mv -f manifest.new manifest && settle . || fail "the manifest cannot be written"

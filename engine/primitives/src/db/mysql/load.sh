@@ -33,10 +33,7 @@ LINE
     echo "$rows $bytes" >>"$j/w.$n"
     return 0
   fi
-  echo "$sum  $f" | sha256sum -c --status 2>"$j/e.$n" || {
-    echo "runbook: $f is not as it was dumped: its checksum is another" >"$j/e.$n"
-    return 1
-  }
+  intact "$sum  $f" "$j/e.$n" || return 1
   rm -f "$j/rc.$n"
   mark="INSERT INTO _runbook_loaded VALUES ('$f');"
   {

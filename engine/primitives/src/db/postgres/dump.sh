@@ -6,7 +6,7 @@ cd "$d" || exit 1
 rm -rf manifest manifest.new data "$j"/w.* || exit 1
 pg_dump --no-password -T '*._runbook_actions' -N _runbook -Fd -j "$jobs" -Z "$level" -f "$d/data" || broken $? pg_dump
 pg_restore -l data >"$j/list" || broken $? pg_restore
-# Every file once more: that it reads, how many rows it has, and what its checksum is.
+# It has brought its files to the disk. Every one once more: that it reads, how many rows it has, and what its checksum is.
 file() {
   f=$1 n=$2
   i=${f#data/}
@@ -36,4 +36,4 @@ each "$j/all" file
   printf 'tables\t%s\n' "$(grep -c '^[0-9]*; [0-9]* [0-9]* TABLE DATA ' "$j/list")"
   cat "$j"/w.*
   printf 'end\tyes\n'
-} >manifest.new && sync && mv -f manifest.new manifest || fail "the manifest cannot be written"
+} >manifest.new && settle manifest.new && mv -f manifest.new manifest && settle . || fail "the manifest cannot be written"
