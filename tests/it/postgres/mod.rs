@@ -12,3 +12,4 @@ mod recovery_end;
 mod switch;
 mod tls;
 mod tunnel;
+mod way_back;

@@ -51,6 +51,8 @@ pub struct Replicate {
     pub jobs: Option<usize>,
     /// Whether what is in the way there may be removed.
     pub replace: bool,
+    /// Whether the primary is to follow once this database has taken over; asked of kinds and modes that have no other way back.
+    pub way_back: bool,
 }
 
 /// What setting up replication did.

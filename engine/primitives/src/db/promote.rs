@@ -28,7 +28,8 @@ pub(super) fn register(r: &mut Registry) {
             "Takes a promotion back: the undo of `promote`.\n\nWrites here are stopped. Rows that came since the promotion are copied back into \
              the other database, which stays fenced, and both are compared. Then this is a write-protected copy again. Safe also when \
              `promote` had only begun or never happened.\n\nSQLite copies the rows back; MariaDB and MySQL let the other side replicate them; PostgreSQL rewinds \
-             the other side (`pg_rewind`) or copies it anew, and it follows until it has everything. The last takes as long as the copy.",
+             the other side (`pg_rewind`) or copies it anew, and it follows until it has everything. The last takes as long as the copy. \
+             After a logical replica of PostgreSQL took over, there is a way back only where `replicate_from` was told `way_back`; it ends replication.",
         )
         .arg("other", Ty::Record(DATABASE), "The database that took the writes before.")
         .option("within", Ty::Duration, "How long to wait for writers to end their transactions; 30s unless given.")

@@ -26,6 +26,7 @@ pub(super) fn register(r: &mut Registry) {
         .option("mode", Ty::Str, "MariaDB and MySQL: `gtid` (usual) or `position`, which copy rows; MariaDB: `physical`, which copies the files of the whole server by mariabackup. PostgreSQL: `physical` (the whole cluster; usual) or `logical` (one database, also to another major version).")
         .option("jobs", Ty::Int, "How many streams at once load the first copy of rows; chosen by the host's processors unless given.")
         .option("replace", Ty::Bool, "Removes what is in the way there.")
+        .option("way_back", Ty::Bool, "PostgreSQL, `logical`: once this database is promoted, the other one follows it, so that `demote` has a way back. Everything else has one by itself. The promoted server keeps its log for that until `demote`, or `stop_replication` of the other one.")
         .returns(Ty::Record("Replication"))
         .example("database(\"shop_new\").replicate_from(database(\"shop_old\"), #{ jobs: 4 });")
         .errors(&[
@@ -100,6 +101,7 @@ impl Primitive for ReplicateFrom {
             mode: call.opt_str("mode").map(str::to_string),
             jobs: table_options(call)?.jobs,
             replace: call.opt_bool("replace"),
+            way_back: call.opt_bool("way_back"),
         };
         let done = db.driver(cx)?.replicate_from(cx, &db, &primary, &options).await?;
         // The switch to come opens new sessions on both sides while users are cut off.

@@ -11,6 +11,7 @@ use super::client::{Conn, Texts, col};
 use super::data::{NAME, OURS};
 use super::settings::Replication;
 use super::sql::{ident, lit};
+use super::standby::{LOGICAL, primary_settings, ready};
 use super::state::Node;
 use crate::db::driver::Db;
 
@@ -29,12 +30,17 @@ impl Plan {
     /// What the role of the replicas must be able to read.
     pub(super) fn grants(&self, node: &Node, r: &Replication) -> String {
         let role = ident(&r.user);
-        if node.version >= 140_000 {
-            return format!("GRANT pg_read_all_data TO {role}");
+        if let Some(grant) = grant_all(node, r) {
+            return grant;
         }
         let each = self.schemas.iter().map(|s| format!("GRANT USAGE ON SCHEMA {s} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO {role}; GRANT SELECT ON ALL SEQUENCES IN SCHEMA {s} TO {role}"));
         each.collect::<Vec<_>>().join("; ")
     }
+}
+
+/// Lets the role of the replicas read every table, where the server has a word for that.
+pub(super) fn grant_all(node: &Node, r: &Replication) -> Option<String> {
+    (node.version >= 140_000).then(|| format!("GRANT pg_read_all_data TO {}", ident(&r.user)))
 }
 
 /// A digest of definitions.
@@ -53,16 +59,9 @@ fn first(rows: &[Texts], kind: &str) -> Vec<String> {
 /// Looks at the primary, and refuses by name what would break its applications or be lost.
 pub(super) async fn plan(cx: &Cx, db: &Db, conn: &Conn, node: &Node) -> Result<Plan> {
     let refuse = |why: String, hint: String| Err(Error::new(Code::DB_SETTINGS, why).hint(hint).host(&db.host));
-    if node.in_recovery {
-        return refuse(format!("\"{}\" is a standby itself", db.name), "replicate from its primary".into());
-    }
-    if !node.superuser {
-        return refuse(format!("the role that logs in to \"{}\" is no super-user", db.name), "log in as postgres: sudo = true".into());
-    }
+    ready(db, node, &primary_settings(conn).await?, &LOGICAL)?;
     let sql = format!(
-        "SELECT 'set', name || '=' || setting FROM pg_settings WHERE name IN ('wal_level', 'max_wal_senders', 'max_replication_slots'); \
-         SELECT 'senders', count(*) FROM pg_stat_replication; SELECT 'slots', count(*) FROM pg_replication_slots; \
-         SELECT 'keyless', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND {OURS} \
+        "SELECT 'keyless', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND {OURS} \
            AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid)) ORDER BY 2; \
          SELECT 'unlogged', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND {OURS} ORDER BY 2; \
          SELECT 'secured', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND {OURS} ORDER BY 2; \
@@ -73,25 +72,6 @@ pub(super) async fn plan(cx: &Cx, db: &Db, conn: &Conn, node: &Node) -> Result<P
            FROM pg_database WHERE datname = current_database()"
     );
     let rows = conn.texts(&sql).await?;
-    let get =
-        |name: &str| first(&rows, "set").iter().find_map(|s| s.strip_prefix(&format!("{name}=")).map(str::to_string)).unwrap_or_default();
-    if get("wal_level") != "logical" {
-        return refuse(
-            format!("\"{}\" has wal_level = {}: logical replication needs logical", db.name, get("wal_level")),
-            "ALTER SYSTEM SET wal_level = logical, then restart it (its users notice)".into(),
-        );
-    }
-    for (name, used) in [("max_wal_senders", "senders"), ("max_replication_slots", "slots")] {
-        let (max, used): (i64, i64) =
-            (get(name).parse().unwrap_or(0), first(&rows, used).first().and_then(|n| n.parse().ok()).unwrap_or(0));
-        // One for the replica, two for the tables that are copied at once.
-        if max - used < 3 {
-            return refuse(
-                format!("\"{}\" has {name} = {max}, of which {used} are in use: 3 more are needed", db.name),
-                format!("ALTER SYSTEM SET {name} = {}, then restart it (its users notice)", used + 5),
-            );
-        }
-    }
     let keyless = first(&rows, "keyless");
     if !keyless.is_empty() {
         return refuse(

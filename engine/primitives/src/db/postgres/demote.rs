@@ -19,6 +19,7 @@ use super::standby::streams;
 use super::state::{Lsn, Mark, Node, look, set};
 use super::status::lacks;
 use super::switch::{end_recovery, handed, not_promoted};
+use super::turned::{given_back, let_go};
 use crate::db::driver::{Db, Switched};
 use crate::ssh::quote;
 
@@ -60,7 +61,11 @@ pub(super) async fn demote(cx: &Cx, db: &Db, other: &Db, within: Duration) -> Re
         let (here, there) = futures::try_join!(reach(cx, db), reach(cx, other))?;
         match (here, there) {
             (Reach::Up(a), Reach::Up(b)) if a.1.replica.is_some() || a.1.promoted.as_ref().is_some_and(|p| p.logical) => {
-                return super::subscribed::demote(db, &a.1, other, &b.0, &b.1).await;
+                return super::subscribed::demote(cx, db, &a.1, other, (&b.0, &b.1), within).await;
+            }
+            (Reach::Up(a), Reach::Up(b)) if given_back(&a.1, other, &b.1) => {
+                let_go(cx, &a.0, other).await?;
+                return Ok(Switched { changed: false, note: format!("it has given everything back to \"{}\" already", other.name) });
             }
             (Reach::Up(a), Reach::Up(b)) if !b.1.in_recovery => {
                 if a.1.in_recovery {

@@ -21,6 +21,7 @@ use super::kept;
 use super::settings;
 use super::sql::lit;
 use super::state::{Lsn, Mark, Node, look, restore, set};
+use super::turned::abandon;
 use crate::db::driver::{Db, Fence};
 
 fn fault(db: &Db, why: impl Into<String>) -> Error {
@@ -422,6 +423,9 @@ pub(super) async fn unfence(cx: &Cx, db: &Db, force: bool) -> Result<bool> {
         return Err(Error::new(Code::DB_NOT_FENCED, format!("\"{}\" has handed over to \"{to}\": both would take writes", db.name))
             .hint(format!("take that back first, with demote on \"{to}\"; unfence(#{{ force: true }}) abandons the rows that it took"))
             .host(&db.host));
+    }
+    if let Some(replica) = &node.replica {
+        Box::pin(abandon(cx, db, &conn, replica)).await?;
     }
     let database = database_ident(db)?;
     conn.run(&format!(

@@ -14,12 +14,13 @@ use super::client::{Conn, col};
 use super::cluster::Cluster;
 use super::copy::end_leftover;
 use super::data::{admin, database_ident, unless_stopped};
-use super::login::{conn_value, conninfo, ensure_role, put_password, try_login};
+use super::login::{conn_value, conninfo, ensure_role, put_password, remove_password, try_login};
 use super::settings::{self, Replication, replication};
 use super::slots::slot;
 use super::sql::{ident, lit};
 use super::state::{Node, Replica, set};
 use super::subscribed::{failure, settled};
+use super::turned;
 use crate::db::driver::{Db, Replicate, Replicated};
 use crate::ssh::quote;
 
@@ -28,6 +29,10 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
     unless_stopped(cx, db, async {
         let (p, node) = admin(cx, primary).await?;
         let plan = Box::pin(carried::plan(cx, primary, &p, &node)).await?;
+        if options.way_back {
+            let (s, s_node) = admin(cx, &settings::beside(db, "postgres")).await?;
+            Box::pin(turned::may_turn(cx, db, primary, &s, &s_node)).await?;
+        }
         let cluster = Cluster::of(cx, db).await?;
         let r = replication(cx, primary)?;
         ensure_role(cx, &p, &r).await.map_err(|e| e.host(&primary.host))?;
@@ -38,7 +43,7 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
         // What an earlier try has left at work.
         end_leftover(&cluster).await?;
         cluster.must("clearing up", &cluster.script("rm -f \"$d\".runbook-schema.*")?, None).await?;
-        let (changed, there) = Box::pin(place(cx, db, primary, &p, &node, &plan, options.replace)).await?;
+        let (changed, there) = Box::pin(place(cx, db, primary, &p, &node, &plan, options)).await?;
         let (conn, mark) = match there.loaded {
             true => (admin(cx, db).await?.0, there),
             false => Box::pin(load(cx, &cluster, db, primary, &r, there)).await?,
@@ -66,7 +71,7 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
 
 /// Ends a statement of this database's sessions that an earlier try has left at work: what it makes would come into being after this
 /// has looked.
-async fn end_left(cx: &Cx, conn: &Conn, begins: &str) -> Result<()> {
+pub(super) async fn end_left(cx: &Cx, conn: &Conn, begins: &str) -> Result<()> {
     let sql = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
          AND starts_with(query, {}) AND state = 'active'",
@@ -79,7 +84,8 @@ async fn end_left(cx: &Cx, conn: &Conn, begins: &str) -> Result<()> {
 }
 
 /// Finds or makes the database, closed and marked.
-async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Plan, replace: bool) -> Result<(bool, Replica)> {
+async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Plan, options: &Replicate) -> Result<(bool, Replica)> {
+    let (replace, way_back) = (options.replace, options.way_back);
     let refuse = |code: Code, why: String, hint: &str| Err(Error::new(code, why).hint(hint).host(&db.host));
     let server = settings::beside(db, "postgres");
     let (s, s_node) = admin(cx, &server).await?;
@@ -104,6 +110,7 @@ async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Pla
         slot: slot(db),
         schema: plan.schema.clone(),
         loaded: false,
+        way_back,
     };
     let name = settings::database(db)?;
     let create = format!("CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS true CONNECTION LIMIT 0", ident(name));
@@ -111,7 +118,14 @@ async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Pla
     if s.text(&format!("SELECT oid FROM pg_database WHERE datname = {}", lit(name))).await?.is_some() {
         let (conn, there) = admin(cx, db).await?;
         match there.replica {
-            Some(m) if m.system == mark.system && m.oid == mark.oid && m.loaded && !replace => return Ok((false, m)),
+            Some(m) if m.system == mark.system && m.oid == mark.oid && m.loaded && !replace => {
+                let changed = m.way_back != way_back;
+                let m = Replica { way_back, ..m };
+                if changed {
+                    conn.run(&set(&ident(name), "replica", &m)?).await?;
+                }
+                return Ok((changed, m));
+            }
             // What an earlier try has left.
             Some(m) if m.system == mark.system && m.oid == mark.oid => unsubscribe(&conn).await?,
             Some(m) if !replace => {
@@ -173,6 +187,8 @@ async fn subscribe(
     mark: &Replica,
 ) -> Result<bool> {
     let (name, quoted) = (&mark.slot, ident(&mark.slot));
+    // Of a promotion that did not come about.
+    turned::forget(cx, conn, primary).await?;
     if p.text(&format!("SELECT pubname FROM pg_publication WHERE pubname = {}", lit(name))).await?.is_none() {
         p.run(&format!("CREATE PUBLICATION {quoted} FOR ALL TABLES")).await?;
     }
@@ -230,13 +246,16 @@ pub(super) const SUBSCRIBED: &str =
     "pg_subscription s WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND subname LIKE 'runbook\\_%'";
 
 /// Ends the subscriptions of a database, without asking the other side.
-async fn unsubscribe(conn: &Conn) -> Result<()> {
+pub(super) async fn unsubscribe(conn: &Conn) -> Result<()> {
     let all = conn.texts(&format!("SELECT quote_ident(subname) FROM {SUBSCRIBED}")).await?;
     for r in &all {
         conn.run(&dropped(col(r, 0))).await?;
     }
     Ok(())
 }
+
+/// How the transaction begins by which a subscriber takes over: with [`dropped`].
+pub(super) const TAKES_OVER: &str = "BEGIN; ALTER SUBSCRIPTION";
 
 /// The statements that end a subscription and leave its slot alone.
 pub(super) fn dropped(subscription: &str) -> String {
@@ -250,12 +269,12 @@ pub(super) async fn stop(cx: &Cx, db: &Db, conn: &Conn, mark: &Replica) -> Resul
     unsubscribe(conn).await?;
     let primary = Db::find(cx, &mark.primary)?;
     let (p, node) = admin(cx, &primary).await?;
+    turned::forget(cx, conn, &primary).await?;
     if node.system == mark.system && !node.in_recovery {
         super::slots::drop_slot(cx, &p, &mark.slot).await?;
         p.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&mark.slot))).await?;
     }
-    let cluster = Cluster::of(cx, db).await?;
-    cluster.must("removing the replication password", &cluster.script("rm -f \"$d.runbook-pass\"")?, None).await?;
+    remove_password(cx, db).await?;
     conn.run(&format!("ALTER DATABASE {} RESET runbook.replica", database_ident(db)?)).await?;
     Ok(true)
 }

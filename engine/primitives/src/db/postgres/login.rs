@@ -78,6 +78,12 @@ pub(super) async fn put_password(cx: &Cx, cluster: &Cluster<'_>, r: &Replication
     cluster.must("keeping the replication password", &script, Some(line.into_bytes())).await.map(|_| ())
 }
 
+/// Removes it, when nobody follows by it any more.
+pub(super) async fn remove_password(cx: &Cx, db: &Db) -> Result<()> {
+    let cluster = Cluster::of(cx, db).await?;
+    cluster.must("removing the replication password", &cluster.script("rm -f \"$d.runbook-pass\"")?, None).await.map(|_| ())
+}
+
 /// Logs in from the standby's host to the primary as the standby will, and sees that it is that very cluster.
 pub(super) async fn try_login(
     cx: &Cx,

@@ -29,6 +29,7 @@ mod streamed;
 mod subscribed;
 mod switch;
 mod target;
+mod turned;
 mod value;
 mod wal;
 

@@ -12,14 +12,29 @@ use super::cluster::{Cluster, Data};
 use super::copy::rebuild;
 use super::data::{admin, unless_stopped};
 use super::delayed::{go_on, held};
-use super::login::{conninfo, prepare};
+use super::login::{conninfo, prepare, remove_password};
 use super::slots::{drop_slot, slot};
 use super::sql::lit;
 use super::state::Node;
 use crate::db::driver::{Db, Replicate, Replicated, cannot};
 
-/// The least that a primary must have set.
-fn ready(db: &Db, node: &Node, settings: &BTreeMap<String, String>) -> Result<()> {
+/// What a way of replicating asks of its primary.
+pub(super) struct Needs {
+    /// The log must have what decoding wants.
+    logical: bool,
+    /// Senders and slots that must be free.
+    senders: i64,
+    slots: i64,
+}
+
+const PHYSICAL: Needs = Needs { logical: false, senders: 2, slots: 1 };
+/// A logical replica that is made: one for itself, two for the tables that are copied at once.
+pub(super) const LOGICAL: Needs = Needs { logical: true, senders: 3, slots: 3 };
+/// A logical replica that copies nothing.
+pub(super) const LOGICAL_ONE: Needs = Needs { logical: true, senders: 1, slots: 1 };
+
+/// Sees that a primary has the least of it.
+pub(super) fn ready(db: &Db, node: &Node, settings: &BTreeMap<String, String>, needs: &Needs) -> Result<()> {
     let set = |why: String, hint: String| Err(Error::new(Code::DB_SETTINGS, why).hint(hint).host(&db.host));
     if node.in_recovery {
         return set(format!("\"{}\" is a standby itself", db.name), "replicate from its primary".into());
@@ -28,13 +43,19 @@ fn ready(db: &Db, node: &Node, settings: &BTreeMap<String, String>) -> Result<()
         return set(format!("the role that logs in to \"{}\" is no super-user", db.name), "log in as postgres: sudo = true".into());
     }
     let get = |k: &str| settings.get(k).map_or("", String::as_str);
+    if needs.logical && get("wal_level") != "logical" {
+        return set(
+            format!("\"{}\" has wal_level = {}: logical replication needs logical", db.name, get("wal_level")),
+            "ALTER SYSTEM SET wal_level = logical, then restart it (its users notice)".into(),
+        );
+    }
     if get("wal_level") == "minimal" {
         return set(
             format!("\"{}\" has wal_level = minimal: nothing can follow it", db.name),
             "ALTER SYSTEM SET wal_level = replica, then restart it (its users notice)".into(),
         );
     }
-    for (name, used, least) in [("max_wal_senders", "senders", 2), ("max_replication_slots", "slots", 1)] {
+    for (name, used, least) in [("max_wal_senders", "senders", needs.senders), ("max_replication_slots", "slots", needs.slots)] {
         let (max, used): (i64, i64) = (get(name).parse().unwrap_or(0), get(used).parse().unwrap_or(0));
         if max - used < least {
             return set(
@@ -91,7 +112,7 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
     }
     unless_stopped(cx, db, async {
         let (p, node) = admin(cx, primary).await?;
-        ready(primary, &node, &primary_settings(&p).await?)?;
+        ready(primary, &node, &primary_settings(&p).await?, &PHYSICAL)?;
         let cluster = Cluster::of(cx, db).await?;
         let found = cluster.look().await?;
         if let Some(there) = cluster.major().await?
@@ -206,7 +227,6 @@ pub(super) async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
     for sql in ["ALTER SYSTEM SET primary_conninfo = ''", "ALTER SYSTEM SET primary_slot_name = ''", "SELECT pg_reload_conf()"] {
         conn.run(sql).await?;
     }
-    let cluster = Cluster::of(cx, db).await?;
-    cluster.must("removing the replication password", &cluster.script("rm -f \"$d.runbook-pass\"")?, None).await?;
+    remove_password(cx, db).await?;
     Ok(true)
 }

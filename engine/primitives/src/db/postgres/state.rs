@@ -46,6 +46,9 @@ pub(super) struct Replica {
     pub schema: String,
     /// Whether they have been copied.
     pub loaded: bool,
+    /// Whether the primary is to follow it once it has taken over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub way_back: bool,
 }
 
 /// The mark of a promotion.
@@ -58,6 +61,9 @@ pub(super) struct Promoted {
     /// Whether it was a logical replica.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub logical: bool,
+    /// Whether the side that handed over follows since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub way_back: bool,
 }
 
 /// A server and one of its databases.

@@ -19,6 +19,7 @@ use super::sql::{ident, lit};
 use super::state::{Lsn, Mark, Node, Promoted, Replica, set};
 use super::status::seconds;
 use super::switch::{Way, hand_over, not_promoted, release, writable};
+use super::turned;
 use crate::db::driver::{Caught, Db, ReplicationError, Status, Switched};
 use crate::ssh::quote;
 
@@ -48,10 +49,8 @@ pub(super) async fn settled(conn: &Conn) -> Result<Settled> {
     Ok(Settled { tables: n(0), ready: n(1), copying: n(2), running: col(&row, 3) == "true" })
 }
 
-/// Prints the last error of the log `$f` before the end of a worker that has not started since, with its details, in one line.
-const LAST_ERROR: &str = "tail -c 100000 \"$f\" | awk '/(ERROR|FATAL):  /{e=$0} /DETAIL:  /{if (e!=\"\") e=e\" (\"substr($0,index($0,\"DETAIL:  \")+9)\")\"} \
-     /CONTEXT:  /{if (e!=\"\") e=e\"; \"substr($0,index($0,\"CONTEXT:  \")+10)} \
-     /logical replication ([a-z]+ )?worker.*exited with exit code/{r=e; e=\"\"} /logical replication (apply|table synchronization) worker .*has started/{r=\"\"} END{print r}'";
+/// Prints the last error of a log before the end of a worker that has not started since, with its details, in one line.
+const LAST_ERROR: &str = include_str!("worker.awk");
 
 /// Why a subscription's worker has stopped, in the words of the server's log; `None` when it runs, or when the log says nothing of it.
 pub(super) async fn failure(cx: &Cx, db: &Db, conn: &Conn) -> Result<Option<ReplicationError>> {
@@ -75,8 +74,9 @@ pub(super) async fn failure(cx: &Cx, db: &Db, conn: &Conn) -> Result<Option<Repl
     let cluster = Cluster::of(cx, db).await?;
     let script = cluster.script(&format!(
         "f={}; case $f in /*) ;; ?*) f=$d/$f ;; *) p=$(head -n 1 \"$d/postmaster.pid\") || exit 0; f=$(readlink \"/proc/$p/fd/2\") ;; esac\n\
-         [ -f \"$f\" ] || exit 0\n{LAST_ERROR}",
-        quote(col(&row, 2))
+         [ -f \"$f\" ] || exit 0\ntail -c 100000 \"$f\" | awk {}",
+        quote(col(&row, 2)),
+        quote(LAST_ERROR)
     ))?;
     let done = cluster.sh(&script, None, Some(Duration::from_secs(20))).await?;
     let text = cx.redactor.text(String::from_utf8_lossy(&done.stdout).trim());
@@ -164,7 +164,7 @@ pub(super) async fn caught_up(cx: &Cx, db: &Db, conn: &Conn, mark: &Replica, sou
 }
 
 /// Definitions and tables that have changed on the primary since they were copied, by name.
-async fn changed(cx: &Cx, db: &Db, source: &Db, (conn, p): (&Conn, &Conn), mark: &Replica) -> Result<Vec<String>> {
+pub(super) async fn changed(cx: &Cx, db: &Db, source: &Db, (conn, p): (&Conn, &Conn), mark: &Replica) -> Result<Vec<String>> {
     let published = "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = ";
     let subscribed = "SELECT n.nspname || '.' || c.relname FROM pg_subscription_rel r JOIN pg_class c ON c.oid = r.srrelid JOIN pg_namespace n ON n.oid = c.relnamespace";
     let sql = format!("{published}{}", lit(&mark.slot));
@@ -181,7 +181,7 @@ async fn changed(cx: &Cx, db: &Db, source: &Db, (conn, p): (&Conn, &Conn), mark:
 }
 
 /// The value of every sequence, as `setval` takes it: name, value, whether it was given out.
-async fn sequences(conn: &Conn) -> Result<Vec<Texts>> {
+pub(super) async fn sequences(conn: &Conn) -> Result<Vec<Texts>> {
     let names = conn
         .texts(
             "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -195,11 +195,41 @@ async fn sequences(conn: &Conn) -> Result<Vec<Texts>> {
     conn.texts(&each.join("; ")).await
 }
 
+/// The statements that give every sequence these values.
+pub(super) fn set_sequences(values: &[Texts]) -> String {
+    values.iter().map(|v| format!("SELECT setval({}, {}, {}); ", lit(col(v, 0)), col(v, 1), col(v, 2) == "t")).collect()
+}
+
+/// Sees that every sequence has at least that value: users may have drawn from them in the meantime.
+///
+/// # Errors
+/// `RB0505` with the name of the first that has not.
+pub(super) async fn were_set(db: &Db, conn: &Conn, values: &[Texts]) -> Result<()> {
+    let set_to: BTreeMap<String, String> = sequences(conn).await?.iter().map(|r| (col(r, 0).to_string(), col(r, 1).to_string())).collect();
+    let behind = |r: &&Texts| {
+        let now = set_to.get(col(r, 0)).and_then(|v| v.parse::<i64>().ok());
+        now.is_none_or(|now| col(r, 1).parse::<i64>().is_ok_and(|was| now.abs() < was.abs()))
+    };
+    let Some(r) = values.iter().find(behind) else { return Ok(()) };
+    Err(Error::new(Code::DB_COPY, format!("the sequence {} of \"{}\" did not get its value {}", col(r, 0), db.name, col(r, 1)))
+        .hint("look at it before anybody writes")
+        .host(&db.host))
+}
+
+/// Fills the materialized views that have rows on the other side.
+pub(super) async fn refresh(conn: &Conn, other: &Conn) -> Result<()> {
+    let sql = "SELECT quote_ident(schemaname) || '.' || quote_ident(matviewname) FROM pg_matviews WHERE ispopulated ORDER BY 1";
+    for v in &other.texts(sql).await? {
+        conn.run(&format!("REFRESH MATERIALIZED VIEW {}", col(v, 0))).await?;
+    }
+    Ok(())
+}
+
 /// 1. Nothing has changed on the primary that replication does not carry; the replica has every transaction up to the fence.
-/// 2. The primary notes to whom it hands over. From here to 4 nobody takes writes.
+/// 2. The slot for the way back is made, where one is wanted; the primary notes to whom it hands over. From here to 4 nobody takes writes.
 /// 3. Materialized views are refreshed.
 /// 4. In one transaction the subscription ends, every sequence gets the primary's value, the database is opened and marked as promoted.
-/// 5. The sequences are read back, a new session may write, the slot goes.
+/// 5. The sequences are read back, a new session may write, the slot goes; the old side follows, where a way back is wanted.
 ///
 /// The fence was confirmed by the caller. A crash before 4 leaves everything closed and replicating.
 pub(super) async fn promote(
@@ -225,53 +255,48 @@ pub(super) async fn promote(
             "make the same changes on the replica (as a super-user) and replicate_from again, which takes up new tables; or make the replica anew with replace: true",
         );
     }
+    if mark.way_back {
+        turned::prepare(cx, db, conn, source).await?;
+    }
     if standing.handed_to.is_none() {
         hand_over(source, s, standing, Some(db)).await?;
     }
-    let views =
-        s.texts("SELECT quote_ident(schemaname) || '.' || quote_ident(matviewname) FROM pg_matviews WHERE ispopulated ORDER BY 1").await?;
-    for v in &views {
-        conn.run(&format!("REFRESH MATERIALIZED VIEW {}", col(v, 0))).await?;
-    }
+    refresh(conn, s).await?;
     let values = sequences(s).await?;
-    let mut work = vec![dropped(&ident(&mark.slot))];
-    work.extend(values.iter().map(|v| format!("SELECT setval({}, {}, {})", lit(col(v, 0)), col(v, 1), col(v, 2) == "t")));
     let database = database_ident(db)?;
-    let promoted = Promoted { action: cx.action_id.to_string(), fence: fence_id.to_string(), logical: true };
-    work.push(format!(
-        "ALTER DATABASE {database} CONNECTION LIMIT {}; ALTER DATABASE {database} RESET runbook.replica; {}",
+    let promoted = Promoted { action: cx.action_id.to_string(), fence: fence_id.to_string(), logical: true, way_back: mark.way_back };
+    conn.run(&format!(
+        "BEGIN; {}; {}ALTER DATABASE {database} CONNECTION LIMIT {}; ALTER DATABASE {database} RESET runbook.replica; {}; COMMIT",
+        dropped(&ident(&mark.slot)),
+        set_sequences(&values),
         standing.limit,
         set(&database, "promoted", &promoted)?
-    ));
-    conn.run(&format!("BEGIN; {}; COMMIT", work.join("; "))).await?;
-    let set_to: BTreeMap<String, String> = sequences(conn).await?.iter().map(|r| (col(r, 0).to_string(), col(r, 1).to_string())).collect();
-    // Users may have drawn from them in the meantime: never less than there was.
-    let behind = |r: &&Texts| {
-        let now = set_to.get(col(r, 0)).and_then(|v| v.parse::<i64>().ok());
-        now.is_none_or(|now| col(r, 1).parse::<i64>().is_ok_and(|was| now.abs() < was.abs()))
-    };
-    if let Some(r) = values.iter().find(behind) {
-        return refuse(
-            Code::DB_COPY,
-            format!("the sequence {} of \"{}\" did not get its value {}", col(r, 0), db.name, col(r, 1)),
-            "look at it before anybody writes",
-        );
-    }
+    ))
+    .await?;
+    were_set(db, conn, &values).await?;
     kept::forget(cx, db)?;
     let (open, ()) = futures::join!(writable(cx, db, way), release(cx, source, s, db));
     open?;
+    if mark.way_back {
+        turned::follow_soon(cx, source, db).await;
+    }
     Ok(Switched { changed: true, note: format!("\"{}\" takes the writes; {} sequences were set", db.name, values.len()) })
 }
 
-/// The way back from a logical replica: there is one only as long as it did not take over.
-pub(super) async fn demote(db: &Db, node: &Node, other: &Db, o: &Conn, o_node: &Node) -> Result<Switched> {
-    if node.promoted.is_some() {
-        return Err(Error::new(
+/// The way back from a logical replica: before it took over, or when the other side follows it since.
+pub(super) async fn demote(cx: &Cx, db: &Db, node: &Node, other: &Db, (o, o_node): (&Conn, &Node), within: Duration) -> Result<Switched> {
+    match &node.promoted {
+        None => {
+            let (conn, _) = admin(cx, db).await?;
+            turned::forget(cx, &conn, other).await?;
+            not_promoted(db, other, o, o_node).await
+        }
+        Some(p) if p.way_back => Box::pin(turned::demote(cx, db, node, other, o, within)).await,
+        Some(_) => Err(Error::new(
             Code::DB_CANNOT,
-            format!("\"{}\" was promoted from a logical replica: rows that it took since cannot be brought back to \"{}\" by proof", db.name, other.name),
+            format!("\"{}\" was promoted from a logical replica without a way back: \"{}\" does not have the rows that it took since", db.name, other.name),
         )
-        .hint("go forward; or fence it, bring the rows back by hand, compare, and unfence(#{ force: true }) the other one; a physical standby can be demoted")
-        .host(&db.host));
+        .hint("go forward; or make the old side a replica with replicate_from(…, #{ mode: \"logical\", replace: true }), and switch to it. way_back: true of replicate_from lets it follow from the switch on")
+        .host(&db.host)),
     }
-    not_promoted(db, other, o, o_node).await
 }

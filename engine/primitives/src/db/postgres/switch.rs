@@ -12,10 +12,12 @@ use super::data::{admin, database_ident, unless_stopped};
 use super::delayed::held;
 use super::fence::confirm;
 use super::kept;
+use super::logical::{TAKES_OVER, end_left};
 use super::slots::{drop_slot, slot};
-use super::state::{Lsn, Mark, Node, Promoted, restore, set};
+use super::state::{Lsn, Mark, Node, Promoted, look, restore, set};
 use super::status::{broken, lacks};
 use super::subscribed;
+use super::turned;
 use crate::db::driver::{Caught, Db, Fence, Switched};
 
 fn position(fence: &Fence) -> Result<Lsn> {
@@ -90,13 +92,25 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
     unless_stopped(cx, db, async {
         // The way for the last look, by a new session, is opened meanwhile: nobody takes writes until it is over.
         let way = Way::open(cx, db);
-        let ((s, s_node), (conn, node)) = futures::try_join!(admin(cx, source), admin(cx, db))?;
+        let ((s, s_node), (conn, mut node)) = futures::try_join!(admin(cx, source), admin(cx, db))?;
+        if node.replica.is_some() {
+            // What a controller that died has left at work: it has taken over, or not.
+            end_left(cx, &conn, TAKES_OVER).await?;
+            node = look(&conn).await?;
+        }
         let known = node.replica.as_ref().map_or(node.system.as_str(), |m| m.system.as_str());
         let by_this = opened(&node, fence) && node.promoted.as_ref().is_some_and(|p| p.logical);
         if known != system(fence) && !by_this {
             return Err(Error::new(Code::DB_COPY, format!("\"{}\" is no standby of \"{}\"", db.name, source.name))
                 .hint("make it one with replicate_from first")
                 .host(&db.host));
+        }
+        let done = || Ok(Switched { changed: false, note: "it was promoted under this fence already".into() });
+        if opened(&node, fence) && node.promoted.as_ref().is_some_and(|p| p.way_back) {
+            // The fence has seen writes since: the source follows. That, too, a controller that died may have left undone.
+            release(cx, source, &s, db).await;
+            turned::follow_soon(cx, source, db).await;
+            return done();
         }
         let mark = Box::pin(confirm(cx, source, &s, &s_node, fence)).await?;
         if let Some(other) = mark.handed_to.as_ref().filter(|to| **to != db.name) {
@@ -107,7 +121,7 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
         if opened(&node, fence) {
             // A controller that died right after that has left it.
             release(cx, source, &s, db).await;
-            return Ok(Switched { changed: false, note: "it was promoted under this fence already".into() });
+            return done();
         }
         if let Some(replica) = &node.replica {
             let until = position(fence)?;
@@ -145,7 +159,7 @@ pub(super) async fn promote(cx: &Cx, db: &Db, source: &Db, fence: &Fence) -> Res
             cx.message(format!("\"{}\" is not told to keep its log, so that a demote may copy it anew: {}", source.name, e.message));
         }
         let database = database_ident(db)?;
-        let promoted = Promoted { action: cx.action_id.to_string(), fence: fence.id.clone(), logical: false };
+        let promoted = Promoted { action: cx.action_id.to_string(), fence: fence.id.clone(), logical: false, way_back: false };
         conn.run(&format!(
             "BEGIN; {}; ALTER DATABASE {database} RESET runbook.fence; {}; COMMIT",
             restore(&database, &mark),
