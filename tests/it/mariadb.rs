@@ -25,6 +25,7 @@ mod large;
 mod node;
 mod pair;
 mod physical;
+mod physical_lab;
 mod replicate;
 
 /// Two hosts with a server each, the shop on the old one.
