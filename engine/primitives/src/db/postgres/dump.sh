@@ -2,6 +2,9 @@
 # server is and who logs in comes by libpq's own variables.
 command -v pg_dump >/dev/null && command -v pg_restore >/dev/null || fail "missing tool pg_dump (postgresql-client)"
 for t in gzip sha256sum; do command -v "$t" >/dev/null || fail "missing tool $t"; done
+# zstd unpacks what gzip has packed more than twice as fast, where it was built for that.
+unpack='gzip -dc'
+if printf 'x' | gzip -c 2>/dev/null | zstd -q -dc >/dev/null 2>&1; then unpack='zstd -q -dc'; fi
 cd "$d" || exit 1
 rm -rf manifest manifest.new data "$j"/w.* || exit 1
 pg_dump --no-password -T '*._runbook_actions' -N _runbook -Fd -j "$jobs" -Z "$level" -f "$d/data" || broken $? pg_dump
@@ -15,7 +18,7 @@ file() {
   kind=other rows=- bytes=0
   if [ -n "$of" ]; then
     kind=rows
-    gzip -dc "$f" 2>"$j/e.$n" | wc -lc >"$j/c.$n"
+    $unpack "$f" 2>"$j/e.$n" | wc -lc >"$j/c.$n"
     read -r lines bytes <"$j/c.$n"
     # A mark of the end and two empty lines are no rows.
     rows=$((lines - 3))
