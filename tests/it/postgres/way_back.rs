@@ -221,3 +221,16 @@ async fn an_old_side_that_is_opened_by_force_follows_no_longer() {
     let e = s.run("shop_new", "demote", vec![db("shop_old")]).await.unwrap_err();
     assert!(e.code == Code::DB_DIFFERS && e.message.contains("both take writes"), "{e}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_side_that_never_came_to_follow_lets_go_all_the_same() {
+    let Some(s) = both() else { return };
+    replicate(&s, &[]).await;
+    switch(&s, |_| None).await;
+    // As if the controller had died before.
+    s.old.sql(WRITING, "ALTER SUBSCRIPTION runbook_shop_old DISABLE; ALTER SUBSCRIPTION runbook_shop_old SET (slot_name = NONE); DROP SUBSCRIPTION runbook_shop_old; ALTER DATABASE shop RESET runbook.replica");
+    assert_eq!(s.new.sql("shop", "SELECT count(*) FROM pg_replication_slots"), "1");
+    s.run("shop_old", "stop_replication", vec![]).await.unwrap();
+    assert_eq!(left(&s), "0 0 0, 0 0 0, [false, true]");
+    s.run("shop_old", "stop_replication", vec![]).await.unwrap();
+}

@@ -204,6 +204,9 @@ pub(super) async fn stop(cx: &Cx, db: &Db) -> Result<bool> {
         return Box::pin(super::logical::stop(cx, db, &conn, mark)).await;
     }
     if !node.in_recovery {
+        if let Some(to) = node.fence.as_ref().and_then(|mark| mark.handed_to.as_deref()) {
+            return Box::pin(super::turned::give_up(cx, db, to)).await;
+        }
         return match node.promoted {
             Some(_) => Err(Error::new(Code::DB_COPY, format!("\"{}\" was promoted: it replicates from nobody", db.name)).host(&db.host)),
             None => Ok(false),

@@ -256,6 +256,20 @@ async fn same(cx: &Cx, old: &Db, new: &Db, conns: (&Conn, &Conn), mark: &Replica
         .host(&old.host))
 }
 
+/// Gives the way back up on the side to which `db` has handed over, where `db` does not follow it yet; whether there was one.
+pub(super) async fn give_up(cx: &Cx, db: &Db, to: &str) -> Result<bool> {
+    let (n, node) = admin(cx, &Db::find(cx, to)?).await?;
+    let name = lit(&slot(db));
+    let there = format!(
+        "SELECT slot_name FROM pg_replication_slots WHERE slot_name = {name} UNION ALL SELECT pubname FROM pg_publication WHERE pubname = {name}"
+    );
+    if !node.promoted.is_some_and(|p| p.way_back) || n.texts(&there).await?.is_empty() {
+        return Ok(false);
+    }
+    let_go(cx, &n, db).await?;
+    Ok(true)
+}
+
 /// Ends it on the old side, which is opened by force: that of the new side is no condition.
 pub(super) async fn abandon(cx: &Cx, db: &Db, conn: &Conn, mark: &Replica) -> Result<()> {
     unsubscribe(conn).await?;
