@@ -52,7 +52,11 @@ impl Site {
         let file = format!("/etc/runbook/backup/{schedule}/password");
         let words = if self.tool == "borg" {
             // Without a lock: a timed run that meets one looks again after a minute (a 30th of its patience), and not before.
-            format!("BORG_PASSCOMMAND='cat {file}' borg --bypass-lock list --short /srv/store | wc -l")
+            // It may find a run in the middle of its writing then, and is asked again.
+            format!(
+                "export BORG_PASSCOMMAND='cat {file}'; for _ in $(seq 20); do l=$(borg --bypass-lock list --short /srv/store 2>/dev/null) && break; \
+                 sleep .3; done; printf '%s\\n' \"$l\" | grep -c . || true"
+            )
         } else {
             format!("RESTIC_PASSWORD_FILE={file} restic -r /srv/store snapshots --no-lock --json | grep -o short_id | wc -l")
         };
