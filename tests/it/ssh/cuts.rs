@@ -132,7 +132,8 @@ async fn connections_are_reset() {
     for kind in Kind::ALL {
         let Some((mut b, proxy, _dir)) = behind_a_proxy(kind).await else { continue };
         cut_and_check(&mut b, "TCP reset", &format!("{kind:?}"), tries(), async |_, _| proxy.reset()).await;
-        assert!(proxy.connections() >= 2 * tries(), "each try was cut");
+        // One is kept from a try to the next; each reset makes another.
+        assert!(proxy.connections() > tries(), "each try was cut");
     }
     let Some(net) = Netns::new() else { return };
     let around = Around { address: Some(net.address.clone()), prefix: net.prefix(), ..Around::default() };
@@ -302,7 +303,8 @@ fn the_controller_is_killed() {
             if log.contains("RB0008") {
                 p.spawn(&["run", "long.rhai", "--env", "test"]).wait().unwrap();
             } else {
-                assert_eq!(code, Some(0), "{kind:?}, try {i}: {log}");
+                // It may have ended right before it was killed.
+                assert!(code == Some(0) || log.contains("cannot be resumed: it has finished"), "{kind:?}, try {i}: {code:?}: {log}");
             }
             let (out, err) = p.output();
             let want = wanted();
