@@ -3,6 +3,7 @@
 for t in pg_basebackup pg_verifybackup pg_waldump; do command -v "$t" >/dev/null || fail "missing tool $t (postgresql)"; done
 cd "$d" || exit 1
 rm -rf manifest manifest.new data data.part || exit 1
+# It brings its files to the disk.
 pg_basebackup --no-password -D "$d/data.part" -X stream -c fast -l "$label" || broken $? pg_basebackup
 pg_verifybackup -q data.part || broken $? pg_verifybackup
 of() { sed -n "$1" "data.part/$2"; }
@@ -18,4 +19,5 @@ bytes=$(du -s -B 1 data.part) || exit 1
   printf 'begun\t%s\nstart\t%s\nsegment\t%s\nposition\t%s\n' "$begun" "$(of 's/^START WAL LOCATION: \([^ ]*\) .*/\1/p' backup_label)" "$segment" "$end"
   printf 'file\tdata\tbase\t-\t%s\t-\t\n' "${bytes%%	*}"
   printf 'end\tyes\n'
-} >manifest.new && mv data.part data && sync && mv -f manifest.new manifest && sync || fail "the manifest cannot be written"
+} >manifest.new && settle manifest.new && mv data.part data && settle . && mv -f manifest.new manifest && settle . ||
+  fail "the manifest cannot be written"
