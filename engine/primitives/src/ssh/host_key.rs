@@ -89,9 +89,8 @@ fn algorithm(name: &str) -> Option<Algorithm> {
 impl Record {
     pub(super) fn of(t: &Target) -> Record {
         let files = t.known_hosts();
-        let host = t.host_key_alias.as_deref().unwrap_or(&t.host).to_ascii_lowercase();
-        // A HostKeyAlias stands in known_hosts as it is, without the port.
-        let port = if t.host_key_alias.is_some() { 22 } else { t.port };
+        let (host, port) = t.known_as();
+        let host = host.to_ascii_lowercase();
         Record {
             name: t.name.clone(),
             environment: t.environment_name.clone(),

@@ -48,6 +48,11 @@ impl std::ops::Deref for Target {
 }
 
 impl Target {
+    /// Under which name and port `known_hosts` has its keys: a `HostKeyAlias` stands there as it is, without the port.
+    pub(super) fn known_as(&self) -> (&str, u16) {
+        self.options.host_key_alias.as_deref().map_or((&self.options.host, self.options.port), |alias| (alias, 22))
+    }
+
     /// Every `known_hosts` file, the user's first.
     pub(super) fn known_hosts(&self) -> Vec<PathBuf> {
         self.options.user_known_hosts.iter().chain(&self.options.global_known_hosts).cloned().collect()

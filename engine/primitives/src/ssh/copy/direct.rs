@@ -154,8 +154,7 @@ impl Call<'_, '_> {
             _ => (names, None),
         };
         let there = &self.server.slot.target;
-        let alias = there.host_key_alias.as_deref().unwrap_or(&there.host);
-        let ssh = ssh_script(&there.user, &there.host, there.port, alias, address)?;
+        let ssh = ssh_script(&there.user, &there.host, there.port, there.known_as().0, address)?;
         let known = known_hosts(there);
         let prepared = match prepare(job, self.client, &ssh, &known, &recorded, names).await? {
             Ok(p) => p,
@@ -316,8 +315,7 @@ fn ssh_script(user: &str, host: &str, port: u16, alias: &str, address: Option<&s
 
 /// What the controller knows of a host's keys, as a `known_hosts` for the other host.
 fn known_hosts(there: &Target) -> String {
-    let alias = there.host_key_alias.as_deref().unwrap_or(&there.host);
-    let port = if there.host_key_alias.is_some() { 22 } else { there.port };
+    let (alias, port) = there.known_as();
     let known = KnownHosts::read(&there.known_hosts(), alias, port);
     let mut out = String::new();
     for (marker, keys) in [("", known.keys()), ("@cert-authority ", known.authorities())] {
