@@ -14,9 +14,9 @@ use super::client::{Conn, col};
 use super::cluster::Cluster;
 use super::copy::end_leftover;
 use super::data::{admin, database_ident, unless_stopped};
-use super::login::{conn_value, conninfo, ensure_role, put_password, remove_password, try_login};
+use super::login::{conninfo_of, ensure_role, put_password, remove_password, try_login};
 use super::settings::{self, Replication, replication};
-use super::slots::slot;
+use super::slots::{drop_published, drop_slot, slot};
 use super::sql::{ident, lit};
 use super::state::{Node, Replica, set};
 use super::subscribed::{failure, settled};
@@ -161,7 +161,7 @@ async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Pla
 async fn load(cx: &Cx, cluster: &Cluster<'_>, db: &Db, primary: &Db, r: &Replication, mark: Replica) -> Result<(Conn, Replica)> {
     let data = cluster.data()?;
     let mark = Replica { loaded: true, ..mark };
-    let from = format!("{} dbname={}", conninfo(r, &data, "runbook_schema"), conn_value(settings::database(primary)?));
+    let from = conninfo_of(primary, r, &data, "runbook_schema")?;
     let script = cluster.script(&format!(
         "set -e; umask 077; echo $$ > \"$d.runbook-pid\"; f=$(mktemp \"$d.runbook-schema.XXXXXX\"); trap 'rm -f \"$f\" \"$d.runbook-pid\"' EXIT\n\
          pg_dump -w -s --no-publications --no-subscriptions -d {} -f \"$f\"; cat >> \"$f\"\n\
@@ -188,12 +188,12 @@ async fn subscribe(
 ) -> Result<bool> {
     let (name, quoted) = (&mark.slot, ident(&mark.slot));
     // Of a promotion that did not come about.
-    turned::forget(cx, conn, primary).await?;
+    drop_published(cx, conn, &slot(primary)).await?;
     if p.text(&format!("SELECT pubname FROM pg_publication WHERE pubname = {}", lit(name))).await?.is_none() {
         p.run(&format!("CREATE PUBLICATION {quoted} FOR ALL TABLES")).await?;
     }
     end_left(cx, conn, "CREATE SUBSCRIPTION").await?;
-    let info = format!("{} dbname={}", conninfo(r, &cluster.data()?, name), conn_value(settings::database(primary)?));
+    let info = conninfo_of(primary, r, &cluster.data()?, name)?;
     if let Some(enabled) = conn.text(&format!("SELECT subenabled::text FROM pg_subscription WHERE subname = {}", lit(name))).await? {
         let there = p.text(&format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = {}", lit(name))).await?;
         if there.as_deref().is_none_or(|s| s == "lost") {
@@ -212,7 +212,7 @@ async fn subscribe(
         return Ok(false);
     }
     // A slot without its subscription: made by a try that was cut short.
-    super::slots::drop_slot(cx, p, name).await?;
+    drop_slot(cx, p, name).await?;
     conn.run(&format!("CREATE SUBSCRIPTION {quoted} CONNECTION {} PUBLICATION {quoted} WITH (slot_name = {})", lit(&info), lit(name)))
         .await?;
     Ok(true)
@@ -269,10 +269,9 @@ pub(super) async fn stop(cx: &Cx, db: &Db, conn: &Conn, mark: &Replica) -> Resul
     unsubscribe(conn).await?;
     let primary = Db::find(cx, &mark.primary)?;
     let (p, node) = admin(cx, &primary).await?;
-    turned::forget(cx, conn, &primary).await?;
+    drop_published(cx, conn, &slot(&primary)).await?;
     if node.system == mark.system && !node.in_recovery {
-        super::slots::drop_slot(cx, &p, &mark.slot).await?;
-        p.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&mark.slot))).await?;
+        drop_published(cx, &p, &mark.slot).await?;
     }
     remove_password(cx, db).await?;
     conn.run(&format!("ALTER DATABASE {} RESET runbook.replica", database_ident(db)?)).await?;

@@ -7,7 +7,7 @@ use runbook_core::{Code, Error, Result};
 
 use super::client::{Conn, col};
 use super::cluster::Cluster;
-use super::settings::{Replication, replication};
+use super::settings::{self, Replication, replication};
 use super::sql::{ident, lit};
 use super::state::Node;
 use crate::db::driver::Db;
@@ -67,6 +67,14 @@ pub(super) fn conninfo(r: &Replication, data: &str, name: &str) -> String {
         conn_value(&format!("{data}.runbook-pass")),
         conn_value(name)
     )
+}
+
+/// The same for a database of the primary `db`, as whoever copies it or subscribes to it names it.
+///
+/// # Errors
+/// When the inventory does not say which database it is.
+pub(super) fn conninfo_of(db: &Db, r: &Replication, data: &str, name: &str) -> Result<String> {
+    Ok(format!("{} dbname={}", conninfo(r, data, name), conn_value(settings::database(db)?)))
 }
 
 /// Puts the password beside the data folder, for its owner alone.

@@ -6,7 +6,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
 use super::client::{Conn, col};
-use super::sql::lit;
+use super::sql::{ident, lit};
 use crate::db::driver::Db;
 
 /// The slot (and name) of a standby on its primary.
@@ -57,4 +57,10 @@ pub(super) async fn drop_slot(cx: &Cx, conn: &Conn, name: &str) -> Result<()> {
         pause = (pause * 2).min(Duration::from_millis(100));
     }
     Err(Error::new(Code::DB_REPLICATION, format!("the slot {name} is still in use")).retryable(true))
+}
+
+/// Drops slot and publication of this name: what a database follows by whose [`slot`] it is, or would have.
+pub(super) async fn drop_published(cx: &Cx, conn: &Conn, name: &str) -> Result<()> {
+    drop_slot(cx, conn, name).await?;
+    conn.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(name))).await
 }

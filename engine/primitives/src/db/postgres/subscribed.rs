@@ -15,6 +15,7 @@ use super::cluster::Cluster;
 use super::data::{admin, database_ident};
 use super::kept;
 use super::logical::{SUBSCRIBED, dropped};
+use super::slots::{drop_published, slot};
 use super::sql::{ident, lit};
 use super::state::{Lsn, Mark, Node, Promoted, Replica, set};
 use super::status::seconds;
@@ -288,7 +289,7 @@ pub(super) async fn demote(cx: &Cx, db: &Db, node: &Node, other: &Db, (o, o_node
     match &node.promoted {
         None => {
             let (conn, _) = admin(cx, db).await?;
-            turned::forget(cx, &conn, other).await?;
+            drop_published(cx, &conn, &slot(other)).await?;
             not_promoted(db, other, o, o_node).await
         }
         Some(p) if p.way_back => Box::pin(turned::demote(cx, db, node, other, o, within)).await,

@@ -19,9 +19,9 @@ use super::data::{admin, database_ident};
 use super::fence::raise;
 use super::kept;
 use super::logical::{TAKES_OVER, dropped, end_left, unsubscribe};
-use super::login::{conn_value, conninfo, ensure_role, put_password, remove_password, try_login};
+use super::login::{conninfo_of, ensure_role, put_password, remove_password, try_login};
 use super::settings::{self, replication};
-use super::slots::{drop_slot, slot};
+use super::slots::{drop_published, slot};
 use super::sql::{ident, lit};
 use super::standby::{LOGICAL_ONE, primary_settings, ready};
 use super::state::{Lsn, Mark, Node, Replica, look, set};
@@ -67,8 +67,8 @@ pub(super) async fn may_turn(cx: &Cx, db: &Db, primary: &Db, s: &Conn, node: &No
 /// `RB0505`, retryable, when other transactions of the cluster keep the slot from being made; the server's.
 pub(super) async fn prepare(cx: &Cx, db: &Db, conn: &Conn, source: &Db) -> Result<()> {
     // What is there is of a switch that did not come about.
-    forget(cx, conn, source).await?;
     let name = slot(source);
+    drop_published(cx, conn, &name).await?;
     conn.run(&format!("CREATE PUBLICATION {} FOR ALL TABLES", ident(&name))).await?;
     let made = conn
         .run(&format!(
@@ -88,13 +88,6 @@ pub(super) async fn prepare(cx: &Cx, db: &Db, conn: &Conn, source: &Db) -> Resul
         .hint("end them, then promote again; nothing was handed over")
         .retryable(true)
         .host(&db.host))
-}
-
-/// Drops what `source` follows by, or would have.
-pub(super) async fn forget(cx: &Cx, conn: &Conn, source: &Db) -> Result<()> {
-    let name = slot(source);
-    drop_slot(cx, conn, &name).await?;
-    conn.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&name))).await
 }
 
 /// Lets `old`, which has handed over to `new`, follow it; nothing is done when it does.
@@ -120,7 +113,7 @@ pub(super) async fn follow(cx: &Cx, old: &Db, new: &Db) -> Result<Replica> {
     let cluster = Cluster::of(cx, old).await?;
     let r = replication(cx, new)?;
     put_password(cx, &cluster, &r).await?;
-    let info = format!("{} dbname={}", conninfo(&r, &cluster.data()?, &name), conn_value(settings::database(new)?));
+    let info = conninfo_of(new, &r, &cluster.data()?, &name)?;
     let (objects, _) = Box::pin(chunks::schema(cx, new)).await?;
     let mark = Replica {
         primary: new.name.clone(),
@@ -189,7 +182,7 @@ pub(super) async fn demote(cx: &Cx, db: &Db, node: &Node, other: &Db, o: &Conn, 
 
 /// Ends what is left of it on both sides.
 pub(super) async fn let_go(cx: &Cx, conn: &Conn, other: &Db) -> Result<()> {
-    forget(cx, conn, other).await?;
+    drop_published(cx, conn, &slot(other)).await?;
     remove_password(cx, other).await
 }
 
@@ -275,7 +268,7 @@ pub(super) async fn abandon(cx: &Cx, db: &Db, conn: &Conn, mark: &Replica) -> Re
     unsubscribe(conn).await?;
     let there = async {
         let (n, _) = admin(cx, &Db::find(cx, &mark.primary)?).await?;
-        forget(cx, &n, db).await
+        drop_published(cx, &n, &mark.slot).await
     };
     if let Err(e) = there.await {
         cx.message(format!(
