@@ -40,15 +40,15 @@ broken() {
 }
 # Brings files to the disk: these alone, where sync can.
 settle() { sync "$@" 2>/dev/null || sync; }
-# Whether the file of the line "SUM  FILE" has that sum; why not is said into the file $2.
+# Whether the file of the line "SUM  FILE" has that sum; why not is said for the job $2 of `each`.
 intact() {
-  echo "$1" | sha256sum -c --status 2>"$2"
+  echo "$1" | sha256sum -c --status 2>"$j/e.$2"
   s=$?
   [ "$s" != 0 ] || return 0
   if [ "$s" -gt 128 ]; then
-    echo "runbook: sha256sum was killed from outside ($((s - 128)))" >"$2"
+    echo "runbook: sha256sum was killed from outside ($((s - 128)))" >"$j/e.$2"
   else
-    echo "runbook: ${1#*  } is not as it was dumped: its checksum is another" >"$2"
+    echo "runbook: ${1#*  } is not as it was dumped: its checksum is another" >"$j/e.$2"
   fi
   return 1
 }

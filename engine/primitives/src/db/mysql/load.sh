@@ -33,7 +33,7 @@ LINE
     echo "$rows $bytes" >>"$j/w.$n"
     return 0
   fi
-  intact "$sum  $f" "$j/e.$n" || return 1
+  intact "$sum  $f" "$n" || return 1
   rm -f "$j/rc.$n"
   mark="INSERT INTO _runbook_loaded VALUES ('$f');"
   {

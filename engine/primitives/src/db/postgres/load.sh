@@ -6,8 +6,7 @@ cd "$d" || exit 1
 sql() { psql --no-password -X -q -A -t -v ON_ERROR_STOP=1 -v VERBOSITY=verbose -v SHOW_CONTEXT=never "$@"; }
 # Before anything is loaded.
 sums >"$j/sums"
-as_made() { intact "$1" "$j/e.$2"; }
-each "$j/sums" as_made
+each "$j/sums" intact
 sql -c 'SELECT item FROM _runbook.loaded' >"$j/had" 2>"$j/e.0" || fail_with "$j/e.0" "what is loaded already cannot be read"
 for s in pre-data data post-data; do pg_restore -l --section=$s data | grep '^[0-9]' >"$j/$s"; done
 # Lines of the list $2 as one transaction, with the mark $1.
