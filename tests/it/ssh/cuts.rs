@@ -63,9 +63,9 @@ async fn begun(ran: &Path) {
     }
 }
 
-/// A moment within the command, another one each time.
+/// A moment within the command, which takes 1.8 s at least; another one each time.
 fn moment(i: u64) -> Duration {
-    Duration::from_millis(60 + (i * 611) % 1900)
+    Duration::from_millis(60 + (i * 611) % 1700)
 }
 
 /// One line of the table.
@@ -73,10 +73,12 @@ fn row(way: &str, server: &str, tries: u64, cuts: u64, took: Duration) {
     eprintln!("| {way} | {server} | {tries} | {cuts} | {tries} of {tries} | {:.0} s |", took.as_secs_f64());
 }
 
-/// A way to cut: what it does to the server, and for how long.
+/// A way to cut: what it does to the server, and for how long. A command that had ended before it was cut, as it does on a machine that is
+/// slow to wake us, is another try's.
 async fn cut_and_check(b: &mut Bench, way: &str, server: &str, tries: u64, mut cut: impl AsyncFnMut(&mut Bench, u64)) {
-    let began = Instant::now();
-    for i in 0..tries {
+    let (began, mut cuts) = (Instant::now(), 0);
+    for i in 0.. {
+        assert!(i < 3 * tries, "{way} on {server}: {cuts} of {i} commands were cut");
         // Each time without a connection from before.
         b.shared = Arc::default();
         let id = format!("{}-{i}", way.split(' ').next().unwrap_or(way));
@@ -95,11 +97,18 @@ async fn cut_and_check(b: &mut Bench, way: &str, server: &str, tries: u64, mut c
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         tokio::time::sleep(moment(i)).await;
-        cut(b, i).await;
+        let late = work.is_finished();
+        if !late {
+            cut(b, i).await;
+        }
         let o = work.await.unwrap().unwrap_or_else(|e| panic!("{way} on {server}, try {i}: {e:?}"));
         check(&o, &b.host.home().join(&name), &format!("{way} on {server}, try {i}"));
+        cuts += u64::from(!late);
+        if cuts == tries {
+            break;
+        }
     }
-    row(way, server, tries, tries, began.elapsed());
+    row(way, server, tries, cuts, began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,8 +141,7 @@ async fn connections_are_reset() {
     for kind in Kind::ALL {
         let Some((mut b, proxy, _dir)) = behind_a_proxy(kind).await else { continue };
         cut_and_check(&mut b, "TCP reset", &format!("{kind:?}"), tries(), async |_, _| proxy.reset()).await;
-        // One is kept from a try to the next; each reset makes another.
-        assert!(proxy.connections() > tries(), "each try was cut");
+        assert!(proxy.connections() >= 2 * tries(), "each try was cut");
     }
     let Some(net) = Netns::new() else { return };
     let around = Around { address: Some(net.address.clone()), prefix: net.prefix(), ..Around::default() };
@@ -279,8 +287,9 @@ fn the_controller_is_killed() {
     for kind in Kind::ALL {
         let Some(s) = Server::start(kind) else { continue };
         let began = Instant::now();
-        let mut kills = 0;
-        for i in 0..tries() {
+        let (mut kills, mut good) = (0, 0);
+        for i in 0.. {
+            assert!(i < 3 * tries(), "{kind:?}: {good} of {i} runs were killed before their end");
             let ran: PathBuf = s.home().join(format!("ran-killed-{i}"));
             let p = OnDisk::new(&s, &script(&ran.display().to_string()));
             let mut child = p.spawn(&["run", "long.rhai", "--env", "test"]);
@@ -300,11 +309,13 @@ fn the_controller_is_killed() {
             let code = code.or_else(|| child.wait().unwrap().code());
             // A controller that died before it had recorded the run leaves nothing to resume.
             let log = p.log();
+            // One whose run had ended when it was killed is another try's; all that is asked of the run below holds for it, too.
+            let late = code != Some(0) && log.contains("cannot be resumed: it has finished");
             if log.contains("RB0008") {
-                p.spawn(&["run", "long.rhai", "--env", "test"]).wait().unwrap();
-            } else {
-                // It may have ended right before it was killed.
-                assert!(code == Some(0) || log.contains("cannot be resumed: it has finished"), "{kind:?}, try {i}: {code:?}: {log}");
+                let done = p.spawn(&["run", "long.rhai", "--env", "test"]).wait().unwrap();
+                assert!(done.success(), "{kind:?}, try {i}: {done}: {}", p.log());
+            } else if !late {
+                assert_eq!(code, Some(0), "{kind:?}, try {i}: {log}");
             }
             let (out, err) = p.output();
             let want = wanted();
@@ -313,6 +324,10 @@ fn the_controller_is_killed() {
             assert_eq!(std::fs::read_to_string(&ran).unwrap(), "once\n", "{kind:?}, try {i}");
             let export = Command::new(env!("CARGO_BIN_EXE_runbook")).args(["audit", "export"]).current_dir(p.dir.path()).output().unwrap();
             assert!(String::from_utf8_lossy(&export.stdout).contains("\"status\":7"), "{kind:?}, try {i}: the status");
+            good += u64::from(!late);
+            if good == tries() {
+                break;
+            }
         }
         row("controller killed (SIGKILL), resumed", &format!("{kind:?}"), tries(), kills, began.elapsed());
     }
