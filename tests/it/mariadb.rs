@@ -22,6 +22,7 @@ mod dumps;
 mod fence;
 mod galera;
 mod large;
+mod loads;
 mod node;
 mod pair;
 mod physical;

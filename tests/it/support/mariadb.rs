@@ -145,6 +145,15 @@ impl Mariadb {
         String::from_utf8_lossy(&out.stdout).trim_end().to_string()
     }
 
+    /// Runs a script as the super-user, as the client reads it.
+    #[track_caller]
+    pub fn feed(&self, sql: &str) {
+        use std::io::Write as _;
+        let mut c = self.client().stdin(Stdio::piped()).spawn().unwrap();
+        c.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        assert!(c.wait().unwrap().success());
+    }
+
     /// Runs statements as an account with a password; what they print, or the complaint.
     pub fn sql_as(&self, user: &str, password: &str, sql: &str) -> Result<String, String> {
         let mut c = Command::new("mariadb");

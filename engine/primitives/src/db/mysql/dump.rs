@@ -19,6 +19,11 @@ use crate::ssh::quote;
 
 const DUMP: &str = include_str!("dump.sh");
 
+/// Which types take a value as the bytes that the server has of it. Those of plugins (`inet6`, `uuid`) take bytes for something else.
+const BYTES: &str = "'tinyint', 'smallint', 'mediumint', 'int', 'bigint', 'decimal', 'float', 'double', 'bit', 'char', 'varchar', 'tinytext', 'text', 'mediumtext', \
+    'longtext', 'json', 'binary', 'varbinary', 'tinyblob', 'blob', 'mediumblob', 'longblob', 'enum', 'set', 'date', 'time', 'datetime', 'timestamp', 'year', \
+    'geometry', 'point', 'linestring', 'polygon', 'multipoint', 'multilinestring', 'multipolygon', 'geometrycollection', 'geomcollection', 'vector'";
+
 /// What a schema has, as the tools want it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Inside {
@@ -29,10 +34,12 @@ struct Inside {
     wholes: Vec<String>,
     /// Tables with rows, in groups of about the same size.
     groups: Vec<Vec<String>>,
+    /// Those of them whose values are not dumped as bytes: a group of their own.
+    texts: Vec<String>,
 }
 
 impl Inside {
-    fn of(rows: &[(String, String, String, u64)], jobs: usize) -> Inside {
+    fn of(rows: &[(String, String, String, u64)], texts: &[String], jobs: usize) -> Inside {
         let mut inside = Inside::default();
         let mut sized = Vec::new();
         for (name, kind, engine, bytes) in rows {
@@ -50,7 +57,11 @@ impl Inside {
             if !engine.eq_ignore_ascii_case("InnoDB") {
                 inside.wholes.push(name.clone());
             }
-            sized.push((*bytes, name.clone()));
+            if texts.contains(name) {
+                inside.texts.push(name.clone());
+            } else {
+                sized.push((*bytes, name.clone()));
+            }
         }
         sized.sort_by(|a, b| b.cmp(a));
         let mut bins: Vec<(u64, Vec<String>)> = vec![(0, Vec::new()); jobs.max(1)];
@@ -76,10 +87,18 @@ impl Inside {
         );
         out.push_str("kids=\ngroups() {\n:\n");
         for (n, names) in self.groups.iter().enumerate() {
-            let _ = writeln!(out, "work {} {} &\nkids=\"$kids $!\"", n + 1, words(names));
+            let _ = writeln!(out, "work {} bytes {} &\nkids=\"$kids $!\"", n + 1, words(names));
         }
-        let _ = writeln!(out, "}}\ncount={}\ntables={}\nviews={}", self.groups.len(), self.tables.len(), self.views.len());
+        if !self.texts.is_empty() {
+            let _ = writeln!(out, "work {} texts {} &\nkids=\"$kids $!\"", self.sessions(), words(&self.texts));
+        }
+        let _ = writeln!(out, "}}\ncount={}\ntables={}\nviews={}", self.sessions(), self.tables.len(), self.views.len());
         out
+    }
+
+    /// How many sessions dump rows.
+    fn sessions(&self) -> usize {
+        self.groups.len() + usize::from(!self.texts.is_empty())
     }
 }
 
@@ -120,6 +139,12 @@ pub async fn dump(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
         .iter()
         .map(|r| (get(r, "tab").to_string(), get(r, "kind").to_string(), get(r, "eng").to_string(), get(r, "bytes").parse().unwrap_or(0)))
         .collect();
+    let texts = s
+        .column(format!(
+            "SELECT DISTINCT table_name FROM information_schema.columns WHERE table_schema = {} AND (data_type NOT IN ({BYTES}) OR extra LIKE '%INVISIBLE%')",
+            text(schema)
+        ))
+        .await?;
     let charset = s
         .rows(format!(
             "SELECT default_character_set_name AS cs, default_collation_name AS co FROM information_schema.schemata WHERE schema_name = {}",
@@ -130,7 +155,7 @@ pub async fn dump(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
         return Err(Error::new(Code::DB_CONNECT, format!("there is no schema {schema} on the server of \"{}\"", db.name)).host(&db.host));
     };
     s.close().await;
-    let inside = Inside::of(&rows, processors(cx, &db.host, options.jobs).await?);
+    let inside = Inside::of(&rows, &texts, processors(cx, &db.host, options.jobs).await?);
     let total: u64 = rows.iter().map(|r| r.3).sum();
     let fields = [
         ("id", id.as_str()),
@@ -142,13 +167,16 @@ pub async fn dump(cx: &Cx, db: &Db, path: &str, options: &DumpOptions) -> Result
         ("time", &rfc3339(cx.clock.now())),
         ("tables", &inside.tables.len().to_string()),
     ];
-    let settings = settings(path, schema, inside.groups.len());
+    let settings = settings(path, schema, inside.sessions());
     let script = Script {
         text: format!("{settings}{}{}{}{COMMON}{DUMP}", dialect(&at.flavour, binlog), head(&fields), inside.functions()),
         env: host::login(cx, &at)?,
         counted: "counted() { cat \"$j\"/index.[1-9]* | awk -F '\\t' '{ r += $3; b += $4 } END { print \"rows \" r + 0; print \"bytes \" b + 0 }'; }".into(),
     };
-    Ok(folder.write(script, total, |rows| format!(", {rows} rows"), "rm -f d[0-9]*.sql.* schema.sql.* after.sql.*").await?.dumped(""))
+    Ok(folder
+        .write(script, total, |rows| format!(", {rows} rows"), "rm -f d[0-9]*.rows.* d[0-9]*.raw.* d[0-9]*.sql.* schema.sql.* after.sql.*")
+        .await?
+        .dumped(""))
 }
 
 /// Settings that both scripts have.
@@ -202,12 +230,15 @@ mod tests {
             row("s", "SEQUENCE", "InnoDB", 16384),
             row(LOADED, "BASE TABLE", "InnoDB", 0),
         ];
-        let inside = Inside::of(&rows, 2);
+        let inside = Inside::of(&rows, &[], 2);
         assert_eq!(inside.groups, [vec!["big".to_string()], vec!["half".into(), "it's".into()]]);
         assert_eq!((inside.tables.len(), inside.views.len(), inside.wholes.len()), (4, 1, 1));
         let f = inside.functions();
-        assert!(f.contains("work 2 half 'it'\\''s' &") && f.contains("count=2\n"), "{f}");
-        assert_eq!(Inside::of(&rows[..1], 8).groups.len(), 1);
+        assert!(f.contains("work 2 bytes half 'it'\\''s' &") && f.contains("count=2\n"), "{f}");
+        assert_eq!(Inside::of(&rows[..1], &[], 8).groups.len(), 1);
+        let apart = Inside::of(&rows, &["big".into()], 1);
+        assert_eq!((apart.groups.len(), apart.sessions()), (1, 2));
+        assert!(apart.functions().contains("work 2 texts big &"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ z='gzip -1' ext=.gz
 if command -v zstd >/dev/null; then z='zstd -q -1' ext=.zst; fi
 command -v sha256sum >/dev/null || fail "missing tool sha256sum"
 cd "$d" || exit 1
-rm -f manifest manifest.new files.new ./*.sql.gz ./*.sql.zst "$j"/index.* "$j"/pos.* "$j"/began.* "$j"/rc.* "$j"/names "$j"/in || exit 1
+rm -f manifest manifest.new files.new ./*.sql.gz ./*.sql.zst ./*.rows.gz ./*.rows.zst ./*.raw.gz ./*.raw.zst "$j"/index.* "$j"/pos.* "$j"/began.* "$j"/rc.* "$j"/names "$j"/in || exit 1
 
 ask() {
   "$client" --defaults-file=/dev/fd/3 --no-auto-rehash -N -B --unbuffered "$@" 3<<RUNBOOK
@@ -22,10 +22,11 @@ $login
 RUNBOOK
 }
 dumped() {
-  "$dump" --defaults-file=/dev/fd/3 --hex-blob --quick --default-character-set=utf8mb4 --max-allowed-packet=1073741824 "$@" 3<<RUNBOOK
+  "$dump" --defaults-file=/dev/fd/3 --quick --max-allowed-packet=1073741824 "$@" 3<<RUNBOOK
 $login
 RUNBOOK
 }
+defined() { dumped --default-character-set=utf8mb4 --single-transaction --no-data "$@"; }
 # Definitions, by several calls into one file that is whole or not at all.
 kept() {
   f=$1$ext
@@ -38,18 +39,20 @@ kept() {
   [ "$(cat "$j/rc.$kind")" = 0 ] || broken "$(cat "$j/rc.$kind")" "the definitions' tool"
   printf '%s\t%s\t-\t0\t\n' "$f" "$kind" >>"$j/index.0"
 }
-schema() { [ "$tables" = 0 ] || all_tables dumped --single-transaction --no-data --skip-triggers "$schema"; }
+schema() { [ "$tables" = 0 ] || all_tables defined --skip-triggers "$schema"; }
 after() {
-  dumped --single-transaction --no-data --no-create-info --skip-triggers --routines "$schema" || return 1
-  [ "$views" = 0 ] || all_views dumped --single-transaction --no-data --skip-triggers "$schema" || return 1
-  [ "$tables" = 0 ] || all_tables dumped --single-transaction --no-data --no-create-info --triggers --add-drop-trigger "$schema" || return 1
-  dumped --single-transaction --no-data --no-create-info --skip-triggers --events "$schema"
+  defined --no-create-info --skip-triggers --routines "$schema" || return 1
+  [ "$views" = 0 ] || all_views defined --skip-triggers "$schema" || return 1
+  [ "$tables" = 0 ] || all_tables defined --no-create-info --triggers --add-drop-trigger "$schema" || return 1
+  defined --no-create-info --skip-triggers --events "$schema"
 }
 : >"$j/index.0"
 kept schema.sql schema
 kept after.sql after
 
-# Rows: cut into files at the ends of statements, each of which is loaded as a transaction.
+# Rows: cut into files, each of which is loaded as a transaction. Bytes are as the server has them, in whatever character set: where the tool
+# writes a row to a line, NAME.rows is the head of the INSERT, then each row as "(…,1),", whose last field says that it is whole; otherwise
+# (old tools) NAME.raw has its statements, cut at their ends. NAME.sql has statements in utf8mb4, for tables that take no bytes.
 cat >"$j/cut.awk" <<'EOT'
 function shut() {
   if (cmd == "") return
@@ -67,32 +70,41 @@ BEGIN { while ((getline name <names) > 0) whole[name] = 1 }
 /^-- Dumping data for table `/ { shut(); has_begun(); table = $0; sub(/^[^`]*`/, "", table); sub(/`[^`]*$/, "", table); next }
 /^-- CHANGE (MASTER|REPLICATION SOURCE) TO / { print >pos; close(pos); next }
 /^INSERT / {
+  counted = !/VALUES *\(/
   if (cmd == "" || bytes >= limit && !(table in whole)) {
     shut()
-    file = sprintf("d%d-%05d.sql%s", n, ++seq, ext)
+    lines = counted && how == "bytes"
+    file = sprintf("d%d-%05d.%s%s", n, ++seq, lines ? "rows" : how == "bytes" ? "raw" : "sql", ext)
     cmd = z " >" file
-    rows = 0; bytes = 0; counted = 1
+    rows = 0; bytes = 0
+    if (lines) print | cmd
   }
   inside = 1
-  if ($0 ~ /VALUES *\(/) counted = 0
+  if (lines) next
 }
 inside {
   if (/^\(/) rows++
-  print | cmd
   bytes += length($0) + 1
   if (/;$/) inside = 0
+  if (lines) $0 = substr($0, 1, length($0) - 2) ",1),"
+  print | cmd
 }
 /^-- Dump completed/ { complete = 1; has_begun() }
 END { shut(); if (!complete) exit 1 }
 EOT
 work() {
   n=$1
-  shift
+  how=$2
+  shift 2
+  case $how in
+    bytes) set -- --default-character-set=binary "$schema" "$@" ;;
+    *) set -- --default-character-set=utf8mb4 --hex-blob "$schema" "$@" ;;
+  esac
   {
-    dumped --single-transaction $data --no-create-info --skip-triggers --skip-add-locks --skip-disable-keys --net-buffer-length=1046528 \
-      "$schema" "$@" 2>"$j/e.$n"
+    dumped --single-transaction $data --no-create-info --skip-triggers --skip-add-locks --skip-disable-keys \
+      --net-buffer-length=1046528 "$@" 2>"$j/e.$n"
     echo $? >"$j/rc.$n"
-  } | awk -v n="$n" -v limit=16000000 -v ext="$ext" -v z="$z" -v index_file="$j/index.$n" -v pos="$j/pos.$n" -v began="$j/began.$n" -v names="$j/names" -f "$j/cut.awk" 2>>"$j/e.$n"
+  } | "$awk" -v n="$n" -v how="$how" -v limit=16000000 -v ext="$ext" -v z="$z" -v index_file="$j/index.$n" -v pos="$j/pos.$n" -v began="$j/began.$n" -v names="$j/names" -f "$j/cut.awk" 2>>"$j/e.$n"
   s=$?
   [ "$s" = 0 ] && [ "$(cat "$j/rc.$n")" = 0 ] && return
   # The first that fails says why, and only then all ends.
