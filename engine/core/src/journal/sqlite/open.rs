@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::errors::{damaged, sql};
 use crate::error::{Code, Error, Result};
@@ -70,12 +70,26 @@ pub(super) fn connect(path: &Path) -> Result<Connection> {
     conn.set_prepared_statement_cache_capacity(64);
     conn.execute_batch("PRAGMA synchronous=FULL; PRAGMA cell_size_check=ON; PRAGMA trusted_schema=OFF; PRAGMA temp_store=MEMORY;")
         .map_err(fail)?;
-    let mode: String = conn.query_row("PRAGMA journal_mode=WAL", [], |r| r.get(0)).map_err(fail)?;
+    let mode = write_ahead(&conn).map_err(fail)?;
     if mode != "wal" {
         return Err(Error::new(Code::STORE, format!("{} cannot be kept in WAL mode (it is in mode {mode})", path.display()))
             .hint("keep the project on a local file system: shared memory is needed beside the file"));
     }
     Ok(conn)
+}
+
+/// Keeps the file in WAL mode. Two processes that change a new file to it at once would wait for each other, so SQLite tells one of them
+/// that it is busy without waiting at all (`sqlite3_busy_handler`: it is not called where waiting could be a deadlock).
+fn write_ahead(conn: &Connection) -> rusqlite::Result<String> {
+    let began = Instant::now();
+    loop {
+        match conn.query_row("PRAGMA journal_mode=WAL", [], |r| r.get(0)) {
+            Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && began.elapsed() < BUSY => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
 }
 
 fn check_version(path: &Path, conn: &Connection) -> Result<()> {

@@ -393,6 +393,24 @@ fn processes_make_and_use_one_file_at_the_same_time() {
 }
 
 #[test]
+fn a_new_file_is_opened_by_many_at_once() {
+    // Its change to the mode in which it is kept (WAL) waits for nobody by itself.
+    for _ in 0..150 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".runbook/journal.db");
+        let start = std::sync::Barrier::new(8);
+        std::thread::scope(|s| {
+            for _ in 0..8 {
+                s.spawn(|| {
+                    start.wait();
+                    SqliteStore::open(&path).unwrap();
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn a_killed_process_leaves_what_it_was_told_is_recorded() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(".runbook/journal.db");
