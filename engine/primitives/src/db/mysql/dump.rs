@@ -19,9 +19,10 @@ use crate::ssh::quote;
 
 const DUMP: &str = include_str!("dump.sh");
 
-/// Which types take a value as the bytes that the server has of it. Those of plugins (`inet6`, `uuid`) take bytes for something else.
+/// Which types take a value as the bytes that the server has of it. Those of plugins (`inet6`, `uuid`) take bytes for something else, MySQL's
+/// `json` takes none.
 const BYTES: &str = "'tinyint', 'smallint', 'mediumint', 'int', 'bigint', 'decimal', 'float', 'double', 'bit', 'char', 'varchar', 'tinytext', 'text', 'mediumtext', \
-    'longtext', 'json', 'binary', 'varbinary', 'tinyblob', 'blob', 'mediumblob', 'longblob', 'enum', 'set', 'date', 'time', 'datetime', 'timestamp', 'year', \
+    'longtext', 'binary', 'varbinary', 'tinyblob', 'blob', 'mediumblob', 'longblob', 'enum', 'set', 'date', 'time', 'datetime', 'timestamp', 'year', \
     'geometry', 'point', 'linestring', 'polygon', 'multipoint', 'multilinestring', 'multipolygon', 'geometrycollection', 'geomcollection', 'vector'";
 
 /// What a schema has, as the tools want it.
