@@ -23,9 +23,6 @@ unpack() {
 }
 case $(cat "$j/files") in *.zst*) command -v zstd >/dev/null || fail "missing tool zstd" ;; esac
 tab=$(printf '\t')
-# A server of Galera may commit in the middle of what it reads by itself.
-reads=no
-[ "$(sql -e "SHOW VARIABLES WHERE Variable_name IN ('local_infile', 'wsrep_on') AND Value = 'ON'" 2>/dev/null)" != "local_infile${tab}ON" ] || reads=yes
 # The rows of a file NAME.rows as statements of about 1 MB.
 inserts='NR == 1 { head = $0; next }
 {
@@ -36,8 +33,9 @@ inserts='NR == 1 { head = $0; next }
   n = 1
 }
 END { if (n) print row ";" }'
-# The columns of every table, for reading: what the server makes by itself is passed over.
+# The columns of every table, where the server may read rows by itself: what it makes is passed over. One of Galera may commit in the middle.
 columns() {
+  [ "$(sql -e "SHOW VARIABLES WHERE Variable_name IN ('local_infile', 'wsrep_on') AND Value = 'ON'" 2>/dev/null)" = "local_infile${tab}ON" ] || return 0
   sql -r -e "SET SESSION group_concat_max_len = 1000000; SELECT REPLACE(table_name, '\`', '\`\`'),
     GROUP_CONCAT(IF(extra REGEXP '(VIRTUAL|STORED|PERSISTENT) GENERATED', '@made', CONCAT('\`', REPLACE(column_name, '\`', '\`\`'), '\`')) ORDER BY ordinal_position)
     FROM information_schema.columns WHERE table_schema = DATABASE() AND extra NOT LIKE '%INVISIBLE%' GROUP BY table_name
@@ -107,8 +105,8 @@ LINE
     *.rows.* | *.raw.*) charset=binary ;;
     *) charset=utf8mb4 ;;
   esac
-  case $reads$f in
-    yes*.rows.*) columns=$(t=$table awk -F '\t' '$1 == ENVIRON["t"] && length($2) < 60000 { print $2 }' "$j/columns") ;;
+  case $f in
+    *.rows.*) columns=$(t=$table awk -F '\t' '$1 == ENVIRON["t"] && length($2) < 60000 { print $2 }' "$j/columns") ;;
     *) columns= ;;
   esac
   if [ -n "$columns" ]; then by_reading; else by_statements; fi
