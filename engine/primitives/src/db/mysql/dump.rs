@@ -35,14 +35,14 @@ struct Inside {
     wholes: Vec<String>,
     /// Tables with rows, in groups of about the same size.
     groups: Vec<Vec<String>>,
-    /// Those of them whose values are not dumped as bytes: a group of their own.
-    texts: Vec<String>,
+    /// Likewise, those whose values are not dumped as bytes.
+    texts: Vec<Vec<String>>,
 }
 
 impl Inside {
     fn of(rows: &[(String, String, String, u64)], texts: &[String], jobs: usize) -> Inside {
         let mut inside = Inside::default();
-        let mut sized = Vec::new();
+        let (mut sized, mut as_texts) = (Vec::new(), Vec::new());
         for (name, kind, engine, bytes) in rows {
             if name == LOADED || name == data::ACTIONS {
                 continue;
@@ -58,21 +58,15 @@ impl Inside {
             if !engine.eq_ignore_ascii_case("InnoDB") {
                 inside.wholes.push(name.clone());
             }
-            if texts.contains(name) {
-                inside.texts.push(name.clone());
-            } else {
-                sized.push((*bytes, name.clone()));
-            }
+            let list = if texts.contains(name) { &mut as_texts } else { &mut sized };
+            list.push(((*bytes).max(1 << 14), name.clone()));
         }
-        sized.sort_by(|a, b| b.cmp(a));
-        let mut bins: Vec<(u64, Vec<String>)> = vec![(0, Vec::new()); jobs.max(1)];
-        for (bytes, name) in sized {
-            if let Some(least) = bins.iter_mut().min_by_key(|(n, _)| *n) {
-                least.0 += bytes.max(1 << 14);
-                least.1.push(name);
-            }
-        }
-        inside.groups = bins.into_iter().map(|(_, names)| names).filter(|names| !names.is_empty()).collect();
+        // The jobs are shared by size; neither kind goes without one.
+        let weight = |list: &[(u64, String)]| list.iter().map(|(n, _)| n).sum::<u64>();
+        let (some, all) = (weight(&as_texts), weight(&as_texts) + weight(&sized));
+        let share = usize::try_from(some * jobs as u64 / all.max(1)).unwrap_or(jobs).max(1);
+        inside.texts = spread(as_texts, share);
+        inside.groups = spread(sized, jobs - inside.texts.len().min(jobs));
         inside
     }
 
@@ -87,11 +81,9 @@ impl Inside {
             if wholes.is_empty() { ":".into() } else { format!("printf '%s\\n' {}", wholes.join(" ")) }
         );
         out.push_str("kids=\ngroups() {\n:\n");
-        for (n, names) in self.groups.iter().enumerate() {
-            let _ = writeln!(out, "work {} bytes {} &\nkids=\"$kids $!\"", n + 1, words(names));
-        }
-        if !self.texts.is_empty() {
-            let _ = writeln!(out, "work {} texts {} &\nkids=\"$kids $!\"", self.sessions(), words(&self.texts));
+        let bytes = self.groups.iter().map(|names| ("bytes", names));
+        for (n, (how, names)) in bytes.chain(self.texts.iter().map(|names| ("texts", names))).enumerate() {
+            let _ = writeln!(out, "work {} {how} {} &\nkids=\"$kids $!\"", n + 1, words(names));
         }
         let _ = writeln!(out, "}}\ncount={}\ntables={}\nviews={}", self.sessions(), self.tables.len(), self.views.len());
         out
@@ -99,8 +91,21 @@ impl Inside {
 
     /// How many sessions dump rows.
     fn sessions(&self) -> usize {
-        self.groups.len() + usize::from(!self.texts.is_empty())
+        self.groups.len() + self.texts.len()
     }
+}
+
+/// Spreads tables over at most so many groups, at least one, of about the same size.
+fn spread(mut sized: Vec<(u64, String)>, groups: usize) -> Vec<Vec<String>> {
+    sized.sort_by(|a, b| b.cmp(a));
+    let mut bins: Vec<(u64, Vec<String>)> = vec![(0, Vec::new()); groups.max(1)];
+    for (bytes, name) in sized {
+        if let Some(least) = bins.iter_mut().min_by_key(|(n, _)| *n) {
+            least.0 += bytes;
+            least.1.push(name);
+        }
+    }
+    bins.into_iter().map(|(_, names)| names).filter(|names| !names.is_empty()).collect()
 }
 
 /// The GTIDs of a position as the manifest has it; empty when there are none.
@@ -240,6 +245,9 @@ mod tests {
         let apart = Inside::of(&rows, &["big".into()], 1);
         assert_eq!((apart.groups.len(), apart.sessions()), (1, 2));
         assert!(apart.functions().contains("work 2 texts big &"));
+        // A schema of such tables is dumped by as many sessions as any other.
+        let names: Vec<String> = ["big", "half", "it's"].map(String::from).into();
+        assert_eq!(Inside::of(&rows, &names, 2).texts, inside.groups);
     }
 
     #[test]
