@@ -113,3 +113,15 @@ async fn a_schema_is_copied_and_not_twice() {
     assert_eq!(field(&copy().await, "changed"), &Value::Bool(true));
     assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop2.orders"), "3");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_of_servers_without_a_log_is_copied_anew_each_time() {
+    let Some(s) = Site::with("skip-log-bin") else { return };
+    s.old.sql("INSERT INTO shop.orders (item) VALUES ('a')");
+    let copy = async || s.run("shop_new", "copy_from", vec![handle("shop_old").into()]).await.unwrap();
+    for rows in ["1", "2"] {
+        assert_eq!(field(&copy().await, "changed"), &Value::Bool(true));
+        assert_eq!(s.new.sql("SELECT COUNT(*) FROM shop.orders"), rows);
+        s.old.sql(&format!("INSERT INTO shop.orders (item) VALUES ('after {rows}')"));
+    }
+}

@@ -59,13 +59,31 @@ pub async fn copy(cx: &Cx, from: &Db, to: &Db, what: &What<'_>, jobs: Option<usi
         "--single-transaction --quick --routines --events --triggers --hex-blob --skip-add-locks --skip-disable-keys --default-character-set=utf8mb4 \
          --max-allowed-packet=1073741824 --net-buffer-length=1046528",
     );
+    let (total, logged) = {
+        let mut s = session(cx, from).await?;
+        let names: Vec<String> = match what {
+            What::Schemas(n) => n.to_vec(),
+            What::Into { from, .. } => vec![(*from).to_string()],
+        };
+        let sql = format!(
+            "SELECT COALESCE(SUM(data_length), 0) FROM information_schema.tables WHERE table_schema IN ({})",
+            super::data::list(&names)
+        );
+        let (n, logged) = (s.int(sql).await?, s.is_on("log_bin").await?);
+        s.close().await;
+        (n.unsigned_abs(), logged)
+    };
     // mysqldump 8.0.26 and later call it so; where both are there, the newer does not know the older word for ever.
-    args.push_str(if maria {
-        " --master-data=2 --gtid"
-    } else if at.flavour.version >= (8, 0, 26) {
-        " --source-data=2 --set-gtid-purged=ON --no-tablespaces --column-statistics=0"
-    } else {
-        " --master-data=2 --set-gtid-purged=AUTO"
+    let newer = at.flavour.version >= (8, 0, 26);
+    if logged {
+        // The position of its moment.
+        args.push_str(if maria || !newer { " --master-data=2" } else { " --source-data=2" });
+    }
+    args.push_str(match (maria, newer) {
+        (true, _) if logged => " --gtid",
+        (true, _) => "",
+        (false, true) => " --set-gtid-purged=ON --no-tablespaces --column-statistics=0",
+        (false, false) => " --set-gtid-purged=AUTO",
     });
     match what {
         What::Schemas(names) => {
@@ -81,20 +99,6 @@ pub async fn copy(cx: &Cx, from: &Db, to: &Db, what: &What<'_>, jobs: Option<usi
             }
         }
     }
-    let total = {
-        let mut s = session(cx, from).await?;
-        let names: Vec<String> = match what {
-            What::Schemas(n) => n.to_vec(),
-            What::Into { from, .. } => vec![(*from).to_string()],
-        };
-        let sql = format!(
-            "SELECT COALESCE(SUM(data_length), 0) FROM information_schema.tables WHERE table_schema IN ({})",
-            super::data::list(&names)
-        );
-        let n = s.int(sql).await?;
-        s.close().await;
-        n.unsigned_abs()
-    };
     let tools: &[&str] = if maria { &["mariadb-dump", "mysqldump"] } else { &["mysqldump"] };
     let channel = ssh::connect(cx, &from.host).await?.open(cx, host::tool(cx, &at, tools, &args)?).await?;
     let jobs = jobs.unwrap_or(4);
