@@ -8,8 +8,11 @@ use crate::support::dumps::{self, Carried, Folder, edit, many};
 use crate::support::options;
 use crate::support::postgres::Site;
 
+/// What [`SHOP`] has of large objects.
+pub const LARGE: &str = "SELECT lo_from_bytea(4711, '\\x00ff10'), lo_from_bytea(4712, decode(repeat('ab', 100000), 'hex'));";
+
 /// Two clusters with the roles of the shop; the new one has an empty database.
-fn site() -> Option<Site> {
+pub fn site() -> Option<Site> {
     let s = Site::start(false)?;
     s.new.init(false);
     s.new.start();
@@ -18,7 +21,8 @@ fn site() -> Option<Site> {
     Some(s)
 }
 
-const SHOP: &str = r#"
+/// A shop with something of every kind.
+pub const SHOP: &str = r#"
 CREATE SCHEMA "odd; name"; CREATE EXTENSION pg_trgm; CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN posint AS int CHECK (value > 0);
 CREATE TABLE parent (id int PRIMARY KEY, m mood, t text COLLATE "C"); CREATE INDEX ON parent USING gin (t gin_trgm_ops);
 CREATE TABLE child (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, parent int NOT NULL REFERENCES parent, net numeric, gross numeric GENERATED ALWAYS AS (net * 1.19) STORED,
@@ -49,7 +53,7 @@ fn field<'a>(v: &'a Value, name: &str) -> &'a Value {
 }
 
 /// What `pg_dump` itself says of the definitions, and what `compare` may not look at.
-fn others(c: &crate::support::postgres::Cluster) -> String {
+pub fn others(c: &crate::support::postgres::Cluster) -> String {
     let (port, folder) = (c.port.to_string(), c.path("").display().to_string());
     c.as_postgres("pg_dump", &["-s", "-h", &folder, "-p", &port, "-d", "shop"])
         .lines()
@@ -178,21 +182,12 @@ impl Carried for Site {
         self.new.sql("postgres", "CREATE DATABASE shop OWNER app");
     }
 
-    /// As when the machine loses its power: nothing is written any more.
     fn kill(&self) {
-        let pid = std::fs::read_to_string(self.new.path("data/postmaster.pid")).unwrap();
-        drop(std::process::Command::new("kill").args(["-QUIT", pid.lines().next().unwrap()]).status());
+        self.new.quit();
     }
 
     async fn again(&mut self) {
-        for _ in 0..600 {
-            if !self.new.running() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        assert!(!self.new.running(), "the server does not end");
-        self.new.start();
+        self.new.after_quit().await;
     }
 
     fn hosts(&self) -> [&crate::support::sshd::Sshd; 2] {

@@ -154,6 +154,24 @@ impl Cluster {
             .to_string()
     }
 
+    /// Kills the server as when the machine loses its power: nothing is written any more.
+    pub fn quit(&self) {
+        let pid = std::fs::read_to_string(self.path("data/postmaster.pid")).unwrap();
+        drop(Command::new("kill").args(["-QUIT", pid.lines().next().unwrap()]).status());
+    }
+
+    /// Waits for the end of a server that was killed, and starts it again.
+    pub async fn after_quit(&self) {
+        for _ in 0..600 {
+            if !self.running() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!self.running(), "the server does not end");
+        self.start();
+    }
+
     /// Whether a server runs on it.
     pub fn running(&self) -> bool {
         Command::new(self.bin.join("pg_ctl")).arg("-D").arg(self.path("data")).arg("status").env("LC_ALL", "C").output().is_ok_and(|o| {
@@ -250,19 +268,17 @@ impl Site {
         old.sql("postgres", "CREATE ROLE app LOGIN PASSWORD 'app s3cret'''");
         old.sql("postgres", "CREATE DATABASE shop OWNER app");
         old.sql("shop", "CREATE TABLE orders (id bigserial PRIMARY KEY, item text NOT NULL); ALTER TABLE orders OWNER TO app");
-        let s = Site {
+        Some(Site {
             old,
             new,
             old_host,
             new_host,
             env,
             world,
-            shared: Arc::default(),
+            shared: shared(),
             registry: runbook_primitives::registry(),
             actions: AtomicUsize::new(0),
-        };
-        s.shared.get::<HelperExe>().set(env!("CARGO_BIN_EXE_runbook"));
-        Some(s)
+        })
     }
 
     /// Lets standbys log in, on the old cluster and what is copied from it.
@@ -276,7 +292,7 @@ impl Site {
     /// A context for one action.
     pub fn cx(&self) -> Cx {
         let n = self.actions.fetch_add(1, Ordering::SeqCst);
-        let mut cx = runbook_testkit::cx(&self.world, self.env.clone(), &format!("act-{n}"));
+        let mut cx = runbook_testkit::cx(&self.world, self.env.clone(), &format!("act-{}-{n}", self.old.port));
         cx.shared = self.shared.clone();
         cx
     }
@@ -299,12 +315,30 @@ impl Site {
         .map(|r| r.map(|o| o.value))
     }
 
-    /// Does an action. With `cut` the controller "dies" after that time: the future is dropped wherever it is, and the action is
-    /// found out about and done again as the engine does on resume.
+    /// Does an action with this context: another try of the same action, when it had one before.
+    pub async fn act_as(&self, cx: &Cx, on: &str, name: &'static str, args: Vec<Value>) -> Result<Value> {
+        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
+        let call = primitive.spec().bind(Some(handle(on)), args)?;
+        primitive.act(cx, &call).await.map(|o| o.value)
+    }
+
+    /// Does an action. With `cut` the controller "dies" after that time: the future is dropped wherever it is, its connections with it, and
+    /// the action is found out about and done again as the engine does on resume.
     pub async fn run_cut(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value> {
         let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
         let call = primitive.spec().bind(Some(handle(on)), args)?;
         let cx = self.cx();
-        done_or_found(primitive.as_ref(), &call, &cx, &cx, cut).await
+        let first = match cut {
+            Some(_) => Cx { shared: shared(), ..cx.clone() },
+            None => cx.clone(),
+        };
+        done_or_found(primitive.as_ref(), &call, &first, &cx, cut).await
     }
+}
+
+/// What the actions of a controller share.
+fn shared() -> Arc<Shared> {
+    let shared = Arc::<Shared>::default();
+    shared.get::<HelperExe>().set(env!("CARGO_BIN_EXE_runbook"));
+    shared
 }
