@@ -2,6 +2,7 @@
 
 mod archive;
 mod compare;
+mod copies;
 mod data;
 mod delayed;
 mod dumps;

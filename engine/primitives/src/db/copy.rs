@@ -16,15 +16,29 @@ pub(super) fn register(r: &mut Registry) {
             "Makes this database a copy of another, as of one moment, while the other is in use.\n\nSQLite: the copy is checked (SHA-256, integrity) \
              and put in place at once. It is write-protected from its birth until `promote`. What is replaced must be absent or such a copy; \
              a database that takes writes, or that a process has open, is refused. Nothing is done when the content is equal already. \
-             It is copied whole, without options. MariaDB and MySQL: one schema is copied; it takes writes at once, and is for trials and \
-             for data that nobody changes. To move a server, use `replicate_from`.",
+             It is copied whole, without options.\n\nMariaDB and MySQL: one schema is copied. PostgreSQL: one database, which must be there; \
+             the rows go from server to server, through no file and no controller, while a job on the host of this database logs in to \
+             the other as standbys do (`replication_address`, `replication_password`), or through its socket on one and the same host. \
+             A controller that dies does not disturb it. When it is broken off itself, it begins anew, as of a new moment; once all rows \
+             are there, it goes on with what is missing. `tables` is refused, and so are large objects.\n\nBoth take writes at once, and \
+             such a copy is for trials and for data that nobody changes. What is replaced must be empty or an earlier copy of the same \
+             database. To move a server, use `replicate_from`.",
         )
         .arg("other", Ty::Record(DATABASE), "The database to copy.")
         .option("tables", Ty::List(Box::new(Ty::Str)), "Only these tables.")
         .option("jobs", Ty::Int, "How many streams at once; chosen by the host's processors unless given.")
         .returns(Ty::Record("CopyResult"))
         .example("database(\"shop_new\").copy_from(database(\"shop_old\"));")
-        .errors(&[Code::DB_CONNECT, Code::DB_COPY, Code::DB_HELPER]),
+        .errors(&[
+            Code::DB_CONNECT,
+            Code::DB_LOGIN,
+            Code::DB_SETTINGS,
+            Code::DB_COPY,
+            Code::DB_CANNOT,
+            Code::DB_HELPER,
+            Code::HOST_TOOL_MISSING,
+            Code::DISK_SPACE,
+        ]),
     ));
     r.add(CopyToFile(
         method(
@@ -42,7 +56,7 @@ pub(super) fn register(r: &mut Registry) {
         method(
             "drop_copy",
             Effect::Converge,
-            "Removes a copy made by `copy_from` that was not promoted: its undo.\n\nAnything else is refused. Nothing is done when there is none.",
+            "Removes a copy made by `copy_from` that was not promoted: its undo.\n\nAnything else is refused. Nothing is done when there is none. Of PostgreSQL the empty database stays.",
         )
         .example("database(\"shop_new\").drop_copy();")
         .errors(&[Code::DB_COPY, Code::DB_HELPER]),

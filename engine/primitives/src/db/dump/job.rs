@@ -142,6 +142,22 @@ impl Job<'_> {
     }
 }
 
+/// Makes a folder for jobs in `/var/tmp`, for whoever runs them alone; gives its path.
+///
+/// # Errors
+/// `RB0505` when somebody else has put something there; those of the connection.
+pub(in crate::db) async fn private_folder(cx: &Cx, host: &str, who: &As<'_>, name: &str) -> Result<String> {
+    let dir = format!("/var/tmp/runbook-{name}");
+    let script =
+        format!("umask 077; d={}; mkdir \"$d\" 2>/dev/null || {{ [ -d \"$d\" ] && [ ! -L \"$d\" ] && [ -O \"$d\" ]; }}", quote(&dir));
+    let made = ssh::connect(cx, host).await?.exec_again(cx, who(script)).await?;
+    if made.status != 0 {
+        let why = format!("{dir} cannot be made, or is of somebody else");
+        return Err(Error::new(Code::DB_COPY, why).host(host).hint("look at that folder"));
+    }
+    Ok(dir)
+}
+
 /// How many at once, unless it was said: as many as the host has processors.
 ///
 /// # Errors
@@ -277,11 +293,13 @@ mod tests {
         let mysql = format!("{COMMON}{}", include_str!("../mysql/dump.sh"));
         let load = format!("{COMMON}{}", include_str!("../mysql/load.sh"));
         let pg = format!("{COMMON}{}", include_str!("../postgres/dump.sh"));
-        let pg_load = format!("{COMMON}{}", include_str!("../postgres/load.sh"));
+        let restore = format!("{COMMON}{}", include_str!("../postgres/restore.sh"));
+        let pg_load = format!("{restore}{}", include_str!("../postgres/load.sh"));
+        let pull = format!("{restore}{}", include_str!("../postgres/pull.sh"));
         let base = format!("{COMMON}{}", include_str!("../postgres/base.sh"));
         // Settings come from outside; functions are called by name; statuses of pipes are looked at by files.
         runbook_testkit::shellcheck(
-            &[START, POLL, STOP, &mysql, &load, &pg, &pg_load, &base],
+            &[START, POLL, STOP, &mysql, &load, &pg, &pg_load, &pull, &base],
             "SC2154,SC2034,SC2317,SC2046,SC2086,SC2012,SC2010,SC2015,SC2016",
         );
     }

@@ -23,22 +23,26 @@ pub(super) struct Plan {
     pub views: Vec<String>,
     /// The options of `CREATE DATABASE`.
     pub database: String,
-    schemas: Vec<String>,
 }
 
-impl Plan {
-    /// What the role of the replicas must be able to read.
-    pub(super) fn grants(&self, node: &Node, r: &Replication) -> String {
-        let role = ident(&r.user);
-        if let Some(grant) = grant_all(node, r) {
-            return grant;
-        }
-        let each = self.schemas.iter().map(|s| format!("GRANT USAGE ON SCHEMA {s} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO {role}; GRANT SELECT ON ALL SEQUENCES IN SCHEMA {s} TO {role}"));
-        each.collect::<Vec<_>>().join("; ")
+/// Lets the role of the replicas read every table.
+pub(super) async fn grant(conn: &Conn, node: &Node, r: &Replication) -> Result<()> {
+    if let Some(all) = grant_all(node, r) {
+        return conn.run(&all).await;
     }
+    let schemas =
+        conn.texts("SELECT quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'").await?;
+    let role = ident(&r.user);
+    let each = schemas.iter().map(|s| {
+        let s = col(s, 0);
+        format!(
+            "GRANT USAGE ON SCHEMA {s} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO {role}; GRANT SELECT ON ALL SEQUENCES IN SCHEMA {s} TO {role}"
+        )
+    });
+    conn.run(&each.collect::<Vec<_>>().join("; ")).await
 }
 
-/// Lets the role of the replicas read every table, where the server has a word for that.
+/// The same, where the server has a word for that.
 pub(super) fn grant_all(node: &Node, r: &Replication) -> Option<String> {
     (node.version >= 140_000).then(|| format!("GRANT pg_read_all_data TO {}", ident(&r.user)))
 }
@@ -66,7 +70,6 @@ pub(super) async fn plan(cx: &Cx, db: &Db, conn: &Conn, node: &Node) -> Result<P
          SELECT 'unlogged', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND {OURS} ORDER BY 2; \
          SELECT 'secured', {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND c.relrowsecurity AND {OURS} ORDER BY 2; \
          SELECT 'view', quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND c.relispopulated AND {OURS} ORDER BY c.oid; \
-         SELECT 'schema', quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'; \
          SELECT 'large', count(*) FROM pg_largeobject_metadata; \
          SELECT 'database', format('OWNER %I ENCODING %L LC_COLLATE %L LC_CTYPE %L', pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datctype) \
            FROM pg_database WHERE datname = current_database()"
@@ -110,7 +113,7 @@ pub(super) async fn plan(cx: &Cx, db: &Db, conn: &Conn, node: &Node) -> Result<P
         cx.message(format!("materialized views are refreshed on the replica now, and once more by promote: {}", views.join(", ")));
     }
     let (objects, _) = Box::pin(chunks::schema(cx, db)).await?;
-    Ok(Plan { schema: digest(&objects), views, database: first(&rows, "database").join(" "), schemas: first(&rows, "schema") })
+    Ok(Plan { schema: digest(&objects), views, database: first(&rows, "database").join(" ") })
 }
 
 /// Makes the roles that the other cluster lacks, with their passwords as the server keeps them, and their memberships.

@@ -20,6 +20,8 @@ use crate::ssh::{self, Exec, quote};
 
 const DUMP: &str = include_str!("dump.sh");
 const LOAD: &str = include_str!("load.sh");
+/// What puts entries of an archive into a database.
+pub(super) const RESTORE: &str = include_str!("restore.sh");
 
 /// What manifests call this kind.
 const KIND: &str = "postgresql";
@@ -56,12 +58,17 @@ impl Tools {
         self.user.as_deref()
     }
 
+    /// How many at once.
+    pub(super) fn jobs(&self) -> usize {
+        self.jobs
+    }
+
     /// Whether the login may become any user.
     pub(super) fn root(&self) -> bool {
         self.login == "root"
     }
 
-    fn exec(&self, script: &str) -> Exec {
+    pub(super) fn exec(&self, script: &str) -> Exec {
         match &self.user {
             None => Exec::new(script),
             // Where there is no sudo, root needs none.
@@ -185,7 +192,11 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
         mark.ready = had.ready && !had.whole && marked;
     }
     if !mark.ready {
-        make_room(db, &conn, &node, &name, &mut mark, (&found, half_cleared), options.replace).await?;
+        if !options.replace {
+            must_be_empty(db, &found, "name another database, or use replace: true, which drops what is in it")?;
+        }
+        let set = |ready| state::set(&name, "load", &LoadMark { ready, ..mark.clone() });
+        make_room(&conn, &node, !found.is_empty() || half_cleared, set).await?;
     }
     let mut list = String::from("sums() { cat <<'RUNBOOK_SUMS'\n");
     for f in &m.files {
@@ -203,7 +214,7 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
         items.clear();
     }
     let script = Script {
-        text: format!("d={}\njobs={}\n{}{list}{COMMON}{LOAD}", quote(at), tools.jobs, path(db)),
+        text: format!("d={}\njobs={}\n{}{list}{COMMON}{RESTORE}{LOAD}", quote(at), tools.jobs, path(db)),
         env: env(cx, db)?,
         counted: format!(
             "counted() {{ cat \"$j\"/w.* | awk -v list={} 'BEGIN {{ n = split(list, a, \";\"); for (i = 1; i <= n; i++) {{ split(a[i], p, \" \"); r[p[1]] = p[2]; b[p[1]] = p[3] }} }} \
@@ -247,44 +258,43 @@ pub(super) async fn found(conn: &Conn) -> Result<Vec<Texts>> {
         .await
 }
 
-/// Makes the database empty, when nothing that matters is in the way. `half_cleared`: somebody has begun with that, and has not come to its
-/// end.
-async fn make_room(
-    db: &Db,
-    conn: &Conn,
-    node: &Node,
-    name: &str,
-    mark: &mut LoadMark,
-    (found, half_cleared): (&[Texts], bool),
-    replace: bool,
-) -> Result<()> {
-    if !found.is_empty() && !replace {
-        let some: Vec<&str> = found.iter().take(5).map(|r| col(r, 0)).collect();
-        let more = if found.len() > some.len() { format!(" and {} more", found.len() - some.len()) } else { String::new() };
-        return Err(refuse(
-            db,
-            format!("\"{}\" is not empty: it has {}{more}", db.name, some.join(", ")),
-            "name another database, or use replace: true, which drops what is in it",
-        ));
+/// Sees that nothing is in the way.
+///
+/// # Errors
+/// `RB0505`, which names it.
+pub(super) fn must_be_empty(db: &Db, found: &[Texts], hint: &str) -> Result<()> {
+    if found.is_empty() {
+        return Ok(());
     }
+    let some: Vec<&str> = found.iter().take(5).map(|r| col(r, 0)).collect();
+    let more = if found.len() > some.len() { format!(" and {} more", found.len() - some.len()) } else { String::new() };
+    Err(refuse(db, format!("\"{}\" is not empty: it has {}{more}", db.name, some.join(", ")), hint))
+}
+
+/// Makes the database empty. `set` gives the statement that marks it, before (not ready) and after (ready).
+pub(super) async fn make_room(conn: &Conn, node: &Node, full: bool, set: impl Fn(bool) -> Result<String>) -> Result<()> {
     // On record before anything is dropped.
-    conn.run(&state::set(name, "load", mark)?).await?;
+    conn.run(&set(false)?).await?;
+    if full {
+        clear(conn, node).await?;
+    }
+    conn.run(&format!(
+        "BEGIN; CREATE SCHEMA IF NOT EXISTS _runbook; DROP TABLE IF EXISTS _runbook.loaded; CREATE TABLE _runbook.loaded (item text PRIMARY KEY); {}; COMMIT",
+        set(true)?
+    ))
+    .await
+}
+
+/// Drops what is in the database.
+pub(super) async fn clear(conn: &Conn, node: &Node) -> Result<()> {
     let public = match node.version {
         150_000.. => "CREATE SCHEMA IF NOT EXISTS public AUTHORIZATION pg_database_owner; GRANT USAGE ON SCHEMA public TO PUBLIC",
         _ => "CREATE SCHEMA IF NOT EXISTS public; GRANT ALL ON SCHEMA public TO PUBLIC",
     };
-    if !found.is_empty() || half_cleared {
-        let schemas = conn.texts("SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'").await?;
-        for schema in &schemas {
-            conn.run(&format!("DROP SCHEMA IF EXISTS {} CASCADE", ident(col(schema, 0)))).await?;
-        }
-        conn.run("SELECT lo_unlink(oid) FROM pg_largeobject_metadata").await?;
-        conn.run(&format!("{public}; COMMENT ON SCHEMA public IS 'standard public schema'")).await?;
+    let schemas = conn.texts("SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'").await?;
+    for schema in &schemas {
+        conn.run(&format!("DROP SCHEMA IF EXISTS {} CASCADE", ident(col(schema, 0)))).await?;
     }
-    mark.ready = true;
-    conn.run(&format!(
-        "BEGIN; CREATE SCHEMA IF NOT EXISTS _runbook; DROP TABLE IF EXISTS _runbook.loaded; CREATE TABLE _runbook.loaded (item text PRIMARY KEY); {}; COMMIT",
-        state::set(name, "load", mark)?
-    ))
-    .await
+    conn.run("SELECT lo_unlink(oid) FROM pg_largeobject_metadata").await?;
+    conn.run(&format!("{public}; COMMENT ON SCHEMA public IS 'standard public schema'")).await
 }

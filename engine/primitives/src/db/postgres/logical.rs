@@ -36,7 +36,7 @@ pub(super) async fn replicate(cx: &Cx, db: &Db, primary: &Db, options: &Replicat
         let cluster = Cluster::of(cx, db).await?;
         let r = replication(cx, primary)?;
         ensure_role(cx, &p, &r).await.map_err(|e| e.host(&primary.host))?;
-        p.run(&plan.grants(&node, &r)).await?;
+        carried::grant(&p, &node, &r).await?;
         Box::pin(put_password(cx, &cluster, &r)).await?;
         Box::pin(try_login(cx, &cluster, db, primary, &r, &node, Some(settings::database(primary)?))).await?;
 

@@ -11,7 +11,7 @@ use super::settings::{self, Replication, replication};
 use super::sql::{ident, lit};
 use super::state::Node;
 use crate::db::driver::Db;
-use crate::ssh::quote;
+use crate::ssh::{Done, quote};
 
 /// Makes the role by which standbys log in, with the password that the secret holds. The server gets a verifier, never the password.
 pub(super) async fn ensure_role(cx: &Cx, conn: &Conn, r: &Replication) -> Result<()> {
@@ -56,17 +56,21 @@ pub(super) fn conn_value(v: &str) -> String {
     format!("'{}'", v.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-/// The connection string to a primary, with the password in a file beside the data folder.
-pub(super) fn conninfo(r: &Replication, data: &str, name: &str) -> String {
+/// The connection string to a primary, without the password.
+pub(super) fn conninfo_bare(r: &Replication, name: &str) -> String {
     let options = if r.options.is_empty() { String::new() } else { format!(" {}", r.options) };
     format!(
-        "host={} port={} user={} passfile={} application_name={} connect_timeout=10{options}",
+        "host={} port={} user={} application_name={} connect_timeout=10{options}",
         conn_value(&r.host),
         r.port,
         conn_value(&r.user),
-        conn_value(&format!("{data}.runbook-pass")),
         conn_value(name)
     )
+}
+
+/// The same, with the password in a file beside the data folder.
+pub(super) fn conninfo(r: &Replication, data: &str, name: &str) -> String {
+    format!("{} passfile={}", conninfo_bare(r, name), conn_value(&format!("{data}.runbook-pass")))
 }
 
 /// The same for a database of the primary `db`, as whoever copies it or subscribes to it names it.
@@ -108,11 +112,21 @@ pub(super) async fn try_login(
         Some(name) => format!("replication=database dbname={}", conn_value(name)),
         None => "replication=true".to_string(),
     };
-    let script = cluster.script(&format!(
-        "psql -w -X -A -t -F ' ' -d {} -c IDENTIFY_SYSTEM",
-        quote(&format!("{} {what}", conninfo(r, &data, "runbook")))
-    ))?;
+    let script = cluster.script(&identify(&format!("{} {what}", conninfo(r, &data, "runbook"))))?;
     let done = cluster.sh(&script, None, Some(Duration::from_secs(60))).await?;
+    heard(cx, (db, primary), r, node, dbname, &done)
+}
+
+/// A command that asks a server, by the replication protocol, which cluster it is.
+pub(super) fn identify(conninfo: &str) -> String {
+    format!("psql -w -X -A -t -F ' ' -d {} -c IDENTIFY_SYSTEM", quote(conninfo))
+}
+
+/// Sees that [`identify`] on the host of `db` has found `primary`; otherwise says what is to be mended.
+///
+/// # Errors
+/// `RB0511`, `RB0510`, `RB0322`, `RB0500`.
+pub(super) fn heard(cx: &Cx, (db, primary): (&Db, &Db), r: &Replication, node: &Node, dbname: Option<&str>, done: &Done) -> Result<()> {
     let (said, out) = (cx.redactor.text(&String::from_utf8_lossy(&done.stderr)), String::from_utf8_lossy(&done.stdout).into_owned());
     let last = said.lines().find(|l| l.contains("FATAL") || l.contains("error")).unwrap_or(said.trim()).trim().to_string();
 

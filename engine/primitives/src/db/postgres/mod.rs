@@ -9,6 +9,7 @@ mod carried;
 mod chunks;
 mod client;
 mod cluster;
+mod copied;
 mod copy;
 mod data;
 mod delayed;
@@ -18,6 +19,7 @@ mod fence;
 mod kept;
 mod logical;
 mod login;
+mod pull;
 mod recover;
 mod settings;
 mod slots;
@@ -107,8 +109,8 @@ impl Driver for Postgres {
         chunks::both(cx, (a, b), table, span, What::Rows).await
     }
 
-    async fn copy(&self, _cx: &Cx, _from: &Db, to: &Db, _options: &TableOptions) -> Result<Copied> {
-        Err(cannot(to, "copy_from; replicate_from makes a standby, stop_replication ends that"))
+    async fn copy(&self, cx: &Cx, from: &Db, to: &Db, options: &TableOptions) -> Result<Copied> {
+        Box::pin(pull::copy(cx, from, to, options)).await
     }
 
     async fn copy_to_file(&self, _cx: &Cx, db: &Db, _path: &str) -> Result<Copied> {
@@ -143,8 +145,8 @@ impl Driver for Postgres {
         streamed::settle(cx, db, id, how).await
     }
 
-    async fn drop_copy(&self, _cx: &Cx, db: &Db) -> Result<bool> {
-        Err(cannot(db, "drop_copy; the undo of replicate_from is stop_replication"))
+    async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool> {
+        copied::drop_copy(cx, db).await
     }
 
     async fn fence(&self, cx: &Cx, db: &Db, within: Duration) -> Result<(Fence, Option<String>)> {

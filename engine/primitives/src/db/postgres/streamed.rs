@@ -5,7 +5,7 @@ use runbook_core::clock::rfc3339;
 use runbook_core::primitive::Cx;
 
 use super::client::{Conn, For, col, connect};
-use super::dump::{LoadMark, Tools, env, explain, found, path};
+use super::dump::{LoadMark, Tools, env, explain, found, must_be_empty, path};
 use super::settings::{self, beside};
 use super::sql::{ident, lit};
 use super::state::{self, look};
@@ -127,14 +127,8 @@ pub(super) async fn make_ready(cx: &Cx, db: &Db, about: &About, id: &str) -> Res
         if had.as_ref().is_some_and(|m| m.whole) && !there.is_empty() {
             return Ok(false);
         }
-        if had.is_none() && !there.is_empty() {
-            let some: Vec<&str> = there.iter().take(5).map(|r| col(r, 0)).collect();
-            let more = if there.len() > some.len() { format!(" and {} more", there.len() - some.len()) } else { String::new() };
-            return Err(refuse(
-                db,
-                format!("\"{}\" is not empty: it has {}{more}", db.name, some.join(", ")),
-                "name a database that is empty or not there",
-            ));
+        if had.is_none() {
+            must_be_empty(db, &there, "name a database that is empty or not there")?;
         }
         half.ready = true;
         conn.run(&state::set(&ident(name), "load", &half)?).await?;

@@ -18,7 +18,7 @@ use runbook_core::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::driver::Db;
-use super::dump::job::{COMMON, Job};
+use super::dump::job::{COMMON, Job, private_folder};
 use super::dump::said;
 use crate::ssh::{self, Exec, quote};
 
@@ -110,23 +110,11 @@ pub(in crate::db) struct Client {
 pub(in crate::db) async fn pour(cx: &Cx, db: &Db, flow: Inflow<'_>, client: Client) -> Result<()> {
     let sudo = flow.sudo || client.sudo;
     let who = move |script: String| Exec { sudo, ..Exec::new(script) };
-    let dir = format!("/var/tmp/runbook-load.{}", cx.action_id);
+    let dir = private_folder(cx, &db.host, &who, &format!("load.{}", cx.action_id)).await.map_err(|e| match e.code {
+        Code::DB_COPY => Error { code: Code::BACKUP_RESTORE, ..e },
+        _ => e,
+    })?;
     let session = ssh::connect(cx, &db.host).await?;
-    // A folder that somebody else has put there is none of ours.
-    let made = session
-        .exec_again(
-            cx,
-            who(format!(
-                "umask 077; d={}; mkdir \"$d\" 2>/dev/null || {{ [ -d \"$d\" ] && [ ! -L \"$d\" ] && [ -O \"$d\" ]; }}",
-                quote(&dir)
-            )),
-        )
-        .await?;
-    if made.status != 0 {
-        return Err(Error::new(Code::BACKUP_RESTORE, format!("{dir} cannot be made, or is of somebody else"))
-            .host(&db.host)
-            .hint("look at that folder"));
-    }
     let id = format!("{} into {}", cx.action_id, db.settings.need("database")?);
     let job = Job {
         host: &db.host,
