@@ -161,7 +161,7 @@ pub(super) async fn copy(cx: &Cx, from: &Db, to: &Db, options: &TableOptions) ->
     let encoding = p.text("SHOW server_encoding").await?.unwrap_or_default();
     drop(p);
     let (script, login) = script(cx, from, to, &tools, way, encoding)?;
-    let counted = "counted() { cat \"$j\"/w.* | awk '{ n += $1 } END { print \"rows \" n + 0 }'; }".into();
+    let counted = "counted() { cat \"$j\"/rows.* | awk '{ n += $1 } END { print \"rows \" n + 0 }'; }".into();
     let job = Job { host: &to.host, who: &who, dir: dir.clone(), id: job_id(&new.id), counted };
     let rows = AtomicU64::new(0);
     let show = |n: u64, _: u64| rows.store(n, Ordering::Relaxed);
@@ -225,6 +225,9 @@ fn ended(e: Error) -> Error {
         return e.retryable(true).hint(
             "somebody wants a table of the other database for himself (ALTER TABLE, TRUNCATE, LOCK): resume begins the copy anew; change no definitions meanwhile",
         );
+    }
+    if e.message.contains("server version mismatch") {
+        return e.hint("pg_dump must not be older than the other server: install the client of its version on this host, and name its folder with bin in runbook.toml");
     }
     // The session that held the snapshot was ended, by whatever it was.
     let lost = e.message.contains("invalid snapshot identifier");

@@ -44,7 +44,7 @@ SELECT r.oid, pg_table_size(r.oid),
 FROM pg_class r JOIN pg_namespace s ON s.oid = r.relnamespace
   LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'e'
   LEFT JOIN pg_extension e ON e.oid = d.refobjid
-  CROSS JOIN LATERAL (SELECT bool_and(coalesce(nullif(a.typelem, 0), a.oid)::regtype = ANY ('{bool,bytea,int2,int4,int8,float4,float8,numeric,text,varchar,bpchar,
+  CROSS JOIN LATERAL (SELECT bool_and(a.oid < 16384 AND coalesce(nullif(a.typelem, 0), a.oid)::regtype = ANY ('{bool,bytea,int2,int4,int8,float4,float8,numeric,text,varchar,bpchar,
       date,time,timetz,timestamp,timestamptz,interval,uuid,json,jsonb,inet,cidr,macaddr,bit,varbit}'::regtype[])) AS plain
     FROM pg_attribute c JOIN pg_type a ON a.oid = c.atttypid
     WHERE c.attrelid = r.oid AND c.attnum > 0 AND NOT c.attisdropped AND c.attgenerated = '') t
@@ -147,11 +147,12 @@ parcel() {
     echo "runbook: copying was not finished" >>"$j/e.$job"
     return 1
   }
-  sed -n 's/^COPY //p' "$j/o.$job" >>"$j/w.$job"
+  sed -n 's/^COPY //p' "$j/o.$job" >>"$j/rows.$job"
 }
 had
 if ! grep -q '^all ' "$j/had"; then
   [ ! -s "$j/had" ] || later "an earlier try has ended in its middle, at this moment"
+  rm -f "$j"/rows.*
   hold
   from pg_dump --no-password --no-subscriptions -T '*._runbook_actions' -N _runbook --section=pre-data --section=post-data --snapshot="$snapshot" \
     --lock-wait-timeout="$locked" -Fc -Z 0 -f "$archive" -d "$login" || broken $? pg_dump
@@ -167,6 +168,6 @@ if ! grep -q '^all ' "$j/had"; then
   # Of the largest tables first; an index makes no key of its table wait.
   keys | awk -F '[ |]' 'NR == FNR { size[$1 " " $2] = $3; next } { print ($4 != "CONSTRAINT") "\t" size[$2 " " $3] + 0 "\t" $0 }' "$j/weights" - | sort -s -k 1,1n -k 2,2nr | cut -f 3- >"$j/keys"
   let_go
-  once "all $(cat "$j"/w.* | awk '{ n += $1 } END { print n + 0 }')" 0 true || fail_with "$j/e.0" "it cannot be kept that all rows are here"
+  once "all $(cat "$j"/rows.* | awk '{ n += $1 } END { print n + 0 }')" 0 true || fail_with "$j/e.0" "it cannot be kept that all rows are here"
 fi
 after
