@@ -328,12 +328,16 @@ impl Carried for Site {
         self.shared = Arc::default();
     }
 
+    fn ways(&mut self) -> (&mut Environment, u16) {
+        (&mut self.env, self.old.port)
+    }
+
     fn hosts(&self) -> [&crate::support::sshd::Sshd; 2] {
         [&self._hosts[0], &self._hosts[1]]
     }
 
     async fn level(&self) {
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if self.old.sql(ORDERS) == self.new.sql(ORDERS) {
                 return;
             }
@@ -370,4 +374,10 @@ async fn a_full_disk_is_said_and_it_goes_on_once_there_is_room() {
 async fn connections_that_are_cut_at_random_lose_and_double_nothing() {
     let Some(s) = Site::new() else { return };
     dumps::connections_are_cut_at_random(&s).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_reset_at_random_lose_and_double_nothing() {
+    let Some(mut s) = Site::new() else { return };
+    dumps::connections_are_reset_at_random(&mut s).await;
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use runbook_core::inventory::Environment;
 use runbook_core::{Code, Result, Value};
 
 use crate::support::dumps::{self, Carried, Folder, edit, many};
@@ -190,13 +191,17 @@ impl Carried for Site {
         self.new.after_quit().await;
     }
 
+    fn ways(&mut self) -> (&mut Environment, u16) {
+        (&mut self.env, self.old.port)
+    }
+
     fn hosts(&self) -> [&crate::support::sshd::Sshd; 2] {
         [&self.old_host, &self.new_host]
     }
 
     async fn level(&self) {
         let orders = "SELECT string_agg(item, ' ' ORDER BY id) FROM orders";
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if self.old.sql("shop", orders) == self.new.sql("shop", orders) {
                 return;
             }
@@ -250,4 +255,11 @@ async fn connections_that_are_cut_at_random_lose_and_double_nothing() {
     let Some(s) = site() else { return };
     s.allow_replication();
     dumps::connections_are_cut_at_random(&s).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_reset_at_random_lose_and_double_nothing() {
+    let Some(mut s) = site() else { return };
+    s.allow_replication();
+    dumps::connections_are_reset_at_random(&mut s).await;
 }

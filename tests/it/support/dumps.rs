@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use runbook_core::inventory::Environment;
 use runbook_core::{Code, Result, Value};
 
 use super::actions::handle;
 use super::options;
+use super::wires::Wires;
 
 /// Whether the long versions of tests are wanted.
 pub fn all() -> bool {
@@ -119,6 +121,8 @@ pub trait Carried {
     fn kill(&self);
     /// Waits for the end of the server that was killed, and starts it again.
     async fn again(&mut self);
+    /// The environment, and the port at which the new server reaches the old one.
+    fn ways(&mut self) -> (&mut Environment, u16);
     /// The hosts of both.
     fn hosts(&self) -> [&super::sshd::Sshd; 2];
     /// Waits until the new server, which replicates, has the old one's last row.
@@ -249,39 +253,90 @@ pub async fn a_full_disk_is_said(s: &impl Carried) {
 pub async fn connections_are_cut_at_random(s: &impl Carried) {
     s.fill();
     let f = Folder::new();
-    let mut random = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
-    println!("seed {random}\n| what | cuts | tries | result |\n|---|---|---|---|");
+    let mut random = seed();
+    let cut = || s.hosts().iter().for_each(|h| h.cut());
     for n in 0..if all() { 20 } else { 1 } {
         s.write(&format!("before round {n}"));
         let folder = f.at(&format!("d{n}"));
-        // Each try is an action of its own here, for which an earlier one's dump is another's.
-        let replace = || options(&[("replace", true.into())]);
-        cut_while(s, &mut random, "shop_old", "dump", vec![folder.clone(), replace()]).await;
-        cut_while(s, &mut random, "shop_new", "load", vec![folder, replace()]).await;
+        cut_while(s, &mut random, &cut, "shop_old", "dump", vec![folder.clone(), replace()]).await;
+        cut_while(s, &mut random, &cut, "shop_new", "load", vec![folder, replace()]).await;
         s.equal().await;
     }
-    let args = vec![handle("shop_old").into(), options(&[("replace", true.into())])];
-    cut_while(s, &mut random, "shop_new", "replicate_from", args).await;
+    cut_while(s, &mut random, &cut, "shop_new", "replicate_from", vec![handle("shop_old").into(), replace()]).await;
     s.write("while it replicates");
     s.level().await;
     s.equal().await;
 }
 
-async fn cut_while(s: &impl Carried, random: &mut u64, on: &str, what: &'static str, args: Vec<Value>) {
+/// Resets every connection at random moments, of the controller and between the servers: all over a dump, a load, a copy, the set-up of
+/// replication, and while it replicates. Prints how often.
+pub async fn connections_are_reset_at_random(s: &mut impl Carried) {
+    let wires = {
+        let (env, port) = s.ways();
+        Wires::lay(env, port).await
+    };
+    s.fill();
+    let f = Folder::new();
+    let mut random = seed();
+    let cut = || wires.reset();
+    for n in 0..if all() { 20 } else { 1 } {
+        s.write(&format!("before round {n}"));
+        let folder = f.at(&format!("d{n}"));
+        cut_while(s, &mut random, &cut, "shop_old", "dump", vec![folder.clone(), replace()]).await;
+        cut_while(s, &mut random, &cut, "shop_new", "load", vec![folder, replace()]).await;
+        s.equal().await;
+        s.clear();
+        cut_while(s, &mut random, &cut, "shop_new", "copy_from", vec![handle("shop_old").into()]).await;
+        s.equal().await;
+    }
+    replicate_under_resets(s, &wires, &mut random, replace()).await;
+    s.equal().await;
+}
+
+/// Sets replication up like that, and replicates, while every connection is reset again and again.
+pub async fn replicate_under_resets(s: &impl Carried, wires: &Wires, random: &mut u64, how: Value) {
+    let before = wires.between();
+    let cut = || wires.reset();
+    cut_while(s, random, &cut, "shop_new", "replicate_from", vec![handle("shop_old").into(), how]).await;
+    let resets = if all() { 60 } else { 12 };
+    for i in 0..resets {
+        s.write(&format!("while it replicates, {i}"));
+        wires.reset();
+        tokio::time::sleep(Duration::from_millis(next(random) % 300)).await;
+    }
+    s.level().await;
+    println!("| replicating | {resets} | {} connections between the servers | equal |", wires.between() - before);
+}
+
+/// Where the moments begin; printed with the head of the table.
+pub fn seed() -> u64 {
+    let random = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
+    println!("seed {random}\n| what | cuts | tries | result |\n|---|---|---|---|");
+    random
+}
+
+/// The next of xorshift's numbers: moments that a failure's seed brings back.
+fn next(random: &mut u64) -> u64 {
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    *random
+}
+
+/// Each try is an action of its own here, for which an earlier one's dump is another's.
+fn replace() -> Value {
+    options(&[("replace", true.into())])
+}
+
+async fn cut_while(s: &impl Carried, random: &mut u64, cut: &dyn Fn(), on: &str, what: &'static str, args: Vec<Value>) {
     let (mut cuts, mut tries) = (0, 0);
     loop {
         tries += 1;
         let cutter = async {
             // A host that is cut off for ever is nothing to go on with.
             while cuts < if all() { 8 } else { 4 } {
-                // xorshift: moments that a failure's seed brings back.
-                *random ^= *random << 13;
-                *random ^= *random >> 7;
-                *random ^= *random << 17;
-                tokio::time::sleep(Duration::from_millis(20 + *random % 1500)).await;
-                for host in s.hosts() {
-                    host.cut();
-                }
+                tokio::time::sleep(Duration::from_millis(20 + next(random) % 1500)).await;
+                cut();
                 cuts += 1;
             }
             std::future::pending::<()>().await;

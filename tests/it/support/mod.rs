@@ -36,6 +36,7 @@ pub mod sshd;
 pub mod switch;
 pub mod tls;
 pub mod users;
+pub mod wires;
 
 /// Whether `tool` is there. When it is not: prints why the test is skipped, or fails under CI.
 #[allow(dead_code)]

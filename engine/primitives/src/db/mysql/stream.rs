@@ -51,6 +51,10 @@ fn failed(to: &Db, why: impl std::fmt::Display) -> Error {
     Error::new(Code::DB_COPY, format!("the copy into \"{}\" failed: {why}", to.name)).host(&to.host)
 }
 
+fn not_loaded(to: &Db, e: &Error) -> Error {
+    failed(to, &e.message).retryable(e.retryable)
+}
+
 /// Copies; the sessions of the target stay out of its binary log with `aside`.
 pub async fn copy(cx: &Cx, from: &Db, to: &Db, what: &What<'_>, jobs: Option<usize>, aside: bool) -> Result<Moved> {
     let at = server(cx, from).await?;
@@ -273,9 +277,9 @@ async fn load(
             Some(Piece::Session(sql)) => loaders.all(&sql).await,
             Some(Piece::Other(sql)) => loaders.first(&sql).await,
         };
-        done.map_err(|e| failed(to, &e.message).retryable(e.retryable))?;
+        done.map_err(|e| not_loaded(to, &e))?;
     }
-    loaders.settle().await.map_err(|e| failed(to, &e.message))?;
+    loaders.settle().await.map_err(|e| not_loaded(to, &e))?;
     moved.rows = loaders.loaded.load(Ordering::Relaxed);
     for s in std::mem::take(&mut loaders.sessions) {
         drop(s);
