@@ -154,6 +154,7 @@ async fn what_cannot_be_copied_is_said_before_anything_is_done() {
     s.new.sql("shop", "CREATE TABLE precious (a int)");
     let e = copy(&s).await.unwrap_err();
     assert!(e.message == "\"shop_new\" is not empty: it has public.precious" && e.hint.unwrap().contains("earlier copy"), "{}", e.message);
+    assert!(!job(&s).exists());
     s.new.sql("shop", "DROP TABLE precious");
     let e =
         s.run("shop_new", "copy_from", vec![handle("shop_old").into(), options(&[("tables", Value::List(vec!["orders".into()]))])]).await;

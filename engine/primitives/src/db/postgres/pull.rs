@@ -83,7 +83,7 @@ impl Way {
 /// Who is at work in a job's folder, and what an earlier try has left there.
 async fn at_work(cx: &Cx, to: &Db, who: &As<'_>, dir: &str) -> Result<(String, bool)> {
     let script = format!(
-        "cd {} && exec 9>>lock || exit 1\nflock -n 9 || {{ echo \"busy $(cat id)\"; exit; }}\n[ ! -s archive ] || echo kept",
+        "cd {} && [ -e lock ] && exec 9>>lock || exit 1\nflock -n 9 || {{ echo \"busy $(cat id)\"; exit; }}\n[ ! -s archive ] || echo kept",
         quote(dir)
     );
     let done = ssh::connect(cx, &to.host).await?.exec_again(cx, who(script)).await?;
@@ -155,7 +155,10 @@ pub(super) async fn copy(cx: &Cx, from: &Db, to: &Db, options: &TableOptions) ->
     let who = |script: String| tools.exec(&script);
     // One for each database: no two work on one.
     let dir = private_folder(cx, &to.host, &who, &format!("copy.{}.{}", node.system, node.oid)).await?;
-    room(cx, to, &conn, &node, &new, (&who, &dir)).await?;
+    if let Err(e) = room(cx, to, &conn, &node, &new, (&who, &dir)).await {
+        tidy(cx, to, who(format!("rmdir {}", quote(&dir)))).await;
+        return Err(e);
+    }
 
     let total = p.text(SIZE).await?.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
     let encoding = p.text("SHOW server_encoding").await?.unwrap_or_default();
@@ -191,11 +194,15 @@ pub(super) async fn copy(cx: &Cx, from: &Db, to: &Db, options: &TableOptions) ->
     // This commit is synced, and with it all that came before.
     conn.run(&state::set(&ident(settings::database(to)?), "copy", &Mark { ready: true, whole: Some(whole), ..new })?).await?;
     conn.run("DROP SCHEMA IF EXISTS _runbook CASCADE").await?;
-    // What is left over harms nobody.
-    if let Ok(session) = ssh::connect(cx, &to.host).await {
-        let _ = session.exec(cx, who(format!("rm -rf {}", quote(&dir)))).await;
-    }
+    tidy(cx, to, who(format!("rm -rf {}", quote(&dir)))).await;
     Ok(Copied { rows, bytes, changed: true })
+}
+
+/// What is left over harms nobody.
+async fn tidy(cx: &Cx, to: &Db, exec: Exec) {
+    if let Ok(session) = ssh::connect(cx, &to.host).await {
+        let _ = session.exec(cx, exec).await;
+    }
 }
 
 /// The job's script, and the login to both servers, which is not part of it.
