@@ -6,7 +6,7 @@ use runbook_core::{Code, Result, Value};
 
 use super::dumps::{LARGE, SHOP, others, site};
 use crate::support::actions::handle;
-use crate::support::dumps::{Carried, all, kill_job};
+use crate::support::dumps::{Carried, Folder, all, kill_job};
 use crate::support::options;
 use crate::support::postgres::Site;
 
@@ -66,6 +66,17 @@ async fn everything_is_copied() {
     s.run("shop_new", "drop_copy", vec![]).await.unwrap();
     assert_eq!(s.new.sql("shop", "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"), "0");
     s.run("shop_new", "drop_copy", vec![]).await.unwrap();
+
+    // A dump that was loaded before is not taken for what is there now.
+    let (f, replace) = (Folder::new(), || options(&[("replace", true.into())]));
+    s.run("shop_old", "dump", vec![f.at("d")]).await.unwrap();
+    s.run("shop_new", "load", vec![f.at("d")]).await.unwrap();
+    s.new.sql("shop", "DROP SCHEMA public, \"odd; name\" CASCADE; CREATE SCHEMA public");
+    copy(&s).await.unwrap();
+    s.new.sql("shop", "DELETE FROM heap");
+    let l = s.run("shop_new", "load", vec![f.at("d"), replace()]).await.unwrap();
+    assert_eq!(l.as_record().unwrap().get("changed"), &Value::Bool(true));
+    s.equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,6 +215,8 @@ async fn a_controller_that_dies_anywhere_disturbs_nothing() {
     s.clear();
     let mut refused = 0;
     assert!(s.run_once("shop_new", "copy_from", with(2), Some(whole / 3)).await.is_none());
+    let e = s.run("shop_new", "drop_copy", vec![]).await.unwrap_err();
+    assert!(e.retryable && e.message.contains(") is at work on"), "{e:?}");
     loop {
         match copy(&s).await {
             Ok(_) => break,

@@ -142,12 +142,17 @@ impl Job<'_> {
     }
 }
 
-/// Makes a folder for jobs in `/var/tmp`, for whoever runs them alone; gives its path.
+/// The path of a folder for jobs that have none else.
+pub(in crate::db) fn folder_path(name: &str) -> String {
+    format!("/var/tmp/runbook-{name}")
+}
+
+/// Makes such a folder, for whoever runs the jobs alone; gives its path.
 ///
 /// # Errors
 /// `RB0505` when somebody else has put something there; those of the connection.
 pub(in crate::db) async fn private_folder(cx: &Cx, host: &str, who: &As<'_>, name: &str) -> Result<String> {
-    let dir = format!("/var/tmp/runbook-{name}");
+    let dir = folder_path(name);
     let script =
         format!("umask 077; d={}; mkdir \"$d\" 2>/dev/null || {{ [ -d \"$d\" ] && [ ! -L \"$d\" ] && [ -O \"$d\" ]; }}", quote(&dir));
     let made = ssh::connect(cx, host).await?.exec_again(cx, who(script)).await?;

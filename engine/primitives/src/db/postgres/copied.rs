@@ -1,15 +1,11 @@
 //! What a copy leaves on record in its database: whose copy it is, how far it came, and which tables it has made.
 
 use runbook_core::Result;
-use runbook_core::primitive::Cx;
 use serde::{Deserialize, Serialize};
 
-use super::client::{Conn, For, connect};
+use super::client::Conn;
 use super::data::OURS;
-use super::dump::{clear, found, must_be_empty};
-use super::settings;
-use super::sql::ident;
-use super::state::{Node, look};
+use super::state::Node;
 use crate::db::driver::Db;
 use crate::db::dump::refuse;
 
@@ -33,7 +29,9 @@ pub(super) struct Mark {
 /// A copy that is whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Whole {
+    /// Rows of all tables.
     pub rows: u64,
+    /// Size of the database.
     pub bytes: u64,
     /// A digest of the tables' numbers: others were made by somebody else.
     pub tables: String,
@@ -93,21 +91,4 @@ pub(super) fn may_become(to: &Db, from: &Db, node: &Node, theirs: &Node) -> Resu
         return no(format!("it is the same database as \"{}\"", from.name), "mend runbook.toml");
     }
     Ok(())
-}
-
-/// Takes a copy away again; whether there was one.
-pub(super) async fn drop_copy(cx: &Cx, db: &Db) -> Result<bool> {
-    let conn = connect(cx, db, For::Admin).await?;
-    let node = look(&conn).await?;
-    let Some(mark) = Mark::of(&node) else {
-        let hint = "the undo of replicate_from is stop_replication; of load there is none";
-        return must_be_empty(db, &found(&conn).await?, hint).map(|()| false);
-    };
-    if !mark.is_untouched(&conn).await? || node.promoted.is_some() || node.replica.is_some() {
-        let why = format!("\"{}\" is no copy any more: its tables are others than those that were copied", db.name);
-        return Err(refuse(db, why, "drop what is in it by hand"));
-    }
-    clear(&conn, &node).await?;
-    conn.run(&format!("ALTER DATABASE {} RESET runbook.copy", ident(settings::database(db)?))).await?;
-    Ok(true)
 }

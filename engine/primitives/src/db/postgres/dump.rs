@@ -195,7 +195,10 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
         if !options.replace {
             must_be_empty(db, &found, "name another database, or use replace: true, which drops what is in it")?;
         }
-        let set = |ready| state::set(&name, "load", &LoadMark { ready, ..mark.clone() });
+        // What was copied is there no more.
+        let set = |ready| {
+            state::set(&name, "load", &LoadMark { ready, ..mark.clone() }).map(|s| format!("ALTER DATABASE {name} RESET runbook.copy; {s}"))
+        };
         make_room(&conn, &node, !found.is_empty() || half_cleared, set).await?;
     }
     let mut list = String::from("sums() { cat <<'RUNBOOK_SUMS'\n");

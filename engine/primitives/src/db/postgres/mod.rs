@@ -146,7 +146,7 @@ impl Driver for Postgres {
     }
 
     async fn drop_copy(&self, cx: &Cx, db: &Db) -> Result<bool> {
-        copied::drop_copy(cx, db).await
+        pull::drop_copy(cx, db).await
     }
 
     async fn fence(&self, cx: &Cx, db: &Db, within: Duration) -> Result<(Fence, Option<String>)> {

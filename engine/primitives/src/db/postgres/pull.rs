@@ -12,13 +12,13 @@ use runbook_core::{Error, Result};
 use super::carried::grant;
 use super::client::{Conn, For, connect};
 use super::copied::{Mark, Whole, all_rows, may_become, tables};
-use super::dump::{RESTORE, Tools, env, explain, found, make_room, must_be_empty, path};
+use super::dump::{RESTORE, Tools, clear, env, explain, found, make_room, must_be_empty, path};
 use super::login::{conn_value, conninfo_bare, ensure_role, heard, identify};
 use super::settings::{self, Replication, Tls, replication};
 use super::sql::ident;
 use super::state::{self, Node, look};
 use crate::db::driver::{Copied, Db, TableOptions, cannot};
-use crate::db::dump::job::{As, COMMON, Job, private_folder};
+use crate::db::dump::job::{As, COMMON, Job, folder_path, private_folder};
 use crate::db::dump::refuse;
 use crate::ssh::{self, Exec, quote};
 
@@ -91,6 +91,14 @@ async fn at_work(cx: &Cx, to: &Db, who: &As<'_>, dir: &str) -> Result<(String, b
     Ok((said.strip_prefix("busy ").unwrap_or_default().to_string(), said == "kept"))
 }
 
+fn nobody(to: &Db, busy: &str) -> Result<()> {
+    if busy.is_empty() {
+        return Ok(());
+    }
+    let why = format!("another job ({busy}) is at work on \"{}\"", to.name);
+    Err(refuse(to, why, "wait for its end, or resume the run that began it").retryable(true))
+}
+
 /// Makes the database empty for the copy, unless an earlier try of it is at work or has copied all rows.
 async fn room(cx: &Cx, to: &Db, conn: &Conn, node: &Node, new: &Mark, (who, dir): (&As<'_>, &str)) -> Result<()> {
     let had = Mark::of(node);
@@ -99,10 +107,7 @@ async fn room(cx: &Cx, to: &Db, conn: &Conn, node: &Node, new: &Mark, (who, dir)
     if resumed && (busy == job_id(&new.id) || kept && all_rows(conn).await?.is_some()) {
         return Ok(());
     }
-    if !busy.is_empty() {
-        let why = format!("another job ({busy}) is at work on \"{}\"", to.name);
-        return Err(refuse(to, why, "wait for its end, or resume the run that began it").retryable(true));
-    }
+    nobody(to, &busy)?;
     let there = found(conn).await?;
     let mine = match &had {
         Some(m) => m.is_of(new) && m.is_untouched(conn).await?,
@@ -113,8 +118,15 @@ async fn room(cx: &Cx, to: &Db, conn: &Conn, node: &Node, new: &Mark, (who, dir)
         must_be_empty(to, &there, hint)?;
     }
     let name = ident(settings::database(to)?);
-    let set = |ready| state::set(&name, "copy", &Mark { ready, ..new.clone() });
+    // What was loaded is there no more.
+    let set =
+        |ready| state::set(&name, "copy", &Mark { ready, ..new.clone() }).map(|s| format!("ALTER DATABASE {name} RESET runbook.load; {s}"));
     make_room(conn, node, !there.is_empty() || mine, set).await
+}
+
+/// The name of the job's folder: one for each database, so that no two work on one.
+fn folder(node: &Node) -> String {
+    format!("copy.{}.{}", node.system, node.oid)
 }
 
 fn job_id(action: &str) -> String {
@@ -153,8 +165,7 @@ pub(super) async fn copy(cx: &Cx, from: &Db, to: &Db, options: &TableOptions) ->
         false => Box::pin(Way::far(cx, (from, to), (&p, &theirs), &tools)).await?,
     };
     let who = |script: String| tools.exec(&script);
-    // One for each database: no two work on one.
-    let dir = private_folder(cx, &to.host, &who, &format!("copy.{}.{}", node.system, node.oid)).await?;
+    let dir = private_folder(cx, &to.host, &who, &folder(&node)).await?;
     if let Err(e) = room(cx, to, &conn, &node, &new, (&who, &dir)).await {
         tidy(cx, to, who(format!("rmdir {}", quote(&dir)))).await;
         return Err(e);
@@ -242,4 +253,25 @@ fn ended(e: Error) -> Error {
         true => e.retryable(true).hint("resume begins the copy anew, or goes on with its indexes when all rows are here"),
         false => explain(e),
     }
+}
+
+/// Takes a copy away again; whether there was one.
+pub(super) async fn drop_copy(cx: &Cx, db: &Db) -> Result<bool> {
+    let conn = connect(cx, db, For::Admin).await?;
+    let node = look(&conn).await?;
+    let Some(mark) = Mark::of(&node) else {
+        let hint = "the undo of replicate_from is stop_replication; of load there is none";
+        return must_be_empty(db, &found(&conn).await?, hint).map(|()| false);
+    };
+    let tools = Tools::of(cx, db, Some(1)).await?;
+    let (who, dir) = (|script: String| tools.exec(&script), folder_path(&folder(&node)));
+    nobody(db, &at_work(cx, db, &who, &dir).await?.0)?;
+    if !mark.is_untouched(&conn).await? || node.promoted.is_some() || node.replica.is_some() {
+        let why = format!("\"{}\" is no copy any more: its tables are others than those that were copied", db.name);
+        return Err(refuse(db, why, "drop what is in it by hand"));
+    }
+    clear(&conn, &node).await?;
+    conn.run(&format!("ALTER DATABASE {} RESET runbook.copy", ident(settings::database(db)?))).await?;
+    tidy(cx, db, who(format!("rm -rf {}", quote(&dir)))).await;
+    Ok(true)
 }
