@@ -1,5 +1,6 @@
 //! End-to-end tests of PostgreSQL, and of the streams to database servers that it shares with the others.
 
+mod accounts;
 mod archive;
 mod compare;
 mod copies;

@@ -13,7 +13,8 @@ pub(super) fn register(r: &mut Registry) {
             "accounts",
             Effect::Read,
             "Lists the logins of the database server with their grants, without those that the system keeps for itself.\n\nPasswords and \
-             their hashes are never part of it.",
+             their hashes are never part of it. Of PostgreSQL these are roles with their attributes, memberships, settings, and what they may do \
+             with the database; what they may do inside of it goes with the database itself.",
         )
         .returns(Ty::List(Box::new(Ty::Record("Account"))))
         .example("for a in database(\"shop_old\").accounts() { log(a.name); }")
@@ -31,7 +32,8 @@ pub(super) fn register(r: &mut Registry) {
             "copy_accounts_from",
             Effect::Converge,
             "Makes the logins of another database server exist here, with the same passwords and grants.\n\nPasswords are taken over as \
-             hashes and never shown. Logins that only this side has are left alone. Nothing is done when all are equal already.",
+             hashes and never shown. Logins that only this side has are left alone. Nothing is done when all are equal already. \
+             PostgreSQL: all or none; for that both users must be super-users. What a role may do with the database is copied once that is there.",
         )
         .arg("other", Ty::Record(DATABASE), "The database whose logins are copied.")
         .option("only", Ty::List(Box::new(Ty::Str)), "Only these, by the names that `accounts` shows.")

@@ -10,7 +10,7 @@ use super::chunks;
 use super::client::{Conn, Texts, col};
 use super::data::{NAME, OURS};
 use super::settings::Replication;
-use super::sql::{ident, lit};
+use super::sql::ident;
 use super::standby::{LOGICAL, primary_settings, ready};
 use super::state::Node;
 use crate::db::driver::Db;
@@ -114,31 +114,4 @@ pub(super) async fn plan(cx: &Cx, db: &Db, conn: &Conn, node: &Node) -> Result<P
     }
     let (objects, _) = Box::pin(chunks::schema(cx, db)).await?;
     Ok(Plan { schema: digest(&objects), views, database: first(&rows, "database").join(" ") })
-}
-
-/// Makes the roles that the other cluster lacks, with their passwords as the server keeps them, and their memberships.
-pub(super) async fn roles(cx: &Cx, from: &Conn, to: &Conn) -> Result<()> {
-    let read = "SELECT rolname, format('%s %s %s %s %s %s %s CONNECTION LIMIT %s', CASE WHEN rolsuper THEN 'SUPERUSER' ELSE 'NOSUPERUSER' END, \
-        CASE WHEN rolinherit THEN 'INHERIT' ELSE 'NOINHERIT' END, CASE WHEN rolcreaterole THEN 'CREATEROLE' ELSE 'NOCREATEROLE' END, \
-        CASE WHEN rolcreatedb THEN 'CREATEDB' ELSE 'NOCREATEDB' END, CASE WHEN rolcanlogin THEN 'LOGIN' ELSE 'NOLOGIN' END, \
-        CASE WHEN rolreplication THEN 'REPLICATION' ELSE 'NOREPLICATION' END, CASE WHEN rolbypassrls THEN 'BYPASSRLS' ELSE 'NOBYPASSRLS' END, rolconnlimit), \
-        rolpassword FROM pg_authid WHERE rolname !~ '^pg_' ORDER BY 1";
-    let (theirs, ours) = futures::try_join!(from.texts(read), to.texts("SELECT rolname FROM pg_roles"))?;
-    let mut made = Vec::new();
-    for r in theirs.iter().filter(|r| !ours.iter().any(|o| col(o, 0) == col(r, 0))) {
-        let password = if col(r, 2).is_empty() { String::new() } else { format!(" PASSWORD {}", lit(col(r, 2))) };
-        to.run(&format!("CREATE ROLE {} {}{password}", ident(col(r, 0)), col(r, 1))).await?;
-        made.push(col(r, 0).to_string());
-    }
-    let members = from
-        .texts("SELECT DISTINCT r.rolname, m.rolname, a.admin_option::text FROM pg_auth_members a JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member WHERE m.rolname !~ '^pg_'")
-        .await?;
-    for r in members.iter().filter(|r| made.iter().any(|m| m == col(r, 1))) {
-        let option = if col(r, 2) == "true" { " WITH ADMIN OPTION" } else { "" };
-        to.run(&format!("GRANT {} TO {}{option}", ident(col(r, 0)), ident(col(r, 1)))).await?;
-    }
-    if !made.is_empty() {
-        cx.message(format!("roles were made with their passwords: {}", made.join(", ")));
-    }
-    Ok(())
 }

@@ -239,7 +239,9 @@ pub(super) async fn load(cx: &Cx, db: &Db, at: &str, options: &DumpOptions) -> R
 /// What to do about errors that are known.
 pub(super) fn explain(e: Error) -> Error {
     if e.message.contains("role \"") && e.message.contains("does not exist") {
-        return e.hint("roles are not part of a dump: create them first (pg_dumpall --roles-only on the old host), then resume");
+        return e.hint(
+            "roles are not part of a dump: make them first (copy_accounts_from, or pg_dumpall --roles-only on the old host), then resume",
+        );
     }
     if e.message.contains("extension") && (e.message.contains("control file") || e.message.contains("not available")) {
         return e.hint("install the package of that extension on the host, then resume");

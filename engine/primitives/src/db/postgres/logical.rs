@@ -9,6 +9,7 @@ use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
 
+use super::accounts;
 use super::carried::{self, Plan};
 use super::client::{Conn, col};
 use super::cluster::Cluster;
@@ -151,7 +152,7 @@ async fn place(cx: &Cx, db: &Db, primary: &Db, p: &Conn, node: &Node, plan: &Pla
         super::kept::forget(cx, db)?;
         s.run(&format!("DROP DATABASE {} WITH (FORCE)", ident(name))).await?;
     }
-    carried::roles(cx, p, &s).await?;
+    accounts::make_missing(cx, p, &s).await?;
     s.run(&format!("{create} {}", plan.database)).await?;
     s.run(&set(&ident(name), "replica", &mark)?).await?;
     Ok((true, mark))

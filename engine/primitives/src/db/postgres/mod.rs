@@ -1,6 +1,7 @@
 //! PostgreSQL: a database of a cluster on a host, spoken to over the SSH session; physical standbys of whole clusters (`standby`), and
 //! logical replicas of one database (`logical`).
 
+mod accounts;
 mod alike;
 mod archive;
 mod archived;
@@ -44,8 +45,8 @@ use runbook_core::{Result, Value};
 
 use self::chunks::What;
 use super::driver::{
-    Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate, Replicated, Rolled, Row,
-    Span, Status, Switched, TableOptions, cannot,
+    Account, AccountsCopied, Before, Caught, Chunk, Content, Copied, Db, Driver, DumpOptions, Dumped, Executed, Fence, Keyed, Replicate,
+    Replicated, Rolled, Row, Span, Status, Switched, TableOptions, cannot,
 };
 use super::recovery::{Archive, Archived, BaseBackup, Recovery, Sources, Upto};
 use super::stream::{About, Inflow, Outflow, Settle};
@@ -199,6 +200,14 @@ impl Driver for Postgres {
 
     fn recovery(&self) -> Option<&dyn Recovery> {
         Some(self)
+    }
+
+    async fn accounts(&self, cx: &Cx, db: &Db) -> Result<Vec<Account>> {
+        accounts::accounts(cx, db).await
+    }
+
+    async fn copy_accounts(&self, cx: &Cx, from: &Db, to: &Db, only: &[String]) -> Result<AccountsCopied> {
+        accounts::copy(cx, from, to, only).await
     }
 }
 
