@@ -9,7 +9,9 @@ use parking_lot::Mutex;
 use runbook_core::{Code, Value};
 
 use crate::support::actions::handle;
+use crate::support::dumps::{self, Carried};
 use crate::support::postgres::Site;
+use crate::support::wires::Wires;
 
 /// The shop: places an order every few milliseconds on whichever side takes it; remembers what was acknowledged. An order whose answer
 /// was lost is looked for before it is placed again.
@@ -222,6 +224,49 @@ async fn a_switch_cut_anywhere_is_completed_and_taken_back() {
     shop.some_orders().await;
     let taken = shop.close().await;
     eprintln!("{cuts} cuts, {} orders", taken.len());
+    all_there(&s.old, &taken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_whose_connections_are_reset_at_random_loses_and_doubles_no_order() {
+    let Some(mut s) = replicated(true).await else { return };
+    let wires = {
+        let (env, port) = s.ways();
+        Wires::lay(env, port).await
+    };
+    let shop = Shop::open(&s);
+    let random = Mutex::new(dumps::seed());
+    // Each action is reset four times at most: a host that is cut off for ever is nothing to go on with.
+    let act = async |on: &'static str, name: &'static str, args: Vec<Value>| {
+        let mut resets = 0;
+        let resetting = async {
+            while resets < 4 {
+                let wait = dumps::next(&mut random.lock()) % 120;
+                tokio::time::sleep(Duration::from_millis(5 + wait)).await;
+                wires.reset();
+                resets += 1;
+            }
+            std::future::pending::<()>().await;
+        };
+        let (done, tries) = tokio::select! {
+            done = s.until_done(on, name, args) => done,
+            () = resetting => unreachable!("it never ends"),
+        };
+        println!("| {name} | {resets} | {tries} | done |");
+        done
+    };
+    for _ in 0..if dumps::all() { 10 } else { 2 } {
+        shop.some_orders().await;
+        let fence = act("shop_old", "fence", vec![]).await;
+        act("shop_new", "wait_caught_up", vec![fence.clone()]).await;
+        act("shop_new", "promote", vec![fence]).await;
+        shop.some_orders().await;
+        act("shop_new", "demote", vec![db("shop_old")]).await;
+        act("shop_old", "unfence", vec![]).await;
+    }
+    shop.some_orders().await;
+    let taken = shop.close().await;
+    println!("{} orders, none lost, none doubled", taken.len());
     all_there(&s.old, &taken);
 }
 

@@ -316,7 +316,7 @@ pub fn seed() -> u64 {
 }
 
 /// The next of xorshift's numbers: moments that a failure's seed brings back.
-fn next(random: &mut u64) -> u64 {
+pub fn next(random: &mut u64) -> u64 {
     *random ^= *random << 13;
     *random ^= *random >> 7;
     *random ^= *random << 17;
