@@ -9,7 +9,7 @@ use runbook_core::inventory::{Environment, Resource, Section};
 use runbook_core::primitive::{Cx, Registry, Shared};
 use runbook_core::{Code, Result, Value};
 
-use crate::support::actions::{done_or_found, handle};
+use crate::support::actions::{done_or_found, handle, until_done};
 use crate::support::mariadb::{Mariadb, Writer};
 use crate::support::options;
 use crate::support::sshd::{Sshd, environment, world};
@@ -109,6 +109,13 @@ impl Site {
             (first.shared, then.shared) = (Arc::default(), Arc::default());
         }
         done_or_found(primitive.as_ref(), &call, &first, &then, cut).await
+    }
+
+    /// Does an action until it is done, with retries. How many tries it took.
+    async fn until_done(&self, on: &str, name: &'static str, args: Vec<Value>) -> (Value, u32) {
+        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
+        let call = primitive.spec().bind(Some(handle(on)), args).unwrap();
+        until_done(primitive.as_ref(), &call, &self.cx()).await
     }
 
     async fn replicate(&self) {

@@ -236,22 +236,8 @@ async fn a_switch_whose_connections_are_reset_at_random_loses_and_doubles_no_ord
     };
     let shop = Shop::open(&s);
     let random = Mutex::new(dumps::seed());
-    // Each action is reset four times at most: a host that is cut off for ever is nothing to go on with.
     let act = async |on: &'static str, name: &'static str, args: Vec<Value>| {
-        let mut resets = 0;
-        let resetting = async {
-            while resets < 4 {
-                let wait = dumps::next(&mut random.lock()) % 120;
-                tokio::time::sleep(Duration::from_millis(5 + wait)).await;
-                wires.reset();
-                resets += 1;
-            }
-            std::future::pending::<()>().await;
-        };
-        let (done, tries) = tokio::select! {
-            done = s.until_done(on, name, args) => done,
-            () = resetting => unreachable!("it never ends"),
-        };
+        let ((done, tries), resets) = wires.reset_during(&random, s.until_done(on, name, args)).await;
         println!("| {name} | {resets} | {tries} | done |");
         done
     };

@@ -28,3 +28,27 @@ pub async fn done_or_found(primitive: &dyn Primitive, call: &Call, first: &Cx, t
     }
     primitive.act(then, call).await.map(|o| o.value)
 }
+
+/// Does an action until it is done, as a step with retries does: after each failure that may pass, it is found out about and done again.
+/// How many tries it took.
+pub async fn until_done(primitive: &dyn Primitive, call: &Call, cx: &Cx) -> (Value, u32) {
+    let name = primitive.spec().name;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let e = match primitive.act(cx, call).await {
+            Ok(o) => return (o.value, tries),
+            Err(e) => e,
+        };
+        assert!(e.retryable && tries < 30, "{name}, try {tries}: {e:?}");
+        if primitive.spec().effect != Effect::Once {
+            continue;
+        }
+        match primitive.reconcile(cx, call).await {
+            Ok(Reconciled::Done(o)) => return (o.value, tries),
+            Ok(Reconciled::NotStarted) => {}
+            Ok(other) => panic!("{name}, try {tries}: {other:?} after {e:?}"),
+            Err(e) => assert!(e.retryable, "{name}, found out about after try {tries}: {e:?}"),
+        }
+    }
+}

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runbook_core::inventory::{Environment, Resource, Section};
-use runbook_core::primitive::{Cx, Reconciled, Registry, Shared};
-use runbook_core::{Effect, Result, Value};
+use runbook_core::primitive::{Cx, Registry, Shared};
+use runbook_core::{Result, Value};
 use runbook_primitives::ssh::helper::HelperExe;
 
-use super::actions::{done_or_found, handle};
+use super::actions::{done_or_found, handle, until_done};
 use super::sshd::{Sshd, environment, world};
 
 /// The folder of the server's programs, when it is installed.
@@ -322,30 +322,11 @@ impl Site {
         primitive.act(cx, &call).await.map(|o| o.value)
     }
 
-    /// Does an action until it is done, as a step with retries does: after each failure that may pass, it is found out about and done again.
-    /// How many tries it took.
+    /// Does an action until it is done, with retries. How many tries it took.
     pub async fn until_done(&self, on: &str, name: &'static str, args: Vec<Value>) -> (Value, u32) {
         let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
-        let (call, cx) = (primitive.spec().bind(Some(handle(on)), args).unwrap(), self.cx());
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let e = match primitive.act(&cx, &call).await {
-                Ok(o) => return (o.value, tries),
-                Err(e) => e,
-            };
-            assert!(e.retryable && tries < 30, "{name}, try {tries}: {e:?}");
-            let found = match primitive.spec().effect {
-                Effect::Once => primitive.reconcile(&cx, &call).await,
-                _ => continue,
-            };
-            match found {
-                Ok(Reconciled::Done(o)) => return (o.value, tries),
-                Ok(Reconciled::NotStarted) => {}
-                Ok(other) => panic!("{name}, try {tries}: {other:?} after {e:?}"),
-                Err(e) => assert!(e.retryable, "{name}, found out about after try {tries}: {e:?}"),
-            }
-        }
+        let call = primitive.spec().bind(Some(handle(on)), args).unwrap();
+        until_done(primitive.as_ref(), &call, &self.cx()).await
     }
 
     /// Does an action. With `cut` the controller "dies" after that time: the future is dropped wherever it is, its connections with it, and

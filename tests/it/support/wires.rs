@@ -1,8 +1,12 @@
 //! Both hosts behind proxies, and the old server, too, as the new one reaches it: every connection there is can be reset.
 
+use std::time::Duration;
+
+use parking_lot::Mutex;
 use runbook_core::Value;
 use runbook_core::inventory::{Environment, Section};
 
+use super::dumps::next;
 use super::proxy::Proxy;
 
 /// The proxies.
@@ -35,6 +39,26 @@ impl Wires {
     /// Resets every connection (RST to both ends).
     pub fn reset(&self) {
         self.proxies.iter().for_each(Proxy::reset);
+    }
+
+    /// Works, while every connection is reset at random moments: four times at most, since a host that is cut off for ever is nothing to go
+    /// on with. How many times it was.
+    pub async fn reset_during<T>(&self, random: &Mutex<u64>, work: impl Future<Output = T>) -> (T, u32) {
+        let mut resets = 0;
+        let resetting = async {
+            while resets < 4 {
+                let wait = next(&mut random.lock()) % 120;
+                tokio::time::sleep(Duration::from_millis(5 + wait)).await;
+                self.reset();
+                resets += 1;
+            }
+            std::future::pending::<()>().await;
+        };
+        let done = tokio::select! {
+            done = work => done,
+            () = resetting => unreachable!("it never ends"),
+        };
+        (done, resets)
     }
 
     /// How many connections the servers have made to each other.

@@ -40,7 +40,7 @@ pub fn statement(db: &Db, e: &My) -> Error {
             let e = Error::new(Code::DB_QUERY, format!("database \"{name}\": {}", s.message))
                 .detail("code", s.code)
                 .detail("state", &s.state)
-                .retryable(matches!(s.code, 1205 | 1213 | 1053 | 1317 | 3024 | 1969));
+                .retryable(matches!(s.code, 1205 | 1213 | 1053 | 1158..=1161 | 1317 | 1927 | 3024 | 1969));
             match s.code {
                 1142 | 1143 | 1227 | 1044 | 1370 | 1419 => {
                     e.hint("the account lacks a privilege: give it to the user in runbook.toml, or use another")

@@ -172,7 +172,9 @@ async fn read_only(cx: &Cx, at: &Server, s: &mut Sess, within: Duration) -> Resu
                 }
                 sessions::end(s, ended).await?;
             }
-            Err(e) => return Err(cannot(&at.db, e.message).hint("find what holds its tables locked, then resume")),
+            Err(e) => {
+                return Err(cannot(&at.db, e.message).retryable(e.retryable).hint("find what holds its tables locked, then resume"));
+            }
         }
     }
     Ok(())

@@ -41,7 +41,7 @@ impl Probe {
             ],
         )
         .await
-        .map_err(|e| cannot(&at.db, format!("the account that tries to write cannot be made: {}", e.message)))?;
+        .map_err(|e| cannot(&at.db, format!("the account that tries to write cannot be made: {}", e.message)).retryable(e.retryable))?;
         Ok(Probe { name, user: PROBER, password })
     }
 
