@@ -86,14 +86,20 @@ pub(super) async fn put_password(cx: &Cx, cluster: &Cluster<'_>, r: &Replication
     let password = cx.secret(&r.secret)?;
     let escape = |t: &str| t.replace('\\', "\\\\").replace(':', "\\:");
     let line = format!("*:*:*:{}:{}\n", escape(&r.user), escape(password.reveal()));
-    let script = cluster.script("set -e; umask 077; cat > \"$d.runbook-pass.new\"; mv -f \"$d.runbook-pass.new\" \"$d.runbook-pass\"")?;
+    // Under a name of its own: a controller that died may have one on its way.
+    let script = cluster.script(
+        "set -e; umask 077; t=$(mktemp \"$d.runbook-pass.XXXXXX\"); trap 'rm -f \"$t\"' EXIT; cat > \"$t\"; mv -f \"$t\" \"$d.runbook-pass\"",
+    )?;
     cluster.must("keeping the replication password", &script, Some(line.into_bytes())).await.map(|_| ())
 }
 
 /// Removes it, when nobody follows by it any more.
 pub(super) async fn remove_password(cx: &Cx, db: &Db) -> Result<()> {
     let cluster = Cluster::of(cx, db).await?;
-    cluster.must("removing the replication password", &cluster.script("rm -f \"$d.runbook-pass\"")?, None).await.map(|_| ())
+    cluster
+        .must("removing the replication password", &cluster.script("rm -f \"$d.runbook-pass\" \"$d\".runbook-pass.??????")?, None)
+        .await
+        .map(|_| ())
 }
 
 /// Logs in from the standby's host to the primary as the standby will, and sees that it is that very cluster.
