@@ -7,7 +7,7 @@ password=$RUNBOOK_FROM_PASSWORD
 unset RUNBOOK_FROM_PASSWORD
 archive=$j/archive
 from() { PGSSLMODE=prefer PGPASSWORD=$password PGOPTIONS=$options "$@"; }
-their() { from psql --no-password -X -q -A -t -v ON_ERROR_STOP=1 -v VERBOSITY=verbose -v SHOW_CONTEXT=never -d "$login" "$@"; }
+their() { from $client -q -d "$login" "$@"; }
 # The session whose snapshot all see. Until it ends nobody empties or changes a table there, which a snapshot would not hide.
 hold() {
   rm -f "$j/hold" "$j/snapshot" && mkfifo "$j/hold" && : >"$j/snapshot" || exit 1
@@ -133,8 +133,8 @@ binary() {
     s=$?
     echo "$s" >"$j/rc.$n"
     if [ "$s" = 0 ]; then printf 'COMMIT;\n\\echo done\n'; else echo 'ROLLBACK;'; fi >"$j/then.$n"
-  } 2>"$j/e.$n" | psql --no-password -X -A -t -v ON_ERROR_STOP=1 -v VERBOSITY=verbose -v SHOW_CONTEXT=never -c 'SET synchronous_commit = off' \
-    -c BEGIN -c "INSERT INTO _runbook.loaded VALUES ('$mark')" -c "$head" -c "\\i '$j/then.$n'" >"$j/o.$n" 2>>"$j/e.$n"
+  } 2>"$j/e.$n" | $client -c 'SET synchronous_commit = off' -c BEGIN \
+    -c "INSERT INTO _runbook.loaded VALUES ('$mark')" -c "$head" -c "\\i '$j/then.$n'" >"$j/o.$n" 2>>"$j/e.$n"
   found $?
 }
 parcel() {

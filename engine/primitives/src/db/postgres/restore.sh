@@ -1,6 +1,7 @@
 # What puts entries of an archive of pg_dump into a database, each lot a transaction with its mark in _runbook.loaded. Set before: j,
 # archive. Where the server is and who logs in comes by libpq's own variables.
-sql() { psql --no-password -X -q -A -t -v ON_ERROR_STOP=1 -v VERBOSITY=verbose -v SHOW_CONTEXT=never "$@"; }
+client='psql --no-password -X -A -t -v ON_ERROR_STOP=1 -v VERBOSITY=verbose -v SHOW_CONTEXT=never'
+sql() { $client -q "$@"; }
 # What is there already, into $j/had.
 had() { sql -c 'SELECT item FROM _runbook.loaded' >"$j/had" 2>"$j/e.0" || fail_with "$j/e.0" "what is loaded already cannot be read"; }
 # The entries of the section $1, as lines of a list.
@@ -17,7 +18,7 @@ once() {
     s=$?
     echo "$s" >"$j/rc.$n"
     [ "$s" = 0 ] && printf '\nCOMMIT;\n\\echo done\n'
-  } 2>"$j/e.$n" | psql --no-password -X -A -t -v ON_ERROR_STOP=1 -v VERBOSITY=verbose -v SHOW_CONTEXT=never >"$j/o.$n" 2>>"$j/e.$n"
+  } 2>"$j/e.$n" | $client >"$j/o.$n" 2>>"$j/e.$n"
   found $?
 }
 # Whether the transaction with $mark of the job $n is there, after psql has ended with the status $1; why not is said.
