@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runbook_core::inventory::{Environment, Resource, Section};
-use runbook_core::primitive::{Cx, Registry, Shared};
-use runbook_core::{Code, Result, Value};
+use runbook_core::primitive::{Cx, Primitive, Registry, Shared};
+use runbook_core::{Call, Code, Result, Value};
 
-use crate::support::actions::{done_or_found, handle, until_done};
+use crate::support::actions::{done_or_found, handle};
 use crate::support::mariadb::{Mariadb, Writer};
 use crate::support::options;
 use crate::support::sshd::{Sshd, environment, world};
@@ -98,24 +98,23 @@ impl Site {
         self.run_cut(on, name, args, None).await
     }
 
+    /// An action and what it is called with.
+    fn bound(&self, on: &str, name: &'static str, args: Vec<Value>) -> Result<(Arc<dyn Primitive>, Call)> {
+        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
+        let call = primitive.spec().bind(Some(handle(on)), args)?;
+        Ok((primitive, call))
+    }
+
     /// Does an action. With `cut` the controller "dies" after that time: the future is dropped wherever it is, everything that the
     /// process had open is forgotten, and the action is found out about and done again as the engine does on resume.
     async fn run_cut(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value> {
-        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
-        let call = primitive.spec().bind(Some(handle(on)), args)?;
+        let (primitive, call) = self.bound(on, name, args)?;
         let mut first = self.cx();
         let mut then = first.clone();
         if cut.is_some() {
             (first.shared, then.shared) = (Arc::default(), Arc::default());
         }
         done_or_found(primitive.as_ref(), &call, &first, &then, cut).await
-    }
-
-    /// Does an action until it is done, with retries. How many tries it took.
-    async fn until_done(&self, on: &str, name: &'static str, args: Vec<Value>) -> (Value, u32) {
-        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
-        let call = primitive.spec().bind(Some(handle(on)), args).unwrap();
-        until_done(primitive.as_ref(), &call, &self.cx()).await
     }
 
     async fn replicate(&self) {

@@ -1,9 +1,7 @@
 //! A controller that dies anywhere.
 
-use parking_lot::Mutex;
-
 use super::*;
-use crate::support::dumps::{self, Carried};
+use crate::support::dumps::Carried;
 use crate::support::wires::Wires;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,30 +20,15 @@ async fn a_controller_that_dies_anywhere_loses_no_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_switch_whose_connections_are_reset_at_random_loses_and_doubles_no_order() {
     let Some(mut s) = Site::new() else { return };
-    let wires = {
-        let (env, port) = s.ways();
-        Wires::lay(env, port).await
-    };
+    let wires = Wires::lay(&mut s).await;
     s.replicate().await;
     let mut writer = s.writer();
-    let random = Mutex::new(dumps::seed());
-    let act = async |on: &'static str, name: &'static str, args: Vec<Value>| {
-        let ((done, tries), resets) = wires.reset_during(&random, s.until_done(on, name, args)).await;
-        println!("| {name} | {resets} | {tries} | done |");
-        done
-    };
-    for _ in 0..if dumps::all() { 10 } else { 2 } {
-        writer.some().await;
-        let fence = act("shop_old", "fence", vec![]).await;
-        act("shop_new", "wait_caught_up", vec![fence.clone()]).await;
-        act("shop_new", "promote", vec![fence]).await;
-        writer.new_side.store(true, Ordering::Relaxed);
-        writer.some().await;
-        act("shop_new", "demote", vec![handle("shop_old").into()]).await;
-        writer.new_side.store(false, Ordering::Relaxed);
-        act("shop_old", "unfence", vec![]).await;
-    }
-    writer.some().await;
+    wires
+        .switch_there_and_back(&s, async |new_side| {
+            writer.new_side.store(new_side, Ordering::Relaxed);
+            writer.some().await;
+        })
+        .await;
     writer.close();
     let n = writer.settle(&s.old.sql(ORDERS));
     println!("{n} orders, none lost, none doubled");

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::support::actions::until_done;
 use crate::support::dumps::{self, Carried, Folder, edit, many};
 
 /// A schema with everything that a dump must keep.
@@ -288,6 +289,11 @@ impl Carried for Site {
         self.run_cut(on, name, args, cut).await
     }
 
+    async fn until_done(&self, on: &str, name: &'static str, args: Vec<Value>) -> (Value, u32) {
+        let (primitive, call) = self.bound(on, name, args).unwrap();
+        until_done(primitive.as_ref(), &call, &self.cx()).await
+    }
+
     fn fill(&self) {
         let n = many();
         self.old.sql(&format!(
@@ -337,7 +343,7 @@ impl Carried for Site {
     }
 
     async fn level(&self) {
-        for _ in 0..3000 {
+        for _ in 0..500 {
             if self.old.sql(ORDERS) == self.new.sql(ORDERS) {
                 return;
             }

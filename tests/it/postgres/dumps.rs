@@ -5,6 +5,7 @@ use std::time::Duration;
 use runbook_core::inventory::Environment;
 use runbook_core::{Code, Result, Value};
 
+use crate::support::actions::until_done;
 use crate::support::dumps::{self, Carried, Folder, edit, many};
 use crate::support::options;
 use crate::support::postgres::Site;
@@ -159,6 +160,11 @@ impl Carried for Site {
         self.run_cut(on, name, args, cut).await
     }
 
+    async fn until_done(&self, on: &str, name: &'static str, args: Vec<Value>) -> (Value, u32) {
+        let (primitive, call) = self.bound(on, name, args).unwrap();
+        until_done(primitive.as_ref(), &call, &self.cx()).await
+    }
+
     fn fill(&self) {
         let n = many();
         let sql = format!(
@@ -201,7 +207,7 @@ impl Carried for Site {
 
     async fn level(&self) {
         let orders = "SELECT string_agg(item, ' ' ORDER BY id) FROM orders";
-        for _ in 0..3000 {
+        for _ in 0..500 {
             if self.old.sql("shop", orders) == self.new.sql("shop", orders) {
                 return;
             }

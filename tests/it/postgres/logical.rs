@@ -267,10 +267,7 @@ async fn the_shop_moves_to_another_major_version_and_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_connections_are_reset_at_random_loses_and_doubles_nothing() {
     let Some(mut s) = site() else { return };
-    let wires = {
-        let (env, port) = s.ways();
-        Wires::lay(env, port).await
-    };
+    let wires = Wires::lay(&mut s).await;
     s.fill();
     // The copies of its tables are retried by the server; a key would hide what comes twice.
     s.old.sql("shop", "CREATE TABLE all_of_it (a int); ALTER TABLE all_of_it REPLICA IDENTITY FULL; INSERT INTO all_of_it SELECT generate_series(1, 50000); ALTER TABLE heap REPLICA IDENTITY FULL; ALTER TABLE one REPLICA IDENTITY FULL; ALTER TABLE two REPLICA IDENTITY FULL");

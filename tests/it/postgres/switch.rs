@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 use runbook_core::{Code, Value};
 
 use crate::support::actions::handle;
-use crate::support::dumps::{self, Carried};
 use crate::support::postgres::Site;
 use crate::support::wires::Wires;
 
@@ -230,27 +229,9 @@ async fn a_switch_cut_anywhere_is_completed_and_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_switch_whose_connections_are_reset_at_random_loses_and_doubles_no_order() {
     let Some(mut s) = replicated(true).await else { return };
-    let wires = {
-        let (env, port) = s.ways();
-        Wires::lay(env, port).await
-    };
+    let wires = Wires::lay(&mut s).await;
     let shop = Shop::open(&s);
-    let random = Mutex::new(dumps::seed());
-    let act = async |on: &'static str, name: &'static str, args: Vec<Value>| {
-        let ((done, tries), resets) = wires.reset_during(&random, s.until_done(on, name, args)).await;
-        println!("| {name} | {resets} | {tries} | done |");
-        done
-    };
-    for _ in 0..if dumps::all() { 10 } else { 2 } {
-        shop.some_orders().await;
-        let fence = act("shop_old", "fence", vec![]).await;
-        act("shop_new", "wait_caught_up", vec![fence.clone()]).await;
-        act("shop_new", "promote", vec![fence]).await;
-        shop.some_orders().await;
-        act("shop_new", "demote", vec![db("shop_old")]).await;
-        act("shop_old", "unfence", vec![]).await;
-    }
-    shop.some_orders().await;
+    wires.switch_there_and_back(&s, async |_| shop.some_orders().await).await;
     let taken = shop.close().await;
     println!("{} orders, none lost, none doubled", taken.len());
     all_there(&s.old, &taken);

@@ -109,6 +109,8 @@ pub trait Carried {
     const CLIENTS: &'static [&'static str];
     /// Does an action, whose controller may die on the way.
     async fn act(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value>;
+    /// Does an action until it is done, with retries; how many tries it took.
+    async fn until_done(&self, on: &str, name: &'static str, args: Vec<Value>) -> (Value, u32);
     /// Fills the old database with rows whose dump and load take a while.
     fn fill(&self);
     /// Writes one more row there.
@@ -256,11 +258,7 @@ pub async fn connections_are_cut_at_random(s: &impl Carried) {
     let mut random = seed();
     let cut = || s.hosts().iter().for_each(|h| h.cut());
     for n in 0..if all() { 20 } else { 1 } {
-        s.write(&format!("before round {n}"));
-        let folder = f.at(&format!("d{n}"));
-        cut_while(s, &mut random, &cut, "shop_old", "dump", vec![folder.clone(), replace()]).await;
-        cut_while(s, &mut random, &cut, "shop_new", "load", vec![folder, replace()]).await;
-        s.equal().await;
+        carried_over(s, &mut random, &cut, f.at(&format!("d{n}"))).await;
     }
     cut_while(s, &mut random, &cut, "shop_new", "replicate_from", vec![handle("shop_old").into(), replace()]).await;
     s.write("while it replicates");
@@ -271,20 +269,13 @@ pub async fn connections_are_cut_at_random(s: &impl Carried) {
 /// Resets every connection at random moments, of the controller and between the servers: all over a dump, a load, a copy, the set-up of
 /// replication, and while it replicates. Prints how often.
 pub async fn connections_are_reset_at_random(s: &mut impl Carried) {
-    let wires = {
-        let (env, port) = s.ways();
-        Wires::lay(env, port).await
-    };
+    let wires = Wires::lay(s).await;
     s.fill();
     let f = Folder::new();
     let mut random = seed();
     let cut = || wires.reset();
     for n in 0..if all() { 20 } else { 1 } {
-        s.write(&format!("before round {n}"));
-        let folder = f.at(&format!("d{n}"));
-        cut_while(s, &mut random, &cut, "shop_old", "dump", vec![folder.clone(), replace()]).await;
-        cut_while(s, &mut random, &cut, "shop_new", "load", vec![folder, replace()]).await;
-        s.equal().await;
+        carried_over(s, &mut random, &cut, f.at(&format!("d{n}"))).await;
         s.clear();
         cut_while(s, &mut random, &cut, "shop_new", "copy_from", vec![handle("shop_old").into()]).await;
         s.equal().await;
@@ -306,6 +297,14 @@ pub async fn replicate_under_resets(s: &impl Carried, wires: &Wires, random: &mu
     }
     s.level().await;
     println!("| replicating | {resets} | {} connections between the servers | equal |", wires.between() - before);
+}
+
+/// Dumps into a folder and loads it, both cut at random moments.
+async fn carried_over(s: &impl Carried, random: &mut u64, cut: &dyn Fn(), folder: Value) {
+    s.write(&format!("before {}", folder.as_str().unwrap()));
+    cut_while(s, random, cut, "shop_old", "dump", vec![folder.clone(), replace()]).await;
+    cut_while(s, random, cut, "shop_new", "load", vec![folder, replace()]).await;
+    s.equal().await;
 }
 
 /// Where the moments begin; printed with the head of the table.

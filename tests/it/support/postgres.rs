@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runbook_core::inventory::{Environment, Resource, Section};
-use runbook_core::primitive::{Cx, Registry, Shared};
-use runbook_core::{Result, Value};
+use runbook_core::primitive::{Cx, Primitive, Registry, Shared};
+use runbook_core::{Call, Result, Value};
 use runbook_primitives::ssh::helper::HelperExe;
 
-use super::actions::{done_or_found, handle, until_done};
+use super::actions::{done_or_found, handle};
 use super::sshd::{Sshd, environment, world};
 
 /// The folder of the server's programs, when it is installed.
@@ -302,10 +302,16 @@ impl Site {
         self.run_cut(on, name, args, None).await
     }
 
+    /// An action and what it is called with.
+    pub fn bound(&self, on: &str, name: &'static str, args: Vec<Value>) -> Result<(Arc<dyn Primitive>, Call)> {
+        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
+        let call = primitive.spec().bind(Some(handle(on)), args)?;
+        Ok((primitive, call))
+    }
+
     /// Begins an action; `None` when the controller "dies" after that time, and nothing more is done.
     pub async fn run_once(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Option<Result<Value>> {
-        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
-        let call = primitive.spec().bind(Some(handle(on)), args).unwrap();
+        let (primitive, call) = self.bound(on, name, args).unwrap();
         let cx = self.cx();
         let act = primitive.act(&cx, &call);
         match cut {
@@ -317,23 +323,14 @@ impl Site {
 
     /// Does an action with this context: another try of the same action, when it had one before.
     pub async fn act_as(&self, cx: &Cx, on: &str, name: &'static str, args: Vec<Value>) -> Result<Value> {
-        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
-        let call = primitive.spec().bind(Some(handle(on)), args)?;
+        let (primitive, call) = self.bound(on, name, args)?;
         primitive.act(cx, &call).await.map(|o| o.value)
-    }
-
-    /// Does an action until it is done, with retries. How many tries it took.
-    pub async fn until_done(&self, on: &str, name: &'static str, args: Vec<Value>) -> (Value, u32) {
-        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
-        let call = primitive.spec().bind(Some(handle(on)), args).unwrap();
-        until_done(primitive.as_ref(), &call, &self.cx()).await
     }
 
     /// Does an action. With `cut` the controller "dies" after that time: the future is dropped wherever it is, its connections with it, and
     /// the action is found out about and done again as the engine does on resume.
     pub async fn run_cut(&self, on: &str, name: &'static str, args: Vec<Value>, cut: Option<Duration>) -> Result<Value> {
-        let primitive = self.registry.primitives.get(&(Some("Database"), name)).unwrap().clone();
-        let call = primitive.spec().bind(Some(handle(on)), args)?;
+        let (primitive, call) = self.bound(on, name, args)?;
         let cx = self.cx();
         let first = match cut {
             Some(_) => Cx { shared: shared(), ..cx.clone() },

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use runbook_core::Value;
-use runbook_core::inventory::{Environment, Section};
+use runbook_core::inventory::Section;
 
-use super::dumps::next;
+use super::actions::handle;
+use super::dumps::{Carried, all, next, seed};
 use super::proxy::Proxy;
 
 /// The proxies.
@@ -16,8 +16,9 @@ pub struct Wires {
 }
 
 impl Wires {
-    /// Puts a proxy in front of the hosts `old` and `new`, and one between the server of `shop_old` on that port and its replicas.
-    pub async fn lay(env: &mut Environment, port: u16) -> Wires {
+    /// Puts a proxy in front of the hosts `old` and `new`, and one between the server of `shop_old` and its replicas.
+    pub async fn lay(s: &mut impl Carried) -> Wires {
+        let (env, port) = s.ways();
         let mut wires = Wires { proxies: Vec::new(), _known: Vec::new() };
         for host in env.resources.get_mut(&Section::Hosts).unwrap().values_mut() {
             let at = host.settings["ssh"].as_str().unwrap().split_once('@').unwrap().1.to_string();
@@ -43,11 +44,11 @@ impl Wires {
 
     /// Works, while every connection is reset at random moments: four times at most, since a host that is cut off for ever is nothing to go
     /// on with. How many times it was.
-    pub async fn reset_during<T>(&self, random: &Mutex<u64>, work: impl Future<Output = T>) -> (T, u32) {
+    async fn reset_during<T>(&self, random: &mut u64, work: impl Future<Output = T>) -> (T, u32) {
         let mut resets = 0;
         let resetting = async {
             while resets < 4 {
-                let wait = next(&mut random.lock()) % 120;
+                let wait = next(random) % 120;
                 tokio::time::sleep(Duration::from_millis(5 + wait)).await;
                 self.reset();
                 resets += 1;
@@ -59,6 +60,27 @@ impl Wires {
             () = resetting => unreachable!("it never ends"),
         };
         (done, resets)
+    }
+
+    /// Moves the shop to the new side and back, again and again, while every connection is reset. `orders` waits until some are taken, also
+    /// on the new side where that is said. Prints how often.
+    pub async fn switch_there_and_back(&self, s: &impl Carried, orders: impl AsyncFn(bool)) {
+        let mut random = seed();
+        let mut act = async |on: &'static str, name: &'static str, args: Vec<Value>| {
+            let ((done, tries), resets) = self.reset_during(&mut random, s.until_done(on, name, args)).await;
+            println!("| {name} | {resets} | {tries} | done |");
+            done
+        };
+        for _ in 0..if all() { 10 } else { 2 } {
+            orders(false).await;
+            let fence = act("shop_old", "fence", vec![]).await;
+            act("shop_new", "wait_caught_up", vec![fence.clone()]).await;
+            act("shop_new", "promote", vec![fence]).await;
+            orders(true).await;
+            act("shop_new", "demote", vec![handle("shop_old").into()]).await;
+            act("shop_old", "unfence", vec![]).await;
+        }
+        orders(false).await;
     }
 
     /// How many connections the servers have made to each other.
