@@ -91,6 +91,14 @@ async fn statements_happen_once_and_what_commits_by_itself_is_refused() {
     let facts = s.run("shop_old", "facts", vec![]).await.unwrap();
     assert_eq!((field(&facts, "flavour"), field(&facts, "fence")), (&Value::from("mariadb"), &Value::Unit));
     assert_eq!(field(&facts, "tables").as_list().unwrap(), ["orders".into()]);
+    let sizes = field(&facts, "sizes").as_map().unwrap();
+    assert_eq!((sizes.len(), &sizes["orders"]), (1, field(&facts, "bytes")), "a page of 16 KiB at least: {facts:?}");
+    assert!(matches!(sizes["orders"], Value::Bytes(16384..)), "{facts:?}");
+    assert_eq!(field(&facts, "engines").as_map().unwrap(), &[("InnoDB".to_string(), Value::Int(1))].into());
+    s.old.sql("CREATE USER clerk@'%'; GRANT SELECT, INSERT ON shop.* TO clerk@'%'; GRANT SELECT ON mysql.* TO clerk@'%'");
+    let facts = s.run("shop_old", "facts", vec![]).await.unwrap();
+    assert!(field(&facts, "grants").as_list().unwrap().contains(&"'clerk'@'%' shop INSERT, SELECT".into()), "{facts:?}");
+    assert!(field(&facts, "accounts").as_list().unwrap().contains(&"'clerk'@'%'".into()), "{facts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

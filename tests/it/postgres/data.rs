@@ -61,6 +61,25 @@ async fn values_keep_their_types_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn counts_and_checksums_tell_what_is_in_the_tables() {
+    let Some(s) = Site::start(false) else { return };
+    let of = async |name: &'static str| s.run("shop_old", name, vec![]).await.unwrap().as_map().unwrap().clone();
+    s.old.sql("shop", "INSERT INTO orders (item) VALUES ('a'), ('b'); CREATE SCHEMA more; CREATE TABLE more.x (n int)");
+    assert_eq!(of("counts").await, BTreeMap::from([("orders".to_string(), Value::Int(2)), ("more.x".to_string(), Value::Int(0))]));
+    let sums = of("checksums").await;
+    assert_eq!(sums.keys().collect::<Vec<_>>(), ["more.x", "orders"]);
+    s.old.sql("shop", "UPDATE orders SET item = 'c' WHERE item = 'b'");
+    let changed = of("checksums").await;
+    assert!(changed["orders"] != sums["orders"] && changed["more.x"] == sums["more.x"], "{sums:?} {changed:?}");
+    // The rows as they were, in another order.
+    s.old.sql(
+        "shop",
+        "UPDATE orders SET item = 'b' WHERE item = 'c'; CLUSTER orders USING orders_pkey; UPDATE orders SET item = item WHERE item = 'a'",
+    );
+    assert_eq!(of("checksums").await, sums);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_query_only_reads_and_what_goes_wrong_is_said() {
     let Some(s) = Site::start(false) else { return };
     let fails = async |name: &'static str, sql: &str| s.run("shop_old", name, vec![sql.into()]).await.unwrap_err();
@@ -110,6 +129,11 @@ async fn logins_by_password_and_what_is_said_when_they_fail() {
     assert!(f.str("version").starts_with("15.") && f.str("encoding") == "UTF8", "{facts:?}");
     assert_eq!((f.get("is_in_recovery"), f.str("owner")), (&Value::Bool(false), "app"));
     assert_eq!(f.get("tables").as_list().unwrap(), ["orders".into()]);
+    let orders = &f.get("sizes").as_map().unwrap()["orders"];
+    assert!(matches!((orders, f.get("bytes")), (Value::Bytes(one @ 8192..), Value::Bytes(all)) if one < all), "{facts:?}");
+    assert!(f.get("accounts").as_list().unwrap().contains(&"app".into()), "{facts:?}");
+    assert!(f.get("grants").as_list().unwrap().iter().any(|g| g.as_str() == Some("app=CTc/app")), "{facts:?}");
+    assert_eq!((&f.get("extensions").as_map().unwrap()["plpgsql"], f.get("page_size")), (&"1.0".into(), &Value::Int(8192)));
     let e = s.run("shop_old", "fence", vec![]).await.unwrap_err();
     assert!(e.code == Code::DB_FENCE && e.message.contains("app is no super-user"), "{e}");
     s.world.secrets.lock().insert("app".into(), "wrong pass".into());

@@ -44,7 +44,7 @@ pub(super) fn register(r: &mut Registry) {
             .field("last_id", Ty::Int, "Row id of the row inserted last; 0 when there is none."),
     );
     r.add(Facts(
-        method("facts", Effect::Read, "Reads version, size, settings and tables, and whether it is fenced, a copy or promoted.")
+        method("facts", Effect::Read, "Reads version, sizes, tables, logins and settings, and whether it is fenced, a copy or promoted.")
             .returns(Ty::Record("DatabaseFacts"))
             .example("log(`${database(\"shop_old\").facts().bytes} to copy`);")
             .errors(&[Code::DB_CONNECT, Code::DB_QUERY, Code::DB_HELPER]),
@@ -57,11 +57,26 @@ pub(super) fn register(r: &mut Registry) {
             .field("fence", Ty::OneOf(vec![Ty::Str, Ty::Unit]), "The id of its fence, or `()`.")
             .field("copy_of", Ty::OneOf(vec![Ty::Str, Ty::Unit]), "The database of which it is a copy, or `()`.")
             .field("promoted", Ty::Bool, "Whether it is a copy that was promoted.")
-            .field("page_size", Ty::Int, "SQLite: bytes in a page.")
+            .field("sizes", Ty::Map(Box::new(Ty::Bytes)), "Servers: size by table, with its indexes; of a partitioned table of PostgreSQL by partition.")
+            .field("accounts", Ty::List(Box::new(Ty::Str)), "Servers: names of all logins and roles; `accounts()` tells what each may do.")
+            .field("grants", Ty::List(Box::new(Ty::Str)), "Servers: privileges on the database itself: who, (MariaDB, MySQL) on which schema, and what. PostgreSQL: as ACL items, `shop=CTc/postgres`.")
+            .field("settings", Ty::Map(Box::new(Ty::Any)), "Servers: settings by name. PostgreSQL: those that were set; MariaDB and MySQL: those that decide how it stores, reads and replicates.")
+            .field("flavour", Ty::Str, "MariaDB and MySQL: `mariadb` or `mysql`.")
+            .field("schemas", Ty::List(Box::new(Ty::Str)), "MariaDB and MySQL: the application's schemas.")
+            .field("charsets", Ty::Map(Box::new(Ty::Str)), "MariaDB and MySQL: character set and collation by schema.")
+            .field("engines", Ty::Map(Box::new(Ty::Int)), "MariaDB and MySQL: how many tables each storage engine has.")
+            .field("gtid", Ty::Str, "MariaDB and MySQL: its position as GTIDs.")
+            .field("extensions", Ty::Map(Box::new(Ty::Str)), "PostgreSQL: versions of the extensions by name.")
+            .field("encoding", Ty::Str, "PostgreSQL and SQLite: of its texts.")
+            .field("collation", Ty::Str, "PostgreSQL: how texts are ordered.")
+            .field("ctype", Ty::Str, "PostgreSQL: what is a letter, upper and lower case.")
+            .field("owner", Ty::Str, "PostgreSQL: the role that owns it.")
+            .field("wal_level", Ty::Str, "PostgreSQL: `replica`, `logical` or `minimal`.")
+            .field("data_checksums", Ty::Bool, "PostgreSQL: whether its pages have checksums.")
+            .field("is_in_recovery", Ty::Bool, "PostgreSQL: whether it is a standby.")
+            .field("page_size", Ty::Int, "PostgreSQL and SQLite: bytes in a page.")
             .field("journal_mode", Ty::Str, "SQLite: `wal`, `delete` and so on.")
-            .field("encoding", Ty::Str, "SQLite: of its texts.")
-            .field("user_version", Ty::Int, "SQLite: the application's schema version.")
-            .open(),
+            .field("user_version", Ty::Int, "SQLite: the application's schema version."),
     );
     r.add(Counts(
         method("counts", Effect::Read, "Counts the rows of every table; returns a map from table to number.")

@@ -209,7 +209,7 @@ pub async fn facts(cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
     let list = list(&schemas);
     let sizes = s
         .rows(format!(
-            "SELECT table_schema AS sch, table_name AS tab, engine AS eng, COALESCE(data_length + index_length, 0) AS bytes, table_rows AS n \
+            "SELECT table_schema AS sch, table_name AS tab, engine AS eng, COALESCE(data_length + index_length, 0) AS bytes \
              FROM information_schema.tables WHERE table_schema IN ({list}) AND table_type = 'BASE TABLE' AND table_name <> '{ACTIONS}' ORDER BY 1, 2"
         ))
         .await?;
@@ -224,8 +224,8 @@ pub async fn facts(cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
         let n = engines.get(get(row, "eng")).and_then(Value::as_int).unwrap_or(0);
         engines.insert(get(row, "eng").to_string(), Value::Int(n + 1));
     }
-    let bytes: u64 = sizes.iter().map(|r| get(r, "bytes").parse::<u64>().unwrap_or(0)).sum();
-    let tables = sizes.iter().map(|r| Value::Str(named(db, get(r, "sch"), get(r, "tab")))).collect();
+    let sizes: BTreeMap<String, u64> =
+        sizes.iter().map(|r| (named(db, get(r, "sch"), get(r, "tab")), get(r, "bytes").parse().unwrap_or(0))).collect();
     let charsets = s
         .rows(format!("SELECT schema_name AS sch, default_character_set_name AS cs, default_collation_name AS co FROM information_schema.schemata WHERE schema_name IN ({list})"))
         .await?
@@ -233,18 +233,26 @@ pub async fn facts(cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
         .map(|r| (get(r, "sch").to_string(), Value::from(format!("{} {}", get(r, "cs"), get(r, "co")))))
         .collect::<BTreeMap<_, _>>();
     let accounts = super::accounts::names(&mut s, &at.flavour).await?;
+    let grants = s
+        .column(format!(
+            "SELECT CONCAT(grantee, ' ', table_schema, ' ', GROUP_CONCAT(privilege_type ORDER BY 1 SEPARATOR ', '), IF(is_grantable = 'YES', ' with grant option', '')) \
+             FROM information_schema.schema_privileges WHERE table_schema IN ({list}) GROUP BY grantee, table_schema, is_grantable ORDER BY 1"
+        ))
+        .await?;
     let marks = state::read(&mut s).await?;
     let gtid = position(&mut s, at.flavour.maria).await?;
     s.close().await;
     Ok(BTreeMap::from([
         ("version".to_string(), Value::from(at.flavour.text.as_str())),
         ("flavour".to_string(), at.flavour.name().into()),
-        ("bytes".to_string(), Value::Bytes(bytes)),
-        ("tables".to_string(), Value::List(tables)),
+        ("bytes".to_string(), Value::Bytes(sizes.values().sum())),
+        ("tables".to_string(), Value::List(sizes.keys().map(|t| t.as_str().into()).collect())),
+        ("sizes".to_string(), Value::Map(sizes.into_iter().map(|(t, n)| (t, Value::Bytes(n))).collect())),
         ("schemas".to_string(), Value::List(schemas.into_iter().map(Value::from).collect())),
         ("charsets".to_string(), charsets.into()),
         ("engines".to_string(), engines.into()),
         ("accounts".to_string(), Value::List(accounts.into_iter().map(|a| a.shown.into()).collect())),
+        ("grants".to_string(), Value::List(grants.into_iter().map(Value::from).collect())),
         ("settings".to_string(), settings.into()),
         ("gtid".to_string(), gtid.into()),
         ("fence".to_string(), marks.fence.map(|f| f.id).into()),

@@ -198,11 +198,11 @@ pub(super) async fn facts(cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
         let maps = |rows: Vec<Vec<Option<String>>>| Value::Map(rows.iter().map(|r| (col(r, 0).to_string(), col(r, 1).into())).collect());
         let tables = conn
             .texts(&format!(
-                "SELECT {NAME} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND {OURS} ORDER BY 1"
+                "SELECT {NAME}, pg_total_relation_size(c.oid)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND {OURS} ORDER BY 1"
             ))
             .await?;
         let extensions = conn.texts("SELECT extname, extversion FROM pg_extension ORDER BY 1").await?;
-        let roles = conn.texts("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1").await?;
+        let accounts = conn.texts("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1").await?;
         let settings = conn
             .texts("SELECT name, current_setting(name) FROM pg_settings WHERE source NOT IN ('default', 'override', 'client', 'session') ORDER BY 1")
             .await?;
@@ -220,9 +220,10 @@ pub(super) async fn facts(cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
                 ("data_checksums", Value::Bool(col(&row, 7) == "on")),
                 ("owner", col(&row, 9).into()),
                 ("page_size", Value::Int(col(&row, 8).parse().unwrap_or(0))),
+                ("sizes", Value::Map(tables.iter().map(|r| (col(r, 0).to_string(), Value::Bytes(col(r, 1).parse().unwrap_or(0)))).collect())),
                 ("tables", texts(tables)),
                 ("extensions", maps(extensions)),
-                ("roles", texts(roles)),
+                ("accounts", texts(accounts)),
                 ("settings", maps(settings)),
                 ("grants", texts(grants)),
                 ("fence", node.fence.as_ref().filter(|f| f.hold_for.is_none()).map(|f| f.id.clone()).into()),
