@@ -1,11 +1,14 @@
 //! Standbys, fences, promotion and the way back, with a shop that writes all the time.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use runbook_core::inventory::Section;
 use runbook_core::{Code, Value};
 
 use crate::support::actions::handle;
@@ -261,9 +264,10 @@ async fn the_way_back_has_the_log_that_it_needs() {
             s.new.sql("shop", "SELECT pg_switch_wal()");
             s.new.sql("shop", "CHECKPOINT");
         }
-        s.run("shop_new", "demote", vec![db("shop_old")]).await.unwrap();
-        s.run("shop_old", "unfence", vec![]).await.unwrap();
+        let demoted = s.run("shop_new", "demote", vec![db("shop_old")]).await;
         let said = s.world.messages.lock().join("; ");
+        demoted.unwrap_or_else(|e| panic!("kept {kept}: {e:?}\n{said}\n{}\n{}", s.old.said(), s.new.said()));
+        s.run("shop_old", "unfence", vec![]).await.unwrap();
         assert_eq!(said.contains("is copied anew"), !kept, "{said}");
         assert_eq!(s.old.sql("shop", &format!("SELECT count(*) FROM orders WHERE item ~ '(kept|there) {kept}'")), "5");
     }
@@ -422,4 +426,38 @@ async fn a_standby_that_is_broken_stops_the_wait_at_once() {
     let r = s.run("shop_new", "replicate_from", vec![db("shop_old")]).await.unwrap();
     assert_eq!(r.as_record().unwrap().get("changed"), &Value::Bool(true));
     assert_eq!(s.new.sql("shop", "SELECT count(*) FROM orders"), "1");
+}
+
+/// A checkpoint of the source may remove segments while `pg_rewind` reads them: here one is gone from what it has brought.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_in_the_log_that_a_rewind_has_brought_is_seen() {
+    let Some(mut s) = replicated(true).await else { return };
+    let (real, bin) = (s.old.bin.clone(), s.old.path("bin"));
+    let script = format!(
+        "mkdir {bin} && ln -s {real}/* {bin}/ && rm {bin}/pg_rewind && cat >{bin}/pg_rewind && chmod -R a+rx {bin}",
+        bin = bin.display(),
+        real = real.display()
+    );
+    let wrapper = format!(
+        "#!/bin/sh\nd=$2\n{}/pg_rewind \"$@\" || exit 1\nrm \"$d\"/pg_wal/$(ls \"$d/pg_wal\" | grep -E '^[0-9A-F]{{24}}$' | sort -k 1.9 | sed -n 3p)\n",
+        real.display()
+    );
+    let mut made = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap();
+    made.stdin.take().unwrap().write_all(wrapper.as_bytes()).unwrap();
+    assert!(made.wait().unwrap().success());
+    let old = s.env.resources.get_mut(&Section::Databases).unwrap().get_mut("shop_old").unwrap();
+    old.settings.insert("bin".into(), bin.display().to_string().into());
+    for i in 0..4 {
+        s.old.sql("shop", &format!("INSERT INTO orders (item) VALUES ('here {i}')"));
+        s.old.sql("shop", "SELECT pg_switch_wal()");
+    }
+    let fence = s.run("shop_old", "fence", vec![]).await.unwrap();
+    s.run("shop_new", "wait_caught_up", vec![fence.clone()]).await.unwrap();
+    s.run("shop_new", "promote", vec![fence]).await.unwrap();
+    s.new.sql("shop", "INSERT INTO orders (item) VALUES ('there')");
+    let demoted = s.run("shop_new", "demote", vec![db("shop_old")]).await;
+    let said = s.world.messages.lock().join("; ");
+    demoted.unwrap_or_else(|e| panic!("{e:?}\n{said}\n{}\n{}", s.old.said(), s.new.said()));
+    assert!(said.contains("on is gone on both sides): it is copied anew"), "{said}");
+    assert_eq!(s.old.sql("shop", "SELECT count(*) FROM orders WHERE item ~ 'here|there'"), "5");
 }

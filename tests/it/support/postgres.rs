@@ -28,7 +28,7 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     /// Its port.
     pub port: u16,
-    bin: PathBuf,
+    pub bin: PathBuf,
 }
 
 fn chown(path: &Path) {
@@ -144,6 +144,17 @@ impl Cluster {
             .stdout(std::process::Stdio::null())
             .status();
         assert!(status.unwrap().success(), "{}", std::fs::read_to_string(self.path("log")).unwrap_or_default());
+    }
+
+    /// The end of its log, and what it has of the write-ahead log.
+    pub fn said(&self) -> String {
+        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let mut wal: Vec<String> = std::fs::read_dir(self.path("data/pg_wal"))
+            .map(|d| d.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+            .unwrap_or_default();
+        wal.sort();
+        format!("{}\n{}", lines[lines.len().saturating_sub(60)..].join("\n"), wal.join(" "))
     }
 
     /// Runs SQL as postgres, over the unix socket; gives what psql prints.

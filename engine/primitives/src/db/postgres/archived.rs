@@ -41,12 +41,12 @@ pub(super) enum More {
 }
 
 /// The timeline of a segment, and its number; what comes behind the name of the segment is not looked at.
-fn number(name: &str, size: u64) -> Option<(u32, u64)> {
+pub(super) fn number(name: &str, size: u64) -> Option<(u32, u64)> {
     let part = |from: usize| u32::from_str_radix(name.get(from..from + 8)?, 16).ok();
     Some((part(0)?, u64::from(part(8)?) * (0x1_0000_0000 / size.max(1)) + u64::from(part(16)?)))
 }
 
-fn name(timeline: u32, number: u64, size: u64) -> String {
+pub(super) fn name(timeline: u32, number: u64, size: u64) -> String {
     let each = (0x1_0000_0000 / size.max(1)).max(1);
     format!("{timeline:08X}{:08X}{:08X}", number / each, number % each)
 }

@@ -1,19 +1,21 @@
 //! The way back: the side that took over gives every row back to the one that handed over.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use tokio::time::Instant;
 
-use super::client::{Conn, For, connect};
+use super::archived::{name, number};
+use super::client::{Conn, For, col, connect};
 use super::cluster::{Cluster, Control, Data};
 use super::copy::{end_leftover, follow, rebuild};
 use super::data::{admin, database_ident, unless_stopped};
 use super::fence::raise;
 use super::login::{may_rewind, prepare};
 use super::settings::{self, Replication};
-use super::slots::slot;
+use super::slots::{ensure_slot, slot};
 use super::sql::{ident, lit};
 use super::standby::streams;
 use super::state::{Lsn, Mark, Node, look, set};
@@ -171,6 +173,8 @@ async fn become_standby(cx: &Cx, cluster: &Cluster<'_>, other: &Db, db: &Db, con
             return follow(cx, cluster, other, db, conn, r).await;
         }
         if c.can_rewind && may_rewind(cx, cluster, other, db, r, node).await && grant_rewind(cx, db, r).await.is_ok() {
+            // From here on the source keeps its log for the standby: a checkpoint of its own may come at any time.
+            let (kept, size) = keep_log(conn, &slot(other)).await?;
             // The source's last checkpoint must be of its new timeline.
             conn.run("CHECKPOINT").await?;
             cluster.stop().await?;
@@ -182,25 +186,51 @@ async fn become_standby(cx: &Cx, cluster: &Cluster<'_>, other: &Db, db: &Db, con
                 cluster.data()?,
                 r.options
             );
-            // A rewind that is cut short leaves a folder that is good for nothing: the mark says so. So does one whose log begins too
-            // late: it would wait for the rest for ever.
+            // A rewind that is cut short leaves a folder that is good for nothing: the mark says so. So does one whose log has a gap: it
+            // would wait for the rest for ever.
             let script = cluster.script(&format!(
                 ": > \"$d.runbook-rewind\" || exit 1; pg_rewind -D \"$d\" --source-server={} </dev/null & p=$!\n\
                  echo $p > \"$d.runbook-pid\"; wait $p || exit 1; rm -f \"$d.runbook-pid\"\n\
-                 w=$(sed -n 's/^START WAL LOCATION:.*(file \\([0-9A-F]*\\)).*/\\1/p' \"$d/backup_label\")\n\
-                 [ -n \"$w\" ] && [ -e \"$d/pg_wal/$w\" ] || {{ echo \"the log from $w on is gone on both sides\" >&2; exit 1; }}\n\
-                 : > \"$d/standby.signal\" && rm -f \"$d.runbook-rewind\"",
+                 sed -n 's/^START WAL LOCATION:.*(file \\([0-9A-F]*\\)).*/\\1/p' \"$d/backup_label\" && ls \"$d/pg_wal\"",
                 quote(&source)
             ))?;
             let done = cluster.sh(&script, None, None).await?;
-            if done.status == 0 {
-                return follow(cx, cluster, other, db, conn, r).await;
-            }
-            let said = String::from_utf8_lossy(&done.stderr).trim().lines().next_back().unwrap_or("").to_string();
+            let text = String::from_utf8_lossy(&done.stdout);
+            let (first, there) = text.split_once('\n').unwrap_or_default();
+            let said = match lacking(first, kept, size, there) {
+                _ if done.status != 0 => String::from_utf8_lossy(&done.stderr).trim().lines().next_back().unwrap_or("").to_string(),
+                Some(segment) => format!("the log from {segment} on is gone on both sides"),
+                None => {
+                    let whole = cluster.script(": > \"$d/standby.signal\" && rm -f \"$d.runbook-rewind\"")?;
+                    cluster.must("marking it as rewound", &whole, None).await?;
+                    return follow(cx, cluster, other, db, conn, r).await;
+                }
+            };
             cx.message(format!("pg_rewind could not rewind \"{}\" ({said}): it is copied anew", other.name));
         }
     }
     rebuild(cx, cluster, other, db, conn, r).await.map(|_| ())
+}
+
+/// Makes the slot by which the source keeps its log; from where on it does, and how large its segments are.
+async fn keep_log(conn: &Conn, name: &str) -> Result<(Lsn, u64)> {
+    ensure_slot(conn, name).await?;
+    let sql = format!(
+        "SELECT coalesce(restart_lsn, pg_current_wal_lsn()), (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size') \
+         FROM pg_replication_slots WHERE slot_name = {}",
+        lit(name)
+    );
+    let rows = conn.texts(&sql).await?;
+    let (from, size) = rows.first().map(|r| (Lsn::parse(col(r, 0)), col(r, 1).parse().ok())).unwrap_or_default();
+    from.zip(size).ok_or_else(|| Error::internal(format!("the slot {name} is gone as soon as it was made")))
+}
+
+/// The first segment that is not there, on any timeline, of the log from the segment `first` to where a slot keeps the rest.
+fn lacking(first: &str, kept: Lsn, size: u64, there: &str) -> Option<String> {
+    let Some((timeline, from)) = number(first, size) else { return Some("its last checkpoint".into()) };
+    let all: BTreeSet<u64> = there.lines().filter_map(|n| number(n, size)).filter(|(t, _)| *t >= timeline).map(|(_, n)| n).collect();
+    // The first is needed in any case, also when the slot is older.
+    (from..=from.max(kept.0 / size.max(1))).find(|n| !all.contains(n)).map(|n| name(timeline, n, size))
 }
 
 /// Lets the replication role read what `pg_rewind` reads.
@@ -271,4 +301,24 @@ async fn back_as_standby(cx: &Cx, db: &Db, other: &Db) -> Result<()> {
         .await?;
     let there = Cluster::of(cx, other).await?;
     there.must("clearing up", &there.script("rm -rf \"$d.runbook-replaced\" \"$d.runbook-pass\"")?, None).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_in_the_log_is_found_wherever_it_is() {
+        const MIB: u64 = 1 << 20;
+        let of = |n: u64| Lsn(n * 16 * MIB + 5);
+        let lacks = |kept: u64, there: &[&str]| lacking("0000000100000000000000FE", of(kept), 16 * MIB, &there.join("\n"));
+        let (a, b, c) = ("0000000100000000000000FE", "0000000200000000000000FF", "000000020000000100000000");
+        assert_eq!(lacks(0x100, &[a, b, c, "00000002.history", "archive_status"]), None);
+        assert_eq!(lacks(0x100, &[a, c]).as_deref(), Some("0000000100000000000000FF"));
+        assert_eq!(lacks(0x100, &[b, c]).as_deref(), Some(a));
+        assert_eq!(lacks(0x101, &[a, b, c]).as_deref(), Some("000000010000000100000001"));
+        assert_eq!(lacks(0x10, &[a]), None, "the slot keeps more than is needed");
+        assert_eq!(lacks(0x10, &[c]).as_deref(), Some(a));
+        assert!(lacking("", of(1), 16 * MIB, "").is_some());
+    }
 }
