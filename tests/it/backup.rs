@@ -12,6 +12,7 @@ use runbook_core::{Code, Error, Record, Result, Value};
 use runbook_testkit::{World, cx};
 
 use crate::support::lab::plan;
+use crate::support::mount::Small;
 use crate::support::sshd::{Sshd, environment, world};
 use crate::support::{list, options};
 
@@ -277,18 +278,10 @@ async fn what_cannot_be_read_leaves_nothing_behind() {
 async fn a_full_disk_is_said_and_leaves_nothing_half() {
     let Some(mut lab) = Lab::start() else { return };
     lab.shop();
-    // A real small disk; needs the right to mount one.
-    let small = lab.vault.home().join("small");
-    std::fs::create_dir(&small).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&small).output();
-    if !mounted.is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: no right to mount a small disk here");
-        return;
-    }
+    let Some(_small) = Small::mount(lab.vault.home().join("small"), "1m") else { return };
     lab.path = "small/store".into();
     let e = lab.fails("r1-a", "snapshot", take()).await;
     let kept = lab.kept();
-    sh(&small, "cd /; umount -l \"$OLDPWD\"");
     assert_eq!((e.code, e.host.as_deref()), (Code::BACKUP_SNAPSHOT, Some("vault")));
     assert!(e.message.contains("No space left on device") && e.hint.unwrap().contains("free space"), "{}", e.message);
     assert!(kept.is_empty(), "{kept:?}");

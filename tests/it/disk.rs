@@ -1,36 +1,7 @@
 //! A full disk under the journal, and a damaged journal: no false success, a clear message, resumable once mended.
 
-use std::path::Path;
-use std::process::Command;
-
+use crate::support::mount::Small;
 use crate::support::project::Project;
-
-/// A small file system of its own, unmounted when dropped.
-struct Small<'a>(&'a Path);
-
-impl Small<'_> {
-    fn mount(at: &Path) -> Option<Small<'_>> {
-        std::fs::create_dir_all(at).unwrap();
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"]).arg(at).output();
-        if done.as_ref().is_ok_and(|o| o.status.success()) {
-            return Some(Small(at));
-        }
-        let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
-        assert!(!(root && std::env::var_os("CI").is_some()), "CI runs as root and cannot mount a tmpfs: {done:?}");
-        eprintln!("skipped: a small file system cannot be mounted here");
-        None
-    }
-
-    fn grow(&self) {
-        assert!(Command::new("mount").args(["-o", "remount,size=64m"]).arg(self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Small<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
-    }
-}
 
 const INVENTORY: &str = "[project]\nname = \"disk\"\n\n[environments.here]\n";
 
@@ -56,11 +27,11 @@ fn project() -> Project {
 fn a_full_disk_under_the_journal_is_said_and_the_run_goes_on_once_there_is_room() {
     let p = project();
     let folder = p.path().join(".runbook");
-    let Some(small) = Small::mount(&folder) else { return };
+    let Some(small) = Small::mount(folder, "1m,mode=0700") else { return };
     let ran = p.run(&["run", "runbooks/disk.rhai", "--env", "here"]);
     assert_ne!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);
     assert!(ran.stderr.contains("RB0003"), "{}", ran.stderr);
-    small.grow();
+    small.grow("64m");
     let id = p.newest();
     let ran = p.run(&["resume", &id]);
     assert_eq!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);

@@ -1,10 +1,11 @@
 //! Databases streamed into snapshots of restic and borg, through the binary: real MariaDB, PostgreSQL, restic, borg, sshd.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::support::desk::{Project, until};
+use crate::support::killed;
 use crate::support::mariadb::Mariadb;
 use crate::support::postgres::Cluster;
 use crate::support::sshd::processes;
@@ -224,12 +225,6 @@ impl Site {
     }
 }
 
-/// A number from 0 to 1 that nobody can foresee.
-fn chance() -> f64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    f64::from(now.subsec_nanos() / 7 % 1000) / 1000.0
-}
-
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
@@ -246,6 +241,28 @@ fn a_database_goes_into_a_snapshot_and_comes_back() {
 #[test]
 fn a_database_goes_into_a_snapshot_and_comes_back_with_borg() {
     goes_in_and_comes_back("borg");
+}
+
+#[test]
+fn a_database_goes_onto_a_disk_when_it_is_there() {
+    let Some(s) = Site::start("restic", Server::maria()) else { return };
+    let place = s.host.home().join("disk");
+    std::fs::create_dir(&place).unwrap();
+    let inventory = std::fs::read_to_string(s.p.dir().join("runbook.toml")).unwrap();
+    let vault = "[environments.test.backups.vault]\n";
+    let inventory = inventory.replace(vault, &format!("{vault}mount = {place:?}\n")).replace("/my repository\"", "/disk/store\"");
+    s.p.write("runbook.toml", &inventory);
+    let take = "vault.snapshot_database(shop);";
+    let out = s.run("away", take, 1);
+    assert!(out.contains("RB0706") && sh(&place, "ls -A").is_empty(), "{out}");
+    let Some(disk) = Small::mount(place, "60m") else { return };
+    s.run("made", "vault.init();", 0);
+    s.run("there", take, 0);
+    let newest = r#"vault.require_fresh("1m", #{ tags: ["database:shop"] })"#;
+    s.run("test", &format!("vault.verify({newest}); vault.restore_test({newest}, #{{ server: copy, compare: false }});"), 0);
+    drop(disk);
+    let out = s.run("gone", &format!("vault.restore_database({newest}, copy);"), 1);
+    assert!(out.contains("RB0706"), "{out}");
 }
 
 fn goes_in_and_comes_back(tool: &'static str) {
@@ -424,61 +441,23 @@ fn controller_killed(tool: &'static str) {
     let rounds = if std::env::var_os("RUNBOOK_TEST_ALL").is_some() { 12 } else { 2 };
     for s in both(tool) {
         s.server.swell(25);
-        s.script("all", "let t = vault.snapshot_database(shop); vault.restore_test(t, #{ server: copy, compare: true });");
-        let began = Instant::now();
-        s.p.expect(&["run", "all.rhai", "--env", "test"], 0);
-        let mut whole = began.elapsed();
-        let first = s.p.json(&["runs"]).1["runs"].as_array().map_or(0, Vec::len);
-        let (mut kills, mut n) = (0, 0);
-        // More of them where runs end before they are killed: then they are faster than the first was.
-        while n < rounds || (kills < rounds && n < 4 * rounds) {
-            let mut run = s.p.start(&["run", "all.rhai", "--env", "test"]);
-            let (mut tries, began) = (0, Instant::now());
-            loop {
-                let wait = whole.mul_f64(0.05 + 0.9 * chance());
-                let until = Instant::now() + wait;
-                let mut done = None;
-                while Instant::now() < until && done.is_none() {
-                    done = run.0.try_wait().unwrap().map(|s| s.code().unwrap_or(-1));
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                if let Some(status) = done {
-                    assert_eq!(status, 0, "{}", s.p.text(&["show"]).1);
-                    if tries == 0 {
-                        whole = whole.min(began.elapsed());
-                    }
-                    break;
-                }
-                run.0.kill().unwrap();
-                run.0.wait().unwrap();
-                kills += 1;
-                tries += 1;
-                if s.p.json(&["runs"]).1["runs"].as_array().map_or(0, Vec::len) < first + n + 1 {
-                    // Killed before its record began.
-                    run = s.p.start(&["run", "all.rhai", "--env", "test"]);
-                    continue;
-                }
-                if s.p.state() == "finished" {
-                    // It had ended right before.
-                    break;
-                }
-                if tries >= 4 {
-                    s.p.expect(&["resume"], 0);
-                    break;
-                }
-                run = s.p.start(&["resume"]);
-            }
+        sh(&s.host.home(), "mkdir files; head -c 30000000 /dev/urandom >files/big; for i in $(seq 200); do echo $i >files/f$i; done");
+        s.script(
+            "all",
+            r#"let t = vault.snapshot_database(shop); vault.restore_test(t, #{ server: copy, compare: true });
+               vault.restore_test(vault.snapshot(host("old"), "files"), #{ compare: true });"#,
+        );
+        let what = format!("{} and files into {}", s.server.kind(), s.tool);
+        let after = |n: usize| {
             assert_eq!(s.server.named("runbook_test"), "", "round {n}");
-            assert_eq!(s.snapshots().len(), n + 2, "{} into {}: round {n}: one snapshot for each run", s.server.kind(), s.tool);
-            n += 1;
-        }
+            assert_eq!(s.snapshots().len(), 2 * (n + 1), "{what}: round {n}: two snapshots for each run");
+        };
+        let k = killed::at_random(&s.p, rounds, |_| {}, after);
         s.run("verify", "for t in vault.list() { vault.verify(t); }", 0);
         println!(
-            "{} into {}: {n} runs of {whole:?}, the controller killed {kills} times: one whole snapshot each, no database left",
-            s.server.kind(),
-            s.tool
+            "{what}: {} runs of {:?}, the controller killed {} times: one whole snapshot of each, no database left",
+            k.runs, k.whole, k.kills
         );
-        assert!(kills >= rounds);
     }
 }
 

@@ -14,22 +14,27 @@ struct Site {
 
 impl Site {
     fn start(tool: &'static str) -> Option<Site> {
+        let s = Site::with(tool, "/srv/store", "")?;
+        s.run("init", "vault.init();", 0);
+        Some(s)
+    }
+
+    /// With a repository of further settings, which is not made.
+    fn with(tool: &'static str, repository: &str, more: &str) -> Option<Site> {
         let lab = Lab::take()?;
         // What an earlier test left, when it was killed.
         lab.on(
             "old",
-            "systemctl disable --now 'runbook-backup-*.timer' >/dev/null 2>&1; systemctl stop 'runbook-backup-*.service'; umount /srv/shop/orders 2>/dev/null; rm -rf /srv/gone /etc/systemd/system/runbook-backup-* /etc/systemd/system/timers.target.wants/runbook-backup-* \
+            "systemctl disable --now 'runbook-backup-*.timer' >/dev/null 2>&1; systemctl stop 'runbook-backup-*.service'; umount /srv/shop/orders /srv/disk 2>/dev/null; rm -rf /srv/gone /srv/disk /etc/systemd/system/runbook-backup-* /etc/systemd/system/timers.target.wants/runbook-backup-* \
              /etc/runbook /srv/store /root/.cache/borg /root/.config/borg /srv/shop /var/lib/systemd/timers/stamp-runbook-*; systemctl daemon-reload; mkdir -p /srv/shop; echo order >/srv/shop/orders; echo tmp >/srv/shop/x.tmp",
         );
         let inventory = format!(
-            "{}[environments.test.backups.vault]\nkind = {tool:?}\nhost = \"old\"\nrepository = \"/srv/store\"\npassword = \"store\"\n[secrets]\nstore = {{ file = \"store.pw\" }}\n",
+            "{}[environments.test.backups.vault]\nkind = {tool:?}\nhost = \"old\"\nrepository = \"{repository}\"\n{more}password = \"store\"\n[secrets]\nstore = {{ file = \"store.pw\" }}\n",
             lab.inventory()
         );
         let p = Project::new(&inventory, "");
         p.write("store.pw", PASSWORD);
-        let s = Site { tool, lab, p };
-        s.run("init", "vault.init();", 0);
-        Some(s)
+        Some(Site { tool, lab, p })
     }
 
     /// What was said of the last action of the newest run.
@@ -149,6 +154,29 @@ fn fires(tool: &'static str) {
     let out = s.run("stop-again", r#"if vault.schedules(old).len() != 0 { throw "there"; } vault.unschedule("fast", old);"#, 0);
     assert!(s.note().contains("there is no such schedule"), "{out}");
     s.run("kept", "if vault.list().len() == 0 { throw \"no snapshots\"; }", 0);
+}
+
+#[test]
+fn a_timer_does_nothing_without_its_disk() {
+    let Some(s) = Site::with("restic", "/srv/disk/store", "mount = \"/srv/disk\"\n") else { return };
+    s.lab.on("old", "mkdir /srv/disk");
+    // While the disk is in the safe.
+    let fast = r#"vault.schedule("fast", ["*:*:0/6", "*:*:3/6"], old, ["/srv/shop"]);"#;
+    s.run("fast", fast, 0);
+    let told = || s.run("look", r#"for f in vault.schedules(old) { log(`result ${f.result}`); }"#, 0);
+    until("it was skipped", || told().contains("result skipped"));
+    assert_eq!(s.lab.on("old", "ls -A /srv/disk; systemctl is-failed runbook-backup-fast.service || true").trim(), "inactive");
+    s.lab.on("old", "mount -t tmpfs -o size=60m tmpfs /srv/disk");
+    // There is no repository on it yet, which is a failure and no reason to skip.
+    until("it failed", || told().contains("result exit-code"));
+    s.run("init", "vault.init();", 0);
+    until("it ran", || told().contains("result success"));
+    s.run("fresh", r#"vault.require_fresh("1m", #{ host: old, tags: ["schedule:fast"] });"#, 0);
+    s.lab.on("old", "while ! umount /srv/disk; do sleep .2; done");
+    until("it was skipped again", || told().contains("result skipped"));
+    assert_eq!(s.lab.on("old", "ls -A /srv/disk"), "");
+    s.run("stop", r#"vault.unschedule("fast", old);"#, 0);
+    assert_eq!(s.units(), "");
 }
 
 #[test]

@@ -418,7 +418,7 @@ async fn a_copy_that_has_no_room_or_no_place_is_refused_before_it_begins() {
         assert!(std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap().success())
     };
     cp(w.new.dir.path(), aside.path());
-    let Some(small) = crate::support::dumps::Small::mount(w.new.dir.path().to_path_buf(), "150m,mode=755") else { return };
+    let Some(small) = crate::support::mount::Small::mount(w.new.dir.path().to_path_buf(), "150m,mode=755") else { return };
     cp(aside.path(), w.new.dir.path());
     w.up().await;
     let e = w.copy().await.unwrap_err();
@@ -429,7 +429,7 @@ async fn a_copy_that_has_no_room_or_no_place_is_refused_before_it_begins() {
     down();
     drop(small);
     // A file system of its own has room, and cannot be replaced.
-    let Some(_own) = crate::support::dumps::Small::mount(w.new.dir.path().join("data"), "1g,mode=755") else { return };
+    let Some(_own) = crate::support::mount::Small::mount(w.new.dir.path().join("data"), "1g,mode=755") else { return };
     cp(&aside.path().join("data"), &w.new.dir.path().join("data"));
     w.up().await;
     let e = w.copy().await.unwrap_err();

@@ -10,7 +10,8 @@ use runbook_core::{Code, Value};
 
 use super::archive::{chown, field, site, text};
 use super::recovery::{archived, args, order, orders, recover, started, state, stop, stop_by};
-use crate::support::dumps::{Folder, Small, all};
+use crate::support::dumps::{Folder, all};
+use crate::support::mount::Small;
 use crate::support::options;
 use crate::support::postgres::{Cluster, Site};
 use crate::support::sshd::{Process, processes};

@@ -1,4 +1,4 @@
-//! What the tests of `dump` and `load` share: folders, small disks, dumps that somebody has edited, jobs that are killed; and the tests
+//! What the tests of `dump` and `load` share: folders, dumps that somebody has edited, jobs that are killed; and the tests
 //! that are the same for every kind of server.
 
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use runbook_core::inventory::Environment;
 use runbook_core::{Code, Result, Value};
 
 use super::actions::handle;
+use super::mount::Small;
 use super::options;
 use super::wires::Wires;
 
@@ -34,32 +35,6 @@ impl Folder {
 
     pub fn at(&self, name: &str) -> Value {
         self.path(name).display().to_string().into()
-    }
-}
-
-/// A small file system of its own, unmounted when dropped.
-pub struct Small(PathBuf);
-
-impl Small {
-    pub fn mount(at: PathBuf, size: &str) -> Option<Small> {
-        std::fs::create_dir_all(&at).unwrap();
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&at).output();
-        if done.as_ref().is_ok_and(|o| o.status.success()) {
-            return Some(Small(at));
-        }
-        assert!(std::env::var_os("CI").is_none(), "a tmpfs cannot be mounted, and CI is set: {done:?}");
-        eprintln!("skipped: a small file system cannot be mounted here");
-        None
-    }
-
-    pub fn grow(&self, size: &str) {
-        assert!(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 

@@ -11,11 +11,13 @@ pub mod desk;
 #[allow(dead_code)]
 pub mod docker;
 pub mod dumps;
+pub mod killed;
 pub mod knot;
 pub mod lab;
 #[allow(dead_code)]
 pub mod mariadb;
 #[allow(dead_code)]
+pub mod mount;
 pub mod netns;
 pub mod pdns;
 #[allow(dead_code)]

@@ -1,19 +1,19 @@
 //! Repositories on disks that are attached only at times: nothing is done with one before its disk is seen, so that nothing is written into
 //! the empty folder where it should be mounted, and nothing hangs.
 
-use async_trait::async_trait;
 use runbook_core::inventory::Resource;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
-use super::repository::{Copied, Made, Plan, Repository, Restored, Snapshot};
 use crate::ssh::{Exec, connect, quote};
 
 /// Where the disk of a repository is mounted.
 pub(super) struct Disk {
     name: String,
-    host: String,
-    at: String,
+    /// The host that it is mounted on.
+    pub(super) host: String,
+    /// Where.
+    pub(super) at: String,
 }
 
 impl Disk {
@@ -58,79 +58,5 @@ impl Disk {
                     .retryable(true))
             }
         }
-    }
-}
-
-/// A repository on such a disk.
-pub(super) struct OnDisk {
-    pub(super) disk: Disk,
-    pub(super) opened: Box<dyn Repository>,
-}
-
-#[async_trait]
-impl Repository for OnDisk {
-    async fn init(&self, cx: &Cx) -> Result<bool> {
-        self.disk.need(cx).await?;
-        self.opened.init(cx).await
-    }
-
-    async fn snapshot(&self, cx: &Cx, plan: &Plan) -> Result<(Snapshot, Vec<String>)> {
-        self.disk.need(cx).await?;
-        self.opened.snapshot(cx, plan).await
-    }
-
-    async fn made(&self, cx: &Cx, plan: &Plan) -> Result<Made> {
-        self.disk.need(cx).await?;
-        self.opened.made(cx, plan).await
-    }
-
-    async fn list(&self, cx: &Cx) -> Result<Vec<Snapshot>> {
-        self.disk.need(cx).await?;
-        self.opened.list(cx).await
-    }
-
-    async fn get(&self, cx: &Cx, id: &str) -> Result<Snapshot> {
-        self.disk.need(cx).await?;
-        self.opened.get(cx, id).await
-    }
-
-    async fn verify(&self, cx: &Cx, snapshot: &Snapshot) -> Result<()> {
-        self.disk.need(cx).await?;
-        self.opened.verify(cx, snapshot).await
-    }
-
-    async fn restore_test(&self, cx: &Cx, snapshot: &Snapshot, on: Option<&str>, compare: bool) -> Result<Restored> {
-        self.disk.need(cx).await?;
-        self.opened.restore_test(cx, snapshot, on, compare).await
-    }
-
-    async fn restore(&self, cx: &Cx, snapshot: &Snapshot, host: &str, dest: &str, sudo: bool) -> Result<bool> {
-        self.disk.need(cx).await?;
-        self.opened.restore(cx, snapshot, host, dest, sudo).await
-    }
-
-    async fn remove(&self, cx: &Cx, snapshots: &[Snapshot]) -> Result<()> {
-        self.disk.need(cx).await?;
-        self.opened.remove(cx, snapshots).await
-    }
-
-    async fn check(&self, cx: &Cx, percent: u8) -> Result<()> {
-        self.disk.need(cx).await?;
-        self.opened.check(cx, percent).await
-    }
-
-    async fn unlock(&self, cx: &Cx, force: bool) -> Result<()> {
-        self.disk.need(cx).await?;
-        self.opened.unlock(cx, force).await
-    }
-
-    async fn copy_to(&self, cx: &Cx, snapshots: &[Snapshot], to: &Resource) -> Result<Copied> {
-        self.disk.need(cx).await?;
-        self.opened.copy_to(cx, snapshots, to).await
-    }
-
-    async fn copied(&self, cx: &Cx, snapshots: &[Snapshot], to: &Resource) -> Result<Made<Copied>> {
-        self.disk.need(cx).await?;
-        self.opened.copied(cx, snapshots, to).await
     }
 }

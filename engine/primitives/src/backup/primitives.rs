@@ -113,12 +113,12 @@ impl Primitive for Take {
         if plan.paths.is_empty() {
             return Err(Error::new(Code::BACKUP_SNAPSHOT, "a snapshot needs at least one path"));
         }
-        let (snapshot, changed) = of(cx, call)?.snapshot(cx, &plan).await?;
+        let (snapshot, changed) = of(cx, call).await?.snapshot(cx, &plan).await?;
         Ok(taken(&snapshot, &changed))
     }
 
     async fn reconcile(&self, cx: &Cx, call: &Call) -> Result<Reconciled> {
-        Ok(match of(cx, call)?.made(cx, &plan(call)).await? {
+        Ok(match of(cx, call).await?.made(cx, &plan(call)).await? {
             Made::Yes(s) => Reconciled::Done(taken(&s, &[])),
             Made::No => Reconciled::NotStarted,
             Made::Failed(e) => Reconciled::Failed(*e),
@@ -147,7 +147,7 @@ impl Primitive for List {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let all = of(cx, call)?.list(cx).await?;
+        let all = of(cx, call).await?.list(cx).await?;
         Ok(Value::List(all.iter().map(Snapshot::to_value).collect()).into())
     }
 }
@@ -179,7 +179,7 @@ impl Primitive for Verify {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let repository = of(cx, call)?;
+        let repository = of(cx, call).await?;
         let snapshot = repository.get(cx, name_of(call.arg(0))).await?;
         if database::named(&snapshot).is_some() {
             return database::verify(cx, repository.as_ref(), call, &snapshot).await;
@@ -223,7 +223,7 @@ impl Primitive for RestoreTest {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let repository = of(cx, call)?;
+        let repository = of(cx, call).await?;
         let snapshot = repository.get(cx, name_of(call.arg(0))).await?;
         if database::named(&snapshot).is_some() {
             return database::restore_test(cx, repository.as_ref(), call, &snapshot).await;
@@ -273,7 +273,7 @@ impl Primitive for Restore {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let repository = of(cx, call)?;
+        let repository = of(cx, call).await?;
         let s = repository.get(cx, name_of(call.arg(0))).await?;
         let changed = repository.restore(cx, &s, name_of(call.arg(1)), call.str(2), call.opt_bool("sudo")).await?;
         Ok(if changed {

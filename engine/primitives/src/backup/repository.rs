@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
 use super::borg::Borg;
-use super::offline::{Disk, OnDisk};
+use super::offline::Disk;
 use super::restic::Restic;
 use super::tool::Kept;
 
@@ -197,20 +197,25 @@ pub trait Repository: Send + Sync {
     }
 }
 
-/// The repository that a method was called on.
+/// The repository that a method was called on. One on a disk that is there only at times is not touched before the disk is seen.
 ///
 /// # Errors
-/// `RB0106` when the inventory has none of that name, `RB0104` for a kind that does not exist.
-pub fn of(cx: &Cx, call: &Call) -> Result<Box<dyn Repository>> {
-    open(cx.env.resource(Section::Backups, call.target())?)
+/// `RB0106` when the inventory has none of that name, `RB0104` for a kind that does not exist, `RB0706` when its disk is not attached.
+pub async fn of(cx: &Cx, call: &Call) -> Result<Box<dyn Repository>> {
+    let resource = cx.env.resource(Section::Backups, call.target())?;
+    let repository = open(resource)?;
+    if let Some(disk) = Disk::of(resource)? {
+        disk.need(cx).await?;
+    }
+    Ok(repository)
 }
 
-/// A repository of the inventory. One on a disk that is there only at times is not touched before the disk is seen.
+/// A repository of the inventory, whether its disk is attached or not.
 ///
 /// # Errors
 /// `RB0104` for a kind that does not exist.
 pub(super) fn open(resource: &Resource) -> Result<Box<dyn Repository>> {
-    let opened: Box<dyn Repository> = match resource.kind.as_str() {
+    Ok(match resource.kind.as_str() {
         "archive" => Box::new(Archive::new(resource)?),
         "restic" => Box::new(Kept::<Restic>::new(resource)?),
         "borg" => Box::new(Kept::<Borg>::new(resource)?),
@@ -221,9 +226,5 @@ pub(super) fn open(resource: &Resource) -> Result<Box<dyn Repository>> {
             )
             .hint("there are: archive, restic, borg"));
         }
-    };
-    Ok(match Disk::of(resource)? {
-        Some(disk) => Box::new(OnDisk { disk, opened }),
-        None => opened,
     })
 }

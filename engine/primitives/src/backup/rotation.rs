@@ -8,7 +8,7 @@ use runbook_core::{Code, Error, Record, Result, Value};
 
 use super::offline::Disk;
 use super::primitives::{host_ty, name_of, texts, texts_ty};
-use super::repository::{Copied, Made, Snapshot, of};
+use super::repository::{Copied, Made, Repository, Snapshot, of};
 use super::upkeep::number;
 
 pub(super) fn register(r: &mut Registry) {
@@ -52,8 +52,8 @@ pub(super) fn register(r: &mut Registry) {
 
 struct CopyTo(Spec);
 
-/// The other repository, and which snapshots shall be in it.
-async fn wanted<'a>(cx: &'a Cx, call: &Call) -> Result<(&'a Resource, Vec<Snapshot>)> {
+/// The repository, the other one, and which snapshots shall be in that.
+async fn wanted<'a>(cx: &'a Cx, call: &Call) -> Result<(Box<dyn Repository>, &'a Resource, Vec<Snapshot>)> {
     let from = cx.env.resource(Section::Backups, call.target())?;
     let to = cx.env.resource(Section::Backups, name_of(call.arg(0)))?;
     if to.name == from.name || to.kind != from.kind {
@@ -69,12 +69,13 @@ async fn wanted<'a>(cx: &'a Cx, call: &Call) -> Result<(&'a Resource, Vec<Snapsh
         disk.need(cx).await?;
     }
     let (host, tags, last) = (call.opt("host").map(name_of), texts(call.opt("tags")), number(call, "last")?);
-    let mut all = of(cx, call)?.list(cx).await?;
+    let repository = of(cx, call).await?;
+    let mut all = repository.list(cx).await?;
     all.retain(|s| host.is_none_or(|h| s.host == h) && tags.iter().all(|t| s.tags.contains(t)));
     if last > 0 {
         all = super::retention::Keep { last, ..Default::default() }.divide(&all).0;
     }
-    Ok((to, all))
+    Ok((repository, to, all))
 }
 
 fn outcome(c: &Copied) -> Outcome {
@@ -95,13 +96,13 @@ impl Primitive for CopyTo {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let (to, all) = wanted(cx, call).await?;
-        Ok(outcome(&of(cx, call)?.copy_to(cx, &all, to).await?))
+        let (repository, to, all) = wanted(cx, call).await?;
+        Ok(outcome(&repository.copy_to(cx, &all, to).await?))
     }
 
     async fn reconcile(&self, cx: &Cx, call: &Call) -> Result<Reconciled> {
-        let (to, all) = wanted(cx, call).await?;
-        Ok(match of(cx, call)?.copied(cx, &all, to).await? {
+        let (repository, to, all) = wanted(cx, call).await?;
+        Ok(match repository.copied(cx, &all, to).await? {
             Made::Yes(c) => Reconciled::Done(outcome(&c)),
             Made::No => Reconciled::NotStarted,
             Made::Failed(e) => Reconciled::Failed(*e),

@@ -100,7 +100,7 @@ impl Primitive for Init {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        Ok(Outcome::done(of(cx, call)?.init(cx).await?, "it is there already"))
+        Ok(Outcome::done(of(cx, call).await?.init(cx).await?, "it is there already"))
     }
 }
 
@@ -117,7 +117,7 @@ impl Primitive for Check {
         let percent = u8::try_from(percent).ok().filter(|p| *p <= 100).ok_or_else(|| {
             Error::new(Code::WRONG_TYPE, format!("`data` is a part of the data in percent, and {percent} is none")).hint("write 0 to 100")
         })?;
-        of(cx, call)?.check(cx, percent).await?;
+        of(cx, call).await?.check(cx, percent).await?;
         Ok(Outcome::default())
     }
 }
@@ -131,7 +131,7 @@ impl Primitive for Unlock {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        of(cx, call)?.unlock(cx, call.opt_bool("force")).await?;
+        of(cx, call).await?.unlock(cx, call.opt_bool("force")).await?;
         Ok(Outcome::default())
     }
 }
@@ -170,7 +170,7 @@ impl Primitive for Prune {
                 Error::new(Code::WRONG_TYPE, "prune was told to keep nothing").hint("say what stays, for example #{ daily: 7, weekly: 4 }")
             );
         }
-        let repository = of(cx, call)?;
+        let repository = of(cx, call).await?;
         let mut all = repository.list(cx).await?;
         if let Some(host) = call.opt("host").map(name_of) {
             all.retain(|s| s.host == host);
@@ -199,7 +199,7 @@ impl Primitive for RequireFresh {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (max, now) = (call.duration(0).unwrap_or_default(), cx.clock.now());
         let (host, tags) = (call.opt("host").map(name_of), texts(call.opt("tags")));
-        let all = of(cx, call)?.list(cx).await?;
+        let all = of(cx, call).await?.list(cx).await?;
         let counts = |s: &&Snapshot| host.is_none_or(|h| s.host == h) && tags.iter().all(|t| s.tags.contains(t)) && s.time <= now;
         let newest = all.iter().filter(counts).max_by_key(|s| s.time);
         let of = host.map_or(String::new(), |h| format!(" of {h}"));

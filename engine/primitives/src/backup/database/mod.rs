@@ -78,7 +78,7 @@ pub(super) fn register(r: &mut Registry) {
 fn streams<'a>(repo: &'a dyn Repository, call: &Call, code: Code) -> Result<&'a dyn Streams> {
     repo.streams().ok_or_else(|| {
         Error::new(code, format!("the repository \"{}\" takes no databases", call.target()))
-            .hint("use one of kind restic or borg, not on a disk that is attached at times (`mount`); or dump the database into a folder and take a snapshot of that")
+            .hint("use one of kind restic or borg; or dump the database into a folder and take a snapshot of that")
     })
 }
 
@@ -118,14 +118,14 @@ impl Primitive for Take {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let repo = of(cx, call)?;
+        let repo = of(cx, call).await?;
         let streams = streams(repo.as_ref(), call, Code::BACKUP_SNAPSHOT)?;
         let db = Db::argument(cx, call, 0)?;
         Ok(outcome(&take::take(cx, streams, &db, &texts(call.opt("tags"))).await?))
     }
 
     async fn reconcile(&self, cx: &Cx, call: &Call) -> Result<Reconciled> {
-        let repo = of(cx, call)?;
+        let repo = of(cx, call).await?;
         let streams = streams(repo.as_ref(), call, Code::BACKUP_SNAPSHOT)?;
         let db = Db::argument(cx, call, 0)?;
         Ok(match take::taken(cx, streams, &db, &texts(call.opt("tags"))).await? {
@@ -145,7 +145,7 @@ impl Primitive for Restore {
     }
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
-        let repo = of(cx, call)?;
+        let repo = of(cx, call).await?;
         let s = repo.get(cx, name_of(call.arg(0))).await?;
         let db = Db::argument(cx, call, 1)?;
         let done = restore::restore(cx, streams(repo.as_ref(), call, Code::BACKUP_RESTORE)?, &s, &db).await?;

@@ -11,6 +11,6 @@ for d in /etc/runbook/backup/*/; do
   echo "schedule $n"
   echo "about $(cat "$d/about")"
   systemctl show "$u.timer" -p ActiveState,UnitFileState,NextElapseUSecRealtime,LastTriggerUSec
-  systemctl show "$u.service" -p Result,ExecMainStatus,ActiveState,ExecMainExitTimestamp | sed 's/^/service./'
+  systemctl show "$u.service" -p Result,ExecMainStatus,ActiveState,ExecMainExitTimestamp,ConditionResult,ConditionTimestamp | sed 's/^/service./'
   for f in service timer; do cmp -s "$d/$f" "/etc/systemd/system/$u.$f" || echo "drift $u.$f"; done
 done

@@ -10,15 +10,16 @@ mod units;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use runbook_core::inventory::Section;
+use runbook_core::inventory::{Resource, Section};
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::{Code, Error, Record, Result, Value};
 use serde::{Deserialize, Serialize};
 
+use super::offline::Disk;
 use super::on_host::said;
 use super::primitives::{host_ty, name_of, texts, texts_ty};
-use super::repository::of;
+use super::repository::open;
 use super::retention::Keep;
 use crate::ssh::{Done, Exec, connect, quote};
 use timed::Job;
@@ -34,6 +35,8 @@ struct Plan<'a> {
     at: Vec<String>,
     delay: Duration,
     persistent: bool,
+    /// Without what is mounted there it does nothing.
+    mount: Option<String>,
 }
 
 /// What is kept of it on the host, for lists.
@@ -53,7 +56,7 @@ pub(super) fn register(r: &mut Registry) {
         Effect::Converge,
         "Has a host take snapshots by itself: a systemd timer and service for the host's own restic or borg.\n\nNothing is installed before systemd \
          has found the calendar and both units right. The password stands in a file that only root can read. The snapshots carry the tag \
-         `schedule:NAME`, by which `require_fresh` finds them. A path that is not there, or a file that cannot be read, makes the service fail; whether files \
+         `schedule:NAME`, by which `require_fresh` finds them. Where the repository is on a disk that is attached at times (`mount`), nothing is done while it is not. A path that is not there, or a file that cannot be read, makes the service fail; whether files \
          change while they are read is not looked at. With rules (`keep_daily` and so on) the service removes its own old snapshots as well.\n\n\
          There is nothing to do when all of it is there already. What somebody else has changed in it is named and refused, unless `replace: true`. A \
          schedule that is replaced is kept aside, for `unschedule(name, host, #{ former: true })`. To try it at once: \
@@ -124,7 +127,7 @@ pub(super) fn register(r: &mut Registry) {
             .field("active", Ty::Bool, "Whether its timer runs, and will after a restart of the host.")
             .field("next", time(), "When it runs next; `()` when it will not.")
             .field("last", time(), "When it ran last; `()` when it never did.")
-            .field("result", Ty::Str, "How that ended: `success`, `running`, `never`, `unknown` (since the host was started), or systemd's word for the failure with the status.")
+            .field("result", Ty::Str, "How that ended: `success`, `running`, `never`, `skipped` (the disk of its repository was not attached), `unknown` (since the host was started), or systemd's word for the failure with the status.")
             .field("drift", Ty::List(Box::new(Ty::Str)), "Units that somebody else has changed."),
     );
 }
@@ -188,6 +191,26 @@ fn keep(call: &Call) -> Result<Option<Keep>> {
     Ok((!keep.nothing()).then_some(keep))
 }
 
+/// Where the disk of the repository is mounted, when that is there only at times: the host that takes the snapshots must see it.
+fn disk(repository: &Resource, host: &str) -> Result<Option<String>> {
+    let Some(disk) = Disk::of(repository)? else { return Ok(None) };
+    let cannot = |why: String, hint: &str| Err(error(Code::BACKUP_SCHEDULE, host, why).hint(hint));
+    if disk.host != host {
+        let why = format!(
+            "the disk of the repository \"{}\" is mounted on {}, where a timer of {host} does not see it",
+            repository.name, disk.host
+        );
+        return cannot(why, "have a runbook take the snapshots when `attached()`, or schedule those of that host");
+    }
+    if !disk.at.starts_with('/') || disk.at.contains('\n') {
+        return cannot(
+            format!("`mount` of the repository \"{}\" is no absolute path: {:?}", repository.name, disk.at),
+            "a timer has no home folder to start from",
+        );
+    }
+    Ok(Some(disk.at))
+}
+
 struct Set(Spec);
 
 #[async_trait]
@@ -199,12 +222,14 @@ impl Primitive for Set {
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let host = name_of(call.arg(2));
         let name = named(call, host)?;
+        let resource = cx.env.resource(Section::Backups, call.target())?;
         let plan = Plan {
             name,
             repository: call.target(),
             at: texts(Some(call.arg(1))),
             delay: call.opt_duration("randomized_delay").unwrap_or_default(),
             persistent: call.opt("persistent").is_none() || call.opt_bool("persistent"),
+            mount: disk(resource, host)?,
         };
         let paths = texts(Some(call.arg(3)));
         if paths.is_empty() || plan.at.is_empty() {
@@ -221,7 +246,7 @@ impl Primitive for Set {
         let mut tags = vec![format!("schedule:{name}")];
         tags.extend(texts(call.opt("tags")));
         let (exclude, keep) = (texts(call.opt("exclude")), keep(call)?);
-        let repo = of(cx, call)?;
+        let repo = open(resource)?;
         let timed = repo.timed().ok_or_else(|| {
             error(Code::BACKUP_SCHEDULE, host, format!("the repository \"{}\" is of a kind that no timer can write to", plan.repository))
                 .hint("use one of kind restic or borg; an archive is made through the controller")
@@ -332,6 +357,7 @@ fn read(out: &str) -> Vec<Value> {
         let last = time(key("LastTriggerUSec"));
         let result = match (key("service.ActiveState"), key("service.Result"), key("service.ExecMainExitTimestamp")) {
             ("activating" | "active" | "deactivating", _, _) => "running".to_string(),
+            _ if key("service.ConditionResult") == "no" && key("service.ConditionTimestamp") != "" => "skipped".into(),
             (_, "success", "") if last == Value::Unit => "never".into(),
             (_, "success", "") => "unknown".into(),
             (_, "success", _) => "success".into(),

@@ -20,12 +20,14 @@ fn head(plan: &Plan<'_>) -> String {
 /// The service.
 pub(super) fn service(plan: &Plan<'_>) -> String {
     format!(
-        "{}[Unit]\nDescription=Backup {name} into {} (runbook)\nWants=network-online.target\nAfter=network-online.target\n\n\
+        "{}[Unit]\nDescription=Backup {name} into {} (runbook)\nWants=network-online.target\nAfter=network-online.target\n{disk}\n\
          [Service]\nType=oneshot\nExecStart=/bin/sh {}/run\nEnvironment=HOME=/root\nUMask=0077\nNice=10\nIOSchedulingClass=best-effort\nIOSchedulingPriority=7\n",
         head(plan),
         plan.repository,
         folder(plan.name),
         name = plan.name,
+        // A per cent sign would be a specifier.
+        disk = plan.mount.as_ref().map_or_else(String::new, |at| format!("ConditionPathIsMountPoint={}\n", at.replace('%', "%%"))),
     )
 }
 
