@@ -129,6 +129,24 @@ async fn each_part_has_nothing_to_do_the_second_time_and_what_is_wrong_is_said()
             assert_eq!(p.changes("old", on, method, vec![]).await, wanted, "{method}");
         }
     }
+    let files = p.does("old", on, "config", vec![]).await;
+    let services: Vec<Record> = files.get("services").as_list().unwrap().iter().map(|s| s.as_record().unwrap().clone()).collect();
+    assert_eq!(services.iter().map(|s| s.str("name")).collect::<Vec<_>>(), ["web", "writer"]);
+    assert_eq!(services[0].get("volumes"), &list(&["data:/data", "/srv/shop/conf:/conf:ro"]));
+    assert_eq!(
+        (services[0].get("env"), services[0].str("image"), files.get("images")),
+        (&list(&["GREETING"]), "shop:1", &list(&["shop:1"]))
+    );
+    assert_eq!(files.get("volumes").as_map().unwrap()["data"], "shop_data".into());
+    assert!(!format!("{files:?}").contains("good day"), "values of variables are not told");
+    let all = p.call("old", "docker", "projects", vec![]).await.unwrap().value;
+    let [project] = all.as_list().unwrap() else { panic!("{all:?}") };
+    let project = project.as_record().unwrap();
+    assert_eq!((project.str("name"), project.str("folder"), project.get("files")), ("shop", "/srv/shop", &list(&["compose.yaml"])));
+    assert_eq!(
+        (project.get("containers"), project.get("running"), project.get("services")),
+        (&Value::Int(2), &Value::Int(0), &list(&["web", "writer"]))
+    );
     let copy = p.does("new", on, "copy_from", old()).await;
     assert_eq!(copy.get("changing"), &Value::Int(0));
     assert_eq!(
@@ -148,8 +166,18 @@ async fn each_part_has_nothing_to_do_the_second_time_and_what_is_wrong_is_said()
     assert!(!p.changes("new", on, "down", vec![]).await);
     assert!(p.b.try_docker(&["volume", "inspect", "shop_data"]).0, "its volume stays");
 
-    // A folder outside must be decided on; a file that Compose cannot read; a project that is not there.
+    // What has no container now belongs to it as well: a service that is brought up by hand, and a volume of one that is gone.
     let file = p.srv[0].path().join("shop/compose.yaml");
+    let more = "  repair:\n    image: repair:1\n    profiles: [by-hand]\n    volumes: [\"spare:/spare\"]\nvolumes:\n  spare:\n";
+    std::fs::write(&file, COMPOSE.replace("volumes:\n  data:", &format!("{more}  data:"))).unwrap();
+    p.a.build("repair:1", "FROM base:1\nENV REPAIR=1\n", &[]);
+    p.compose(0, "run --rm --no-deps repair touch /spare/part");
+    let copy = p.does("new", on, "copy_from", old()).await;
+    assert_eq!((copy.get("images"), copy.get("volumes")), (&list(&["repair:1", "shop:1"]), &list(&["shop_data", "shop_spare"])));
+    assert!(p.b.volume("shop_spare").join("part").exists() && p.b.try_docker(&["image", "inspect", "repair:1"]).0);
+    std::fs::write(&file, COMPOSE).unwrap();
+
+    // A folder outside must be decided on; a file that Compose cannot read; a project that is not there.
     std::fs::create_dir(p.srv[0].path().join("other")).unwrap();
     std::fs::write(p.srv[0].path().join("other/file"), "x").unwrap();
     std::fs::write(&file, COMPOSE.replace("./conf:/conf:ro", "/srv/other:/conf:ro")).unwrap();
@@ -160,8 +188,10 @@ async fn each_part_has_nothing_to_do_the_second_time_and_what_is_wrong_is_said()
     assert!(p.changes("new", on, "copy_from", vec![p.engine("old"), with]).await);
     assert_eq!(std::fs::read_to_string(p.srv[1].path().join("other/file")).unwrap(), "x");
     std::fs::write(&file, "services:\n  web:\n    image: shop:1\n    volumes: [\"nothing:/x\"]\n").unwrap();
-    let e = p.fails("old", on, "up", vec![]).await;
-    assert!(e.code == Code::DOCKER_COMPOSE && e.details["stderr"].contains("nothing"), "{e}");
+    for method in ["up", "config"] {
+        let e = p.fails("old", on, method, vec![]).await;
+        assert!(e.code == Code::DOCKER_COMPOSE && e.details["stderr"].contains("nothing"), "{method}: {e}");
+    }
     let e = p.fails("new", "compose /srv/else", "copy_from", old()).await;
     assert!(e.code == Code::DOCKER_MISSING && e.message.contains("no containers of a Compose project else"), "{e}");
     p.env.resources.get_mut(&Section::Hosts).unwrap().get_mut("old").unwrap().settings.insert("connect_timeout".into(), "2s".into());

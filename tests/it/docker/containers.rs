@@ -31,6 +31,117 @@ async fn an_engine_tells_what_it_is_and_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_made_as_the_options_say_and_compared_afterwards() {
+    let Some(p) = Pair::start() else { return };
+    p.a.base();
+    p.a.docker(&["network", "create", "front"]);
+    p.a.docker(&["network", "create", "back"]);
+    p.world.secrets.lock().insert("db".into(), "s3cret of the shop".into());
+    let secret: Value = runbook_core::secret::Secret::new("db", "s3cret of the shop").into();
+    let given = || -> Vec<(&'static str, Value)> {
+        vec![
+            ("command", "echo \"$DB is it\"; sleep 1000".into()),
+            ("env", Value::Map(BTreeMap::from([("DB".into(), secret.clone()), ("LEVEL".into(), "info".into())]))),
+            ("volumes", super::list(&["data:/data", "/srv:/host:ro"])),
+            ("ports", super::list(&["127.0.0.1:28080:80", "28053:53/udp"])),
+            ("networks", super::list(&["front", "back"])),
+            ("restart", "on-failure:3".into()),
+            ("user", "1000:1000".into()),
+            ("cwd", "/tmp".into()),
+            ("hostname", "web1".into()),
+            ("labels", Value::Map(BTreeMap::from([("part".into(), "front".into())]))),
+            ("init", true.into()),
+            ("memory", Value::Bytes(64 << 20)),
+            ("cpus", Value::Float(0.5)),
+            ("cap_drop", super::list(&["ALL"])),
+            ("stop_timeout", Value::Duration(std::time::Duration::from_secs(1))),
+            ("health", "true".into()),
+            ("health_interval", Value::Duration(std::time::Duration::from_millis(200))),
+        ]
+    };
+    let args = |more: &[(&'static str, Value)]| {
+        let mut all: BTreeMap<&str, Value> = given().into_iter().collect();
+        all.extend(more.iter().cloned());
+        vec!["base:1".into(), options(&all.into_iter().collect::<Vec<_>>())]
+    };
+    let out = p.call("old", "container web", "create", args(&[])).await.unwrap();
+    assert_eq!((out.changed, out.value.as_record().unwrap().str("state")), (Some(true), "created"));
+    let again = async |args: Vec<Value>| {
+        let (create, call) = p.bind("old", "container web", "create", args);
+        create.act(&p.cx("r1-z"), &call).await.unwrap().changed
+    };
+    assert_eq!(again(args(&[])).await, Some(false), "it is there");
+    assert!(p.changes("old", "container web", "start", vec![]).await);
+    p.call("old", "container web", "wait_healthy", vec![]).await.unwrap();
+    assert_eq!(again(args(&[])).await, Some(false), "and is the same when it runs");
+    let of = |what: &str| p.a.docker(&["inspect", "-f", &format!("{{{{{what}}}}}"), "web"]);
+    assert_eq!(p.a.docker(&["logs", "web"]), "s3cret of the shop is it");
+    assert_eq!(
+        p.a.docker(&["exec", "web", "sh", "-c", "busybox id -u; pwd; busybox hostname; ls -d /data /host"]),
+        "1000\n/tmp\nweb1\n/data\n/host"
+    );
+    assert!(!p.a.try_docker(&["exec", "-u", "0", "web", "touch", "/host/x"]).0, "read only");
+    assert_eq!(
+        of("json .HostConfig.PortBindings"),
+        r#"{"53/udp":[{"HostIp":"","HostPort":"28053"}],"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"28080"}]}"#
+    );
+    assert_eq!(of("range $n, $_ := .NetworkSettings.Networks}}{{$n}} {{end"), "back front");
+    assert_eq!(of(".HostConfig.RestartPolicy"), "{on-failure 3}");
+    assert_eq!(
+        (of(".HostConfig.Memory"), of(".HostConfig.NanoCpus"), of(".HostConfig.CapDrop")),
+        ("67108864".into(), "500000000".into(), "[ALL]".into())
+    );
+    assert_eq!(of("index .Config.Labels \"part\""), "front");
+    assert!(!of("index .Config.Labels \"runbook.container\"").contains("shop"), "the label has no value in it");
+
+    // What differs is named; nothing is touched.
+    let id = of(".Id");
+    let other = args(&[("env", Value::Map(BTreeMap::new())), ("memory", Value::Bytes(65 << 20))]);
+    let e = p.fails("old", "container web", "create", other.clone()).await;
+    assert!(
+        e.code == Code::DOCKER_CONFLICT && e.message.ends_with("differs in env, memory") && e.hint.unwrap().contains("replace"),
+        "{}",
+        e.message
+    );
+    assert_eq!(of(".Id"), id);
+    // A network that it has lost is given back.
+    p.a.docker(&["network", "disconnect", "back", "web"]);
+    assert_eq!(again(args(&[])).await, Some(true));
+    assert_eq!(of("range $n, $_ := .NetworkSettings.Networks}}{{$n}} {{end"), "back front");
+    // The image's name means another one now.
+    p.a.build("base:1", "FROM base:1\nENV X=1\n", &[]);
+    let e = p.fails("old", "container web", "create", args(&[])).await;
+    assert!(e.message.ends_with("differs in image"), "{e}");
+    let out = p.call("old", "container web", "create", args(&[("replace", true.into())])).await.unwrap();
+    assert_eq!(out.note.as_deref(), Some("in the place of one that differed in image"));
+    assert!(of(".Id") != id && of(".State.Status") == "created");
+    assert_eq!(again(args(&[("replace", true.into())])).await, Some(false));
+    // One of somebody else is no container of ours, however alike.
+    p.a.docker(&["create", "--name", "theirs", "base:1"]);
+    let e = p.fails("old", "container theirs", "create", vec!["base:1".into()]).await;
+    assert!(e.message.contains("something else has made it"), "{e}");
+    // What is wrong is said, and nothing is made.
+    for (more, code, said) in [
+        (("volumes", super::list(&["/nowhere/at/all:/x"])), Code::DOCKER, "/nowhere/at/all"),
+        (("networks", super::list(&["none-such"])), Code::DOCKER_MISSING, "none-such"),
+        (("ports", super::list(&["80"])), Code::COMMAND_BAD, "is no port"),
+        (("restart", "now and then".into()), Code::COMMAND_BAD, "now and then"),
+        (("cpus", Value::Float(-1.0)), Code::COMMAND_BAD, "-1"),
+    ] {
+        let e = p.fails("old", "container other", "create", args(&[more])).await;
+        assert!(e.code == code && e.message.contains(said), "{e}");
+    }
+    let e = p.fails("old", "container other", "create", vec!["none:1".into()]).await;
+    assert!(e.code == Code::DOCKER_MISSING && e.hint.unwrap().contains("copy_from"), "{}", e.message);
+    assert_eq!(p.a.docker(&["ps", "-aq", "-f", "name=other"]), "");
+    // A controller that died after its request: the next one finds what it has made.
+    let (create, call) = p.bind("old", "container late", "create", vec!["base:1".into()]);
+    create.act(&p.cx("r1-b"), &call).await.unwrap();
+    assert_eq!(create.act(&p.cx("r1-b"), &call).await.unwrap().changed, Some(true));
+    assert_eq!(create.act(&p.cx("r1-c"), &call).await.unwrap().changed, Some(false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn containers_are_started_stopped_and_removed_only_when_there_is_something_to_do() {
     let Some(p) = Pair::start() else { return };
     p.a.base();

@@ -21,6 +21,7 @@ mod containers;
 mod contexts;
 mod files;
 mod images;
+mod killed;
 mod run;
 mod swarm;
 mod volumes;

@@ -26,7 +26,9 @@ async fn a_volume_goes_over_with_everything_and_then_only_what_differs() {
     sh("echo more >>up/plain; rm big; echo new >late", &from);
     let diff = p.does("new", "volume data", "diff_from", args()).await;
     assert_eq!((diff.get("new"), diff.get("extra")), (&Value::Int(1), &Value::Int(1)), "{diff:?}");
-    let delta = p.does("new", "volume data", "copy_from", args()).await;
+    let e = p.fails("new", "volume data", "copy_from", vec![p.engine("old"), options(&[("verify", "by eye".into())])]).await;
+    assert!(e.message.contains("by eye"), "{e}");
+    let delta = p.does("new", "volume data", "copy_from", vec![p.engine("old"), options(&[("verify", "size".into())])]).await;
     assert_eq!(delta.get("deleted"), &Value::Int(1), "{delta:?}");
     assert_eq!(sh(all, &to), sh(all, &from));
 

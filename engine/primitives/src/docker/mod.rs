@@ -1,7 +1,7 @@
 //! Docker Engines: containers, images, volumes, networks, Compose projects and swarms, over the SSH connection of their host.
 //!
 //! - `engine.rs`, `transport.rs`, `url.rs`, `context.rs`: an engine of the inventory, how it is reached, what its errors mean
-//! - `things.rs`: the handles that methods are called on; `info.rs`: what there is; `acts.rs`: the shape of most primitives
+//! - `things.rs`: the handles that methods are called on; `info.rs`: what there is; `acts.rs`: the shape of most primitives; `given.rs`: options alike
 //! - `container/`, `image/`, `volume.rs`, `network.rs`, `compose/`, `swarm/`: what is done
 
 mod acts;
@@ -9,6 +9,7 @@ mod compose;
 mod container;
 mod context;
 mod engine;
+mod given;
 mod image;
 mod info;
 mod network;

@@ -77,7 +77,7 @@ pub(super) fn register(r: &mut Registry) {
         Effect::Converge,
         "Makes the volume equal to one on another engine, with owners (by number), permissions, times, links, holes, ACLs and extended attributes. \
          It is made when it is not there, with the other's driver options and labels. There is nothing to do when both are equal.\n\nThe files go as \
-         those of `Host.copy_from` do: only what differs, from host to host, with SHA-256 sums compared afterwards. So copy it ahead with `accept_changing` while it \
+         those of `Host.copy_from` do: only what differs, from host to host, with SHA-256 sums compared afterwards unless told otherwise. So copy it ahead with `accept_changing` while it \
          is in use, and once more in the window, when its containers are stopped. Both engines must be those of hosts of the inventory, and the \
          volumes in folders of these (the driver `local`).",
     );
@@ -94,6 +94,7 @@ pub(super) fn register(r: &mut Registry) {
                 Ty::Bool,
                 "Whether files may change while they are copied, as in a first pass ahead of the window; see `Host.copy_from`.",
             )
+            .option("verify", Ty::Str, "How what was copied is compared: `\"checksum\"` (usual), or `\"size\"`, which compares sizes and times and reads no file again.")
             .option("bandwidth", Ty::Bytes, "At most so much a second: `\"10MiB\"`.")
             .returns(Ty::Record("FileCopy"))
             .example(r#"docker("new").volume("shop_data").copy_from(docker("old"));"#)

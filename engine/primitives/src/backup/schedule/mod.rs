@@ -357,7 +357,7 @@ fn read(out: &str) -> Vec<Value> {
         let last = time(key("LastTriggerUSec"));
         let result = match (key("service.ActiveState"), key("service.Result"), key("service.ExecMainExitTimestamp")) {
             ("activating" | "active" | "deactivating", _, _) => "running".to_string(),
-            _ if key("service.ConditionResult") == "no" && key("service.ConditionTimestamp") != "" => "skipped".into(),
+            _ if key("service.ConditionResult") == "no" && !key("service.ConditionTimestamp").is_empty() => "skipped".into(),
             (_, "success", "") if last == Value::Unit => "never".into(),
             (_, "success", "") => "unknown".into(),
             (_, "success", _) => "success".into(),

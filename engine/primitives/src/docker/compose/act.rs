@@ -13,6 +13,15 @@ use crate::docker::info;
 use crate::docker::things::reveal;
 use crate::ssh::{Exec, connect, quote};
 
+/// Declares the option of variables.
+pub(super) fn env(s: Spec) -> Spec {
+    s.option(
+        "env",
+        Ty::Map(Box::new(Ty::OneOf(vec![Ty::Str, Ty::Secret]))),
+        "Variables for the Compose files, beside those of `.env`; secrets do not show in `ps` on the host.",
+    )
+}
+
 const ERRORS: &[Code] = &[Code::DOCKER_COMPOSE, Code::DOCKER_HEALTH, Code::DOCKER_CONNECT, Code::HOST_TOOL_MISSING, Code::SSH_CONNECT];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,14 +34,6 @@ enum Verb {
 }
 
 pub(super) fn register(r: &mut Registry) {
-    let text = || Ty::OneOf(vec![Ty::Str, Ty::Secret]);
-    let env = |s: Spec| {
-        s.option(
-            "env",
-            Ty::Map(Box::new(text())),
-            "Variables for the Compose files, beside those of `.env`; secrets do not show in `ps` on the host.",
-        )
-    };
     let within = |s: Spec| s.option("within", Ty::Duration, "How long its containers may take to become healthy; `\"2m\"` when not given.");
     let spec = |name, doc, example| Spec::method("Compose", name, Effect::Converge, doc).example(example).errors(ERRORS);
     r.add(Act(
@@ -120,8 +121,8 @@ async fn seen(p: &Project<'_>) -> Result<BTreeMap<String, String>> {
     Ok(all.into_iter().filter_map(one).collect())
 }
 
-/// Runs Compose on the project's host, in its folder.
-async fn run(cx: &Cx, p: &Project<'_>, call: &Call, words: &[String]) -> Result<()> {
+/// Runs Compose on the project's host, in its folder; gives what it printed. `reading`, it sees the services of every profile, and shows nothing of its output.
+pub(super) async fn run(cx: &Cx, p: &Project<'_>, call: &Call, words: &[String], reading: bool) -> Result<String> {
     let files = p.files.iter().flat_map(|f| ["-f", f]);
     let all: String = files.map(str::to_string).chain(words.iter().cloned()).map(|w| format!(" {}", quote(&w))).collect();
     let script = format!(
@@ -131,12 +132,15 @@ async fn run(cx: &Cx, p: &Project<'_>, call: &Call, words: &[String]) -> Result<
         name = quote(p.name)
     );
     let mut env = vec![("DOCKER_HOST".to_string(), format!("unix://{}", p.engine.socket))];
+    if reading {
+        env.push(("COMPOSE_PROFILES".into(), "*".into()));
+    }
     env.extend(call.opt("env").and_then(Value::as_map).into_iter().flatten().map(|(k, v)| (k.clone(), reveal(cx, v))));
-    let exec = Exec { env, sudo: p.engine.sudo, live: true, ..Exec::new(script) };
+    let exec = Exec { env, sudo: p.engine.sudo, live: !reading, ..Exec::new(script) };
     let done = connect(cx, &p.host).await?.exec_again(cx, exec).await?;
     let what = words.first().map_or("", String::as_str);
     match done.status {
-        0 => Ok(()),
+        0 => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
         125 if done.stderr.is_empty() => {
             Err(Error::new(Code::HOST_TOOL_MISSING, "the host has neither `docker compose` nor `docker-compose`")
                 .host(&p.host)
@@ -148,7 +152,7 @@ async fn run(cx: &Cx, p: &Project<'_>, call: &Call, words: &[String]) -> Result<
             let last = said.lines().map(str::trim).rfind(|l| !l.is_empty()).unwrap_or("").to_string();
             Err(Error::new(Code::DOCKER_COMPOSE, format!("compose {what} in {} failed: {}", p.folder, cx.redactor.text(&last)))
                 .host(&p.host)
-                .hint("its output above says why")
+                .hint(if reading { "mend its files, or say which they are: #{ files: […] }" } else { "its output above says why" })
                 .detail("status", status)
                 .detail("stderr", cx.redactor.text(said.trim())))
         }
@@ -175,7 +179,7 @@ impl Primitive for Act {
             }
             _ => {}
         }
-        run(cx, &p, call, &self.words(call)).await?;
+        run(cx, &p, call, &self.words(call), false).await?;
         if matches!(self.0, Verb::Up | Verb::Start) {
             let within = call.opt_duration("within").unwrap_or(HEALTHY_WITHIN);
             let names: Vec<String> = containers(&p.engine, p.name).await?.into_iter().filter_map(|c| c.id).collect();

@@ -1,17 +1,19 @@
 //! `Compose.copy_from`: a whole project from one engine to another.
 //!
-//! What belongs to it is asked of the other engine, not read from files: what its containers were made from and have mounted is what counts.
+//! What belongs to it is asked of the other engine: what its containers were made from and have mounted is what counts. The files add what has
+//! no container now.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, NetworkCreateRequest};
+use bollard::query_parameters::ListVolumesOptions;
 use runbook_core::primitive::{Cx, Outcome, Primitive, Registry};
 use runbook_core::spec::{Call, Effect, Spec, Ty, TypeSpec};
 use runbook_core::units::show_bytes;
 use runbook_core::{Code, Error, Record, Result, Value};
 
-use super::{PROJECT, Project, containers, is_live};
+use super::{PROJECT, Project, act, config, containers, is_live};
 use crate::docker::container::look;
 use crate::docker::engine::Engine;
 use crate::docker::{image, volume};
@@ -42,19 +44,19 @@ pub(super) fn register(r: &mut Registry) {
             .field("changing", Ty::Int, "How many files changed meanwhile and are to be copied again; 0 once it is stopped there."),
     );
     r.add(CopyFrom(
-        Spec::method(
+        act::env(Spec::method(
             "Compose",
             "copy_from",
             Effect::Converge,
             "Copies the project of that name from another engine: its folder with its files, its images, its volumes, and networks of others that it is on. \
              There is nothing to do when all of it is there.\n\nNothing is started or stopped. So copy it ahead, while it runs, which leaves what changes meanwhile to the next copy; in the window stop it there, \
              copy once more what has changed, and bring it up here. A project that runs here is not copied over: that is an error.\n\n\
-             What its containers on the other engine have mounted says what belongs to it. A folder of the host outside the project's own must be named in \
+             What its containers on the other engine have mounted says what belongs to it; besides, volumes that Compose made for it, and those images of its files that are there. A folder of the host outside the project's own must be named in \
              `folders` or in `leave`: nothing is copied over a folder of this host unasked. Sockets and files that every host has (`/etc/localtime` and the like) are left alone. \
              Volumes without a name hold what Compose throws away with a container; they are named in a message and not copied. Of volumes that are mounted from \
              elsewhere (NFS, for example) only the definition is copied.",
         )
-        .arg("engine", Ty::Record("Docker"), "The engine to copy from.")
+        .arg("engine", Ty::Record("Docker"), "The engine to copy from."))
         .option("folders", Ty::List(Box::new(Ty::Str)), "Folders outside the project's own to be copied, too.")
         .option("leave", Ty::List(Box::new(Ty::Str)), "Folders and files outside the project's own that are not copied.")
         .option("exclude", Ty::List(Box::new(Ty::Str)), "What to leave alone in folders, as for `Host.copy_from`.")
@@ -117,6 +119,32 @@ impl Parts {
         self.networks.extend(c.network_settings.and_then(|n| n.networks).into_iter().flatten().map(|(n, _)| n));
     }
 
+    /// Adds what belongs to the project and no container has: volumes that Compose has made for it, and images of services without one.
+    async fn declared(&mut self, cx: &Cx, call: &Call, old: &Project<'_>) -> Result<()> {
+        let engine = &old.engine;
+        let filters = [("label".to_string(), vec![format!("{PROJECT}={}", old.name)])].into();
+        let options = ListVolumesOptions { filters: Some(filters) };
+        let what = format!("listing the volumes of {}", old.shown());
+        let all = engine.ask(&what, engine.api.list_volumes(Some(options))).await?;
+        self.volumes.extend(all.volumes.into_iter().flatten().map(|v| v.name).filter(|n| !nameless(n)));
+        let files = match config::read(cx, old, call).await {
+            Ok(files) => files,
+            Err(e) if matches!(e.code, Code::DOCKER_COMPOSE | Code::HOST_TOOL_MISSING) => {
+                cx.message(format!("{}; only what has a container or a volume there is copied", e.message));
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        };
+        for image in files.get("images").as_list().into_iter().flatten().filter_map(Value::as_str) {
+            let what = format!("looking at the image {image} on \"{}\"", engine.name);
+            // One that was never there is the new engine's own affair: it is pulled, or built.
+            if !self.images.contains(image) && engine.find(&what, engine.api.inspect_image(image)).await?.is_some() {
+                self.images.insert(image.to_string());
+            }
+        }
+        Ok(())
+    }
+
     /// The folders to copy, the project's own first; an error names those of which nothing is said.
     fn folders(&self, own: &str, folders: &[String], leave: &[String]) -> Result<Vec<String>> {
         let covered = |b: &str, by: &[String]| by.iter().any(|f| below(b, f.trim_end_matches('/')));
@@ -171,11 +199,13 @@ impl Primitive for CopyFrom {
 
     async fn act(&self, cx: &Cx, call: &Call) -> Result<Outcome> {
         let (p, from) = futures::try_join!(Project::on(cx, call), Engine::given(cx, call))?;
-        let old_host = volume::host(&from)?.to_string();
-        let theirs = containers(&from, p.name).await?;
+        let old = Project { host: volume::host(&from)?.to_string(), engine: from, folder: p.folder, name: p.name, files: p.files.clone() };
+        let from = &old.engine;
+        let theirs = containers(from, p.name).await?;
         // While it runs there this is a pass ahead; once it is stopped, both must be equal in the end.
         let ahead = running(&theirs) > 0;
-        let parts = parts(&p, &from, theirs).await?;
+        let mut parts = parts(&p, from, theirs).await?;
+        parts.declared(cx, call, &old).await?;
         let folders = parts.folders(p.folder, &texts(call, "folders"), &texts(call, "leave")).map_err(|e| e.host(from.at()))?;
         let runs = running(&containers(&p.engine, p.name).await?);
         if runs > 0 {
@@ -194,25 +224,25 @@ impl Primitive for CopyFrom {
         };
         let mut sum = Sum::default();
         for name in &parts.images {
-            sum.add(&image::copy(cx, &from, &p.engine, name).await?);
+            sum.add(&image::copy(cx, from, &p.engine, name).await?);
         }
         for name in &parts.networks {
-            sum.changed |= network(&from, &p.engine, name).await?;
+            sum.changed |= network(from, &p.engine, name).await?;
         }
         for name in &parts.volumes {
             let options = options(&["checksum", "max_delete", "bandwidth"]);
-            if let Some(elsewhere) = volume::elsewhere(&from, name).await? {
+            if let Some(elsewhere) = volume::elsewhere(from, name).await? {
                 cx.message(format!("the volume {name} is mounted from {elsewhere}: its definition is copied, and not what is in it"));
-                sum.changed |= volume::define(&from, &p.engine, name).await?;
+                sum.changed |= volume::define(from, &p.engine, name).await?;
                 continue;
             }
-            sum.add(&volume::copy(cx, CopyKind::Copy, &from, name, &p.engine, name, options).await?);
+            sum.add(&volume::copy(cx, CopyKind::Copy, from, name, &p.engine, name, options).await?);
         }
         for folder in &folders {
             let mut options = options(&["checksum", "max_delete", "bandwidth", "exclude"]);
             options.extend([("numeric_ids".to_string(), true.into()), ("delete".to_string(), true.into())]);
             options.insert("sudo".into(), (from.sudo || p.engine.sudo).into());
-            sum.add(&copy_folder(cx, CopyKind::Copy, (&old_host, folder), (&p.host, folder), options).await?);
+            sum.add(&copy_folder(cx, CopyKind::Copy, (&old.host, folder), (&p.host, folder), options).await?);
         }
 
         let list = |all: Vec<String>| Value::List(all.into_iter().map(Value::from).collect());

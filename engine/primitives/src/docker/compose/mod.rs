@@ -1,6 +1,7 @@
 //! Compose projects: brought up and down by the host's own Compose, and moved from engine to engine.
 
 mod act;
+mod config;
 mod copy;
 
 use std::collections::{BTreeMap, HashMap};
@@ -43,6 +44,7 @@ pub(super) fn register(r: &mut Registry) {
     );
     act::register(r);
     copy::register(r);
+    config::register(r);
 }
 
 fn compose(env: &Environment, call: &Call) -> Result<Value> {

@@ -1,5 +1,6 @@
 //! `Container.inspect`, and what it is made of; the other methods of containers stand beside it.
 
+mod create;
 mod exec;
 mod files;
 mod logs;
@@ -47,6 +48,7 @@ pub(super) fn register(r: &mut Registry) {
             .errors(&[Code::DOCKER_MISSING, Code::DOCKER_CONNECT, Code::SSH_CONNECT]),
         |cx, e, call| inspect(cx, e, call).boxed(),
     ));
+    create::register(r);
     state::register(r);
     logs::register(r);
     exec::register(r);

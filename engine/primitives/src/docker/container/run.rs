@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::running;
 use crate::docker::ACTION;
 use crate::docker::engine::Engine;
+use crate::docker::given::{command_ty, words};
 use crate::docker::things::{named, reveal};
 use crate::ssh::{Collector, Done, outcome_of};
 
@@ -41,7 +42,7 @@ pub(super) fn register(r: &mut Registry) {
              the connection and of the controller: the container bears the action's id, by which it is found again. It is removed when the run has ended for good.",
         )
         .arg("image", Ty::Str, "The image, which must be there.")
-        .opt_arg("command", Ty::OneOf(vec![Ty::Str, Ty::List(Box::new(Ty::Str))]), "A text for the image's `sh`, or an array of words; the image's own when not given.")
+        .opt_arg("command", command_ty(), "A text for the image's `sh`, or an array of words; the image's own when not given.")
         .option("volumes", Ty::List(Box::new(Ty::Str)), "What it has mounted: `VOLUME:/path` or `/folder:/path`, with `:ro` at its end to read only.")
         .option("env", Ty::Map(Box::new(text())), "Environment variables. As long as the container is there, `docker inspect` shows them to whoever may use the engine.")
         .option("network", Ty::Str, "The network that it is on; the engine's default when not given.")
@@ -68,11 +69,6 @@ fn fact(cx: &Cx, engine: &str) -> String {
 
 /// What the container is made of.
 fn body(cx: &Cx, call: &Call) -> ContainerCreateBody {
-    let words = |v: &Value| match v {
-        Value::List(all) => Some(all.iter().filter_map(|w| w.as_str().map(str::to_string)).collect()),
-        Value::Str(text) => Some(vec!["sh".to_string(), "-c".into(), text.clone()]),
-        _ => None,
-    };
     let own = |name: &str| call.opt_str(name).map(str::to_string);
     let binds = call.opt("volumes").and_then(Value::as_list).map(|l| l.iter().filter_map(|v| v.as_str().map(str::to_string)).collect());
     ContainerCreateBody {

@@ -2,6 +2,8 @@
 
 use runbook_core::spec::{Spec, Ty};
 
+use crate::docker::given::{command_ty, health};
+
 fn map(of: Vec<Ty>) -> Ty {
     Ty::Map(Box::new(Ty::OneOf(of)))
 }
@@ -12,10 +14,9 @@ fn list() -> Ty {
 
 /// Declares the options of a service.
 pub(super) fn options(s: Spec) -> Spec {
-    let command = || Ty::OneOf(vec![Ty::Str, list()]);
     let files = || Ty::OneOf(vec![list(), Ty::Map(Box::new(Ty::Str))]);
     let s = s
-        .option("command", command(), "A text for the image's `sh`, or an array of words; the image's own when not given.")
+        .option("command", command_ty(), "A text for the image's `sh`, or an array of words; the image's own when not given.")
         .option("replicas", Ty::Int, "How many tasks it has; 1 when not given.")
         .option("global", Ty::Bool, "One task on each node instead; false by default.")
         .option(
@@ -43,16 +44,8 @@ pub(super) fn options(s: Spec) -> Spec {
         .option("reserve_cpus", Ty::Float, "The processors that a node must have free for a task.")
         .option("restart", Ty::Str, "When a task that ended is replaced: `any`, `on-failure` or `none`; `any` when not given.")
         .option("restart_delay", Ty::Duration, "How long after its end; `\"5s\"` when not given.")
-        .option("stop_timeout", Ty::Duration, "How long a container may take to end before it is killed; `\"10s\"` when not given.")
-        .option(
-            "health",
-            command(),
-            "A command in the container that succeeds when it is well, as a text for its `sh` or an array of words.",
-        )
-        .option("health_interval", Ty::Duration, "How often that is asked; `\"30s\"` when not given.")
-        .option("health_timeout", Ty::Duration, "How long the answer may take; `\"30s\"` when not given.")
-        .option("health_retries", Ty::Int, "How many failures in a row make it unhealthy; 3 when not given.")
-        .option("health_start", Ty::Duration, "How long it may take to begin before failures count; not at all when not given.");
+        .option("stop_timeout", Ty::Duration, "How long a container may take to end before it is killed; `\"10s\"` when not given.");
+    let s = health(s);
     let s = s
         .option("update_parallelism", Ty::Int, "How many tasks an update replaces at a time, 0 for all; 1 when not given.")
         .option("update_delay", Ty::Duration, "How long it waits after each of these.")

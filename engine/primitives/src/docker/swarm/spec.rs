@@ -1,7 +1,6 @@
 //! The options of a call as the engine's specification of a service: put onto what is there, which else stays as it is.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use base64::Engine as _;
 use runbook_core::primitive::Cx;
@@ -12,7 +11,8 @@ use serde_json::{Map, Value as Json, json};
 use super::api::{encoded, find, items, text};
 use super::node::set_labels;
 use crate::docker::engine::Engine;
-use crate::docker::things::{named, reveal};
+use crate::docker::given::{Mounted, Published, bad, choice, health_test, listed, nano_cpus, nanos, words};
+use crate::docker::things::reveal;
 
 const CONTAINER: &[&str] = &["TaskTemplate", "ContainerSpec"];
 
@@ -35,62 +35,21 @@ fn put(spec: &mut Json, at: &[&str], key: &str, value: impl Into<Json>) {
     }
 }
 
-fn bad(why: String, hint: &str) -> Error {
-    Error::new(Code::COMMAND_BAD, why).hint(hint)
-}
-
-fn nanos(d: Duration) -> i64 {
-    i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// A list of texts that was given.
-fn listed<'a>(call: &'a Call, option: &str) -> Option<Vec<&'a str>> {
-    Some(call.opt(option)?.as_list()?.iter().filter_map(Value::as_str).collect())
-}
-
-/// A text as words for `sh`, or words as they are.
-fn words(v: &Value) -> Option<Vec<String>> {
-    match v {
-        Value::List(all) => Some(all.iter().filter_map(|w| w.as_str().map(str::to_string)).collect()),
-        Value::Str(text) => Some(vec!["sh".into(), "-c".into(), text.clone()]),
-        _ => None,
-    }
-}
-
-/// A word that must be one of some.
-fn choice<'a>(call: &'a Call, option: &str, of: &[&str]) -> Result<Option<&'a str>> {
-    match call.opt_str(option) {
-        Some(v) if !of.contains(&v) => Err(bad(format!("{option} cannot be \"{v}\""), &format!("it is one of {}", of.join(", ")))),
-        v => Ok(v),
-    }
-}
-
-/// `SOURCE:/path` or `SOURCE:/path:ro`.
 fn mount(given: &str) -> Result<Json> {
-    let wrong = || bad(format!("\"{given}\" is no mount"), "give VOLUME:/path or /folder:/path, with :ro at its end to read only");
-    let (rest, read_only) = given.strip_suffix(":ro").map_or((given, false), |r| (r, true));
-    let (source, target) = rest.split_once(':').ok_or_else(wrong)?;
-    if !target.starts_with('/') || target.contains(':') || !(source.starts_with('/') || named(source, false)) {
-        return Err(wrong());
+    let m = Mounted::of(given)?;
+    let mut json = json!({"Type": if m.is_folder() { "bind" } else { "volume" }, "Source": m.source, "Target": m.target});
+    if m.read_only {
+        put(&mut json, &[], "ReadOnly", true);
     }
-    let kind = if source.starts_with('/') { "bind" } else { "volume" };
-    let mut m = json!({"Type": kind, "Source": source, "Target": target});
-    if read_only {
-        put(&mut m, &[], "ReadOnly", true);
-    }
-    Ok(m)
+    Ok(json)
 }
 
-/// `8080:80` or `5353:53/udp`.
 fn port(given: &str, mode: &str) -> Result<Json> {
-    let wrong = || bad(format!("\"{given}\" is no port"), "give PUBLISHED:TARGET, with /udp at its end for UDP: \"8080:80\"");
-    let (ports, protocol) = given.split_once('/').unwrap_or((given, "tcp"));
-    let (published, target) = ports.split_once(':').ok_or_else(wrong)?;
-    let number = |p: &str| p.parse::<u16>().ok().filter(|n| *n > 0).ok_or_else(wrong);
-    if !matches!(protocol, "tcp" | "udp" | "sctp") {
-        return Err(wrong());
+    let p = Published::of(given)?;
+    if p.address.is_some() {
+        return Err(bad(format!("\"{given}\" is no port of a service"), "a swarm publishes on all addresses: give PUBLISHED:TARGET"));
     }
-    Ok(json!({"Protocol": protocol, "TargetPort": number(target)?, "PublishedPort": number(published)?, "PublishMode": mode}))
+    Ok(json!({"Protocol": p.protocol, "TargetPort": p.inside, "PublishedPort": p.outside, "PublishMode": mode}))
 }
 
 /// Puts the options of a call onto a specification.
@@ -152,13 +111,8 @@ fn container(cx: &Cx, call: &Call, image: Option<&str>, spec: &mut Json) {
         put(spec, CONTAINER, "StopGracePeriod", nanos(t));
     }
     let check: &[&str] = &["TaskTemplate", "ContainerSpec", "Healthcheck"];
-    match call.opt("health") {
-        Some(Value::Str(text)) => put(spec, check, "Test", vec!["CMD-SHELL", text.as_str()]),
-        Some(other) => {
-            let all: Vec<String> = ["CMD".to_string()].into_iter().chain(words(other).unwrap_or_default()).collect();
-            put(spec, check, "Test", all);
-        }
-        None => {}
+    if let Some(test) = health_test(call) {
+        put(spec, check, "Test", test);
     }
     for (option, key) in [("health_interval", "Interval"), ("health_timeout", "Timeout"), ("health_start", "StartPeriod")] {
         if let Some(d) = call.opt_duration(option) {
@@ -196,11 +150,8 @@ fn resources(call: &Call, spec: &mut Json) -> Result<()> {
         if let Some(Value::Bytes(n)) = call.opt(memory) {
             put(spec, at, "MemoryBytes", *n);
         }
-        if let Some(Value::Float(n)) = call.opt(cpus) {
-            if !n.is_finite() || *n < 0.0 || *n > 1e6 {
-                return Err(bad(format!("{cpus} cannot be {n}"), "give a number of processors, such as 0.5"));
-            }
-            put(spec, at, "NanoCPUs", (n * 1e9).round() as i64);
+        if let Some(n) = nano_cpus(call, cpus)? {
+            put(spec, at, "NanoCPUs", n);
         }
     }
     let at: &[&str] = &["TaskTemplate", "RestartPolicy"];
@@ -326,22 +277,19 @@ pub(super) fn login(cx: &Cx, call: &Call) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn mounts_and_ports_are_read() {
+    fn mounts_and_ports_are_as_the_engine_has_them() {
         assert_eq!(mount("data:/data").unwrap(), json!({"Type": "volume", "Source": "data", "Target": "/data"}));
         assert_eq!(mount("/srv/x:/x:ro").unwrap(), json!({"Type": "bind", "Source": "/srv/x", "Target": "/x", "ReadOnly": true}));
         assert_eq!(
             port("5353:53/udp", "host").unwrap(),
             json!({"Protocol": "udp", "TargetPort": 53, "PublishedPort": 5353, "PublishMode": "host"})
         );
-        for wrong in ["data", "data:x", "a b:/x", ":/x", "data:/x:rw:ro"] {
-            assert_eq!(mount(wrong).unwrap_err().code, Code::COMMAND_BAD, "{wrong}");
-        }
-        for wrong in ["80", "0:80", "80:x", "80:80/icmp", "70000:80"] {
-            assert_eq!(port(wrong, "host").unwrap_err().code, Code::COMMAND_BAD, "{wrong}");
-        }
+        assert_eq!(port("127.0.0.1:80:80", "host").unwrap_err().code, Code::COMMAND_BAD);
     }
 
     #[test]
