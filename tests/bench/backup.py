@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Snapshots of a host behind a real sshd on loopback: runbook beside plain restic and plain borg on that host, in turns, in one run.
+"""Snapshots of a host behind a real sshd on loopback: runbook beside plain restic and plain borg, in turns, in one run.
 
     tests/bench/backup.py [--rounds N] [--mib N] [--files N] [--only restic,borg] [--json]
 
 A folder of --mib MiB (400) in four files and --files (4000) small ones, first and second pass (10 MiB and 20 files changed), each into repositories of
-their own; a new pair of repositories each round. Each pass is timed as a whole: plain is `restic backup` or `borg create` on the host itself; runbook has its
-start, its connection, its journal and the list of what was taken on top. The median counts. The most memory that runbook held is printed.
+their own; new repositories each round. Each pass is timed as a whole: plain is `restic backup` or `borg create` on the host itself; by ssh is the same by
+`ssh host …`, from where runbook is; runbook has its start, its connection, its journal and the list of what was taken on top. The median counts. The most memory that runbook held is printed.
 Uses the binary in RUNBOOK, or target/release, or target/debug. Needs root, and the packages restic, borgbackup and openssh-server.
 """
 
 import os
+import shlex
 import sys
 
 sys.dont_write_bytecode = True
@@ -41,11 +42,20 @@ class Site(Place):
         for tool in PLAIN:
             inventory += [f"[environments.bench.backups.{tool}]", f'kind = "{tool}"', 'host = "old"', f'repository = "{self.home}/{tool}-ours"', 'password = "password"']
         (at / "project/runbook.toml").write_text("\n".join(inventory) + "\n")
+        (at / "password").write_text(PASSWORD)
+        self.ssh = f"ssh -F /dev/null -i {at}/key -o IdentitiesOnly=yes -o UserKnownHostsFile={at}/known_hosts -p {port} root@127.0.0.1"
 
-    def plain(self, tool, script):
-        where = {f"{tool.upper()}_PASSWORD": PASSWORD, "RESTIC_REPOSITORY": f"{self.home}/restic-plain", "BORG_PASSPHRASE": PASSWORD, "BORG_REPO": f"{self.home}/borg-plain"}
-        # A cache of its own: both start with none.
-        sh(script, cwd=self.home, env={**os.environ, **where, "HOME": str(self.at / "plain")})
+    def shell(self, way, script):
+        """What somebody types for one of the other ways, with a repository and a cache of its own."""
+        where = [f"RESTIC_REPOSITORY={self.home}/restic-{way}", f"BORG_REPO={self.home}/borg-{way}", f"HOME={self.at}/{way}"]
+        where += [f"RESTIC_PASSWORD_FILE={self.at}/password", f"BORG_PASSCOMMAND='cat {self.at}/password'"]
+        return f"cd {self.home}; export {' '.join(where)}; {script}"
+
+    def plain(self, script):
+        sh(self.shell("plain", script))
+
+    def by_ssh(self, script):
+        sh(f"{self.ssh} {shlex.quote(self.shell('ssh', script))}")
 
     def ours(self, script):
         self.step(script, BENCH_PASSWORD=PASSWORD)
@@ -55,14 +65,16 @@ def measure(site, given, timed):
     shop = site.home / "shop"
     for n in range(given.rounds):
         for tool in given.only.split(","):
-            sh(f"rm -rf {site.home}/{tool}-ours {site.home}/{tool}-plain {shop} {site.home}/.cache {site.home}/.config {site.at}/plain; mkdir -p {shop} {site.at}/plain")
+            sh(f"cd {site.home}; rm -rf {tool}-ours {tool}-plain {tool}-ssh shop .cache .config {site.at}/plain {site.at}/ssh; mkdir -p shop {site.at}/plain {site.at}/ssh")
             sh(f"cd {shop}; for i in 1 2 3 4; do head -c {given.mib // 4}M /dev/urandom >big$i; done; for i in $(seq {given.files}); do head -c 9000 /dev/urandom >f$i; done")
             init, backup = PLAIN[tool]
-            site.plain(tool, init)
+            site.plain(init)
+            site.by_ssh(init)
             site.ours(f'backup("{tool}").init();')
-            ways = [("plain", lambda: site.plain(tool, backup)), ("runbook", lambda: site.ours(f'backup("{tool}").snapshot(host("old"), "shop");'))]
+            ways = [("plain", lambda: site.plain(backup)), ("by ssh", lambda: site.by_ssh(backup))]
+            ways += [("runbook", lambda: site.ours(f'backup("{tool}").snapshot(host("old"), "shop");'))]
             for what in ["first", "second"]:
-                for way, work in ways if n % 2 == 0 else ways[::-1]:
+                for way, work in ways[n % 3 :] + ways[: n % 3]:
                     # borg has the system forget what it has read: who comes second would read the disk.
                     sh(f"cat {shop}/* >/dev/null")
                     timed(f"{tool}, {what} pass", way, work)

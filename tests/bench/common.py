@@ -66,7 +66,7 @@ class Place:
 
 
 class Times:
-    """How long each way took for each thing; `other` is the way that runbook is compared with."""
+    """How long each way took for each thing; `other` is the way that runbook is compared with, further ones are shown beside it."""
 
     def __init__(self, other):
         self.other, self.all = other, {}
@@ -79,16 +79,17 @@ class Times:
         print(f"   {what}, {way}: {self.all[what, way][-1]:.2f} s", file=sys.stderr)
 
     def show(self, peak, as_json):
-        rows, key = [], self.other.replace(" ", "_")
+        ways = sorted(dict.fromkeys(way for _, way in self.all), key=lambda way: (way == "runbook", way != self.other))
+        rows = []
         for what in dict.fromkeys(w for w, _ in self.all):
-            other, ours = (statistics.median(self.all[what, way]) for way in [self.other, "runbook"])
-            rows.append({"what": what, key: round(other, 2), "runbook": round(ours, 2), "ratio": round(ours / other, 2)})
+            took = {way: statistics.median(self.all[what, way]) for way in ways}
+            rows.append({"what": what} | {way.replace(" ", "_"): round(took[way], 2) for way in ways} | {"ratio": round(took["runbook"] / took[self.other], 2)})
         if as_json:
             print(json.dumps({"passes": rows, "memory_mib": peak}, indent=1))
             return
-        print(f"| what | {self.other} (s) | runbook (s) | ratio |\n|---|---:|---:|---:|")
+        print(f"| what | {' | '.join(f'{way} (s)' for way in ways)} | ratio |\n|---|{'---:|' * (len(ways) + 1)}")
         for r in rows:
-            print(f"| {r['what']} | {r[key]:.2f} | {r['runbook']:.2f} | {r['ratio']:.2f} |")
+            print("| " + " | ".join(f"{n:.2f}" if isinstance(n, float) else n for n in r.values()) + " |")
         print(f"\nThe most memory that runbook held: {peak} MiB")
 
 

@@ -4,8 +4,9 @@
     tests/bench/docker.py [--rounds N] [--layers N] [--mib N] [--json]
 
 An image of --layers layers (6) of --mib MiB (40) each that the other engine does not have at all, then one of which it lacks the last layer:
-`docker save | ssh docker load` against Image.copy_from. A volume of 300 MiB in one file and 2000 small ones, first and delta pass:
-`rsync -aHAX --numeric-ids` on the old host against Volume.copy_from. Each pass is timed as a whole, runbook with its start, its connections and its
+`docker save | ssh docker load` against Image.copy_from. A volume of 300 MiB in one file and 2000 small ones, first and delta pass: with what was
+copied compared by size and time, `rsync -aHAX --numeric-ids` on the old host against Volume.copy_from with `verify: "size"`; and compared by content,
+the same rsync and then `sha256sum` on both hosts against Volume.copy_from. Each pass is timed as a whole, runbook with its start, its connections and its
 journal; the median counts. The most memory that runbook held is printed. Uses the binary in RUNBOOK, or target/release, or target/debug.
 Needs root, and the packages docker.io, openssh-server and rsync.
 """
@@ -92,12 +93,16 @@ def measure(site, given, timed):
         load = shlex.quote(site.docker("new", "load -q"))
         return lambda: sh(f"{site.docker('old', f'save shop:{version}')} | {site.ssh} {load}")
 
-    def files(way):
+    def files(way, sums):
+        name = f"{way.split()[-1]}-{'content' if sums else 'size'}"
         if way == "runbook":
-            return lambda: site.step('docker("new").volume("runbook").copy_from(docker("old"), #{ name: "data" });')
-        target = new("volume create hand") and new("volume inspect -f '{{.Mountpoint}}' hand")
-        ssh = shlex.quote(site.ssh.rsplit(" ", 1)[0])
-        return lambda: sh(f"rsync -aHAX --numeric-ids --delete -e {ssh} {volume}/ root@127.0.0.1:{target}/")
+            verify = "" if sums else ', verify: "size"'
+            return lambda: site.step(f'docker("new").volume("{name}").copy_from(docker("old"), #{{ name: "data"{verify} }});')
+        target = new(f"volume create {name}") and new(f"volume inspect -f '{{{{.Mountpoint}}}}' {name}")
+        copy = f"rsync -aHAX --numeric-ids --delete -e {shlex.quote(site.ssh.rsplit(' ', 1)[0])} {volume}/ root@127.0.0.1:{target}/"
+        hashes = "find . -type f -print0 | sort -z | xargs -0 sha256sum"
+        compare = f"cmp <(cd {volume}; {hashes}) <({site.ssh} {shlex.quote(f'cd {target}; {hashes}')})"
+        return lambda: sh(f"{copy}; {compare}" if sums else copy)
 
     for n in range(given.rounds):
         print(f"== round {n + 1} of {given.rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
@@ -109,13 +114,16 @@ def measure(site, given, timed):
             timed("image, one layer of it", way, image(2, way))
             ids = [sh(site.docker(h, "image inspect -f '{{.Id}}' shop:1 shop:2")) for h in ["old", "new"]]
             assert ids[0] == ids[1], ids
-        for way in ways:
-            new(f"volume rm -f {'runbook' if way == 'runbook' else 'hand'}")
-            timed("volume, first", way, files(way))
+        passes = [(way, sums) for sums in [False, True] for way in ways]
+        named = {True: ", compared by content", False: ""}
+        for name in new("volume ls -q").split():
+            new(f"volume rm {name}")
+        for way, sums in passes:
+            timed(f"volume, first{named[sums]}", way, files(way, sums))
         sh(f"cd {volume}; head -c 10M /dev/urandom | dd of=big bs=1M seek={n * 20} conv=notrunc status=none; for i in $(seq 20); do echo more >>f$i; done")
-        for way in ways:
-            timed("volume, delta", way, files(way))
-        for name in ["runbook", "hand"]:
+        for way, sums in passes:
+            timed(f"volume, delta{named[sums]}", way, files(way, sums))
+        for name in new("volume ls -q").split():
             sh(f"diff -r {volume} {new('volume inspect -f {{.Mountpoint}} ' + name)}")
 
 

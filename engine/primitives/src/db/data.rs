@@ -60,7 +60,7 @@ pub(super) fn register(r: &mut Registry) {
             .field("sizes", Ty::Map(Box::new(Ty::Bytes)), "Servers: size by table, with its indexes; of a partitioned table of PostgreSQL by partition.")
             .field("accounts", Ty::List(Box::new(Ty::Str)), "Servers: names of all logins and roles; `accounts()` tells what each may do.")
             .field("grants", Ty::List(Box::new(Ty::Str)), "Servers: privileges on the database itself: who, (MariaDB, MySQL) on which schema, and what. PostgreSQL: as ACL items, `shop=CTc/postgres`.")
-            .field("settings", Ty::Map(Box::new(Ty::Any)), "Servers: settings by name. PostgreSQL: those that were set; MariaDB and MySQL: those that decide how it stores, reads and replicates.")
+            .field("settings", Ty::Map(Box::new(Ty::Any)), "Servers: settings by name. PostgreSQL: those that were set, but for those that may hold a password; MariaDB and MySQL: those that decide how it stores, reads and replicates.")
             .field("flavour", Ty::Str, "MariaDB and MySQL: `mariadb` or `mysql`.")
             .field("schemas", Ty::List(Box::new(Ty::Str)), "MariaDB and MySQL: the application's schemas.")
             .field("charsets", Ty::Map(Box::new(Ty::Str)), "MariaDB and MySQL: character set and collation by schema.")

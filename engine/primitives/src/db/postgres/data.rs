@@ -204,7 +204,11 @@ pub(super) async fn facts(cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
         let extensions = conn.texts("SELECT extname, extversion FROM pg_extension ORDER BY 1").await?;
         let accounts = conn.texts("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1").await?;
         let settings = conn
-            .texts("SELECT name, current_setting(name) FROM pg_settings WHERE source NOT IN ('default', 'override', 'client', 'session') ORDER BY 1")
+            .texts(
+                // What may have a password in it is nobody's business.
+                "SELECT name, current_setting(name) FROM pg_settings WHERE source NOT IN ('default', 'override', 'client', 'session') \
+                 AND name NOT IN ('primary_conninfo', 'ssl_passphrase_command') ORDER BY 1",
+            )
             .await?;
         let grants = conn.texts("SELECT unnest(coalesce(datacl, acldefault('d', datdba)))::text FROM pg_database WHERE datname = current_database()").await?;
         let bytes = |i: usize| Value::Bytes(col(&row, i).parse().unwrap_or(0));
