@@ -93,6 +93,43 @@ async fn a_folder_becomes_equal_and_then_there_is_nothing_to_do() {
     assert!(tree(&root) == tree(&to));
 }
 
+/// A controller that dies right behind the last file leaves the folder of its halves, and one whose file then takes another way, or goes,
+/// the half as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broken_copy_has_left_goes_with_the_next() {
+    let Some((b, new)) = two() else { return };
+    let root = fill(&b);
+    std::fs::create_dir_all(root.join("gone/deep")).unwrap();
+    let to = new.home().join("the copy");
+    copy(&b, options([])).await.unwrap();
+    let half = |folder: &str, file: &str| {
+        let at = to.join(folder).join(".runbook-partial");
+        std::fs::create_dir(&at).unwrap();
+        std::fs::write(at.join(file), "half").unwrap();
+    };
+    let time = |path: &Path| std::fs::metadata(path).map(|m| (m.mtime(), m.mtime_nsec())).unwrap();
+    let before = [time(&to), time(&to.join("d2"))];
+    half("", "big");
+    half("d2", "f2");
+    std::fs::create_dir(to.join("d3/.runbook-partial")).unwrap();
+    std::fs::remove_dir_all(root.join("gone")).unwrap();
+    half("gone/deep", "x");
+    // Seen, and no difference by itself.
+    let host = |name: &str| b.pure(None, "host", None, vec![name.into()]).unwrap().as_record().unwrap().clone();
+    let args = || vec![host("old").into(), "up loads".into(), "the copy".into(), options([])];
+    let diff = b.act_on(&b.cx("d"), host("new"), "diff_from", args()).await.unwrap();
+    assert_eq!(field(&diff, "extra"), 2i64.into(), "{diff:?}");
+    assert!(to.join("d3/.runbook-partial").exists());
+    copy(&b, options([("delete", true.into())])).await.unwrap();
+    assert!(tree(&root) == tree(&to), "nothing of it is left");
+    assert_eq!([time(&to), time(&to.join("d2"))], [time(&root), time(&root.join("d2"))]);
+    assert_eq!(time(&to.join("d2")), before[1]);
+    half("d2", "f2");
+    let o = copy(&b, options([])).await.unwrap();
+    assert_eq!((o.changed, time(&to.join("d2"))), (Some(true), before[1]), "its time was another's");
+    assert!(tree(&root) == tree(&to));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exclusion_holds_on_both_sides() {
     let Some((b, new)) = two() else { return };

@@ -54,6 +54,8 @@ pub(super) struct Diff {
     pub there: HashMap<Box<[u8]>, u64>,
     /// What a broken copy has left of files on the target, in bytes on the disk.
     pub begun: HashMap<Box<[u8]>, u64>,
+    /// The folders on the target that it has left those in.
+    pub partials: Vec<Entry>,
     /// The folders of the source.
     pub folders: HashMap<Box<[u8]>, Entry>,
     /// All names of each file of the source that has several, by the first.
@@ -113,7 +115,7 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
     }
     let attributes = if o.xattrs && b.there { Some(xattrs::read_both(job).await?) } else { None };
     let mut diff = Diff { owners: b.root, room: b.room, clock: std::mem::take(&mut a.clock), heard: Some(a.heard), ..Diff::default() };
-    let (mut left, mut right) = (wanted(job, &mut a, None).await?, wanted(job, &mut b, Some(&mut diff.begun)).await?);
+    let (mut left, mut right) = (wanted(job, &mut a, None).await?, wanted(job, &mut b, Some(&mut diff)).await?);
     loop {
         let order = match (&left, &right) {
             (None, None) => break,
@@ -122,8 +124,7 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
             (Some(l), Some(r)) => l.order(r),
         };
         let l = if order == Ordering::Greater { None } else { std::mem::replace(&mut left, wanted(job, &mut a, None).await?) };
-        let r =
-            if order == Ordering::Less { None } else { std::mem::replace(&mut right, wanted(job, &mut b, Some(&mut diff.begun)).await?) };
+        let r = if order == Ordering::Less { None } else { std::mem::replace(&mut right, wanted(job, &mut b, Some(&mut diff)).await?) };
         diff.target += u64::from(r.is_some());
         let Some(l) = l else {
             diff.extra += 1;
@@ -167,16 +168,17 @@ pub(super) async fn compare(job: &Job<'_>, forced: &BTreeSet<Box<[u8]>>) -> Resu
     Ok(diff)
 }
 
-/// The next entry that is not excluded. What an earlier copy has left goes to `begun`, by the path of the file that it is part of.
-async fn wanted(job: &Job<'_>, m: &mut Manifest, mut begun: Option<&mut HashMap<Box<[u8]>, u64>>) -> Result<Option<Entry>> {
+/// The next entry that is not excluded. What an earlier copy has left on the target is noted apart.
+async fn wanted(job: &Job<'_>, m: &mut Manifest, mut diff: Option<&mut Diff>) -> Result<Option<Entry>> {
     loop {
         match m.next().await? {
             Some(e) if job.o.exclude.exclude(&e.path, e.kind == b'd') => {}
             Some(e) if is_ours(&e.path) => {
-                if let Some(begun) = begun.as_deref_mut()
-                    && let Some(whole) = whole(&e.path).filter(|_| e.is_file())
-                {
-                    begun.insert(whole.into(), e.stored);
+                let Some(diff) = diff.as_deref_mut() else { continue };
+                match whole(&e.path).filter(|_| e.is_file()) {
+                    Some(whole) => drop(diff.begun.insert(whole.into(), e.stored)),
+                    None if e.kind == b'd' && e.path.ends_with(PARTIAL.as_bytes()) => diff.partials.push(e),
+                    None => {}
                 }
             }
             other => return Ok(other),

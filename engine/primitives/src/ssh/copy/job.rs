@@ -1,6 +1,6 @@
 //! A copy from its beginning to its end: compare, refuse, remove, carry, check, and again when the source has changed meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -88,8 +88,15 @@ impl Load<'_> {
 
 impl Job<'_> {
     pub(super) async fn run(&self) -> Result<Outcome> {
-        let ended = self.rounds().await;
+        let mut partials = BTreeMap::new();
+        let ended = self.rounds(&mut partials).await;
         self.tidy().await;
+        // What came of files that took another way in the end, or have gone, is of no use any more.
+        if ended.is_ok()
+            && let Err(e) = remove::partials(self, partials.values()).await
+        {
+            self.cx.message(format!("what an earlier copy has left in {} could not be removed: {}", self.target, e.message));
+        }
         ended
     }
 
@@ -101,7 +108,8 @@ impl Job<'_> {
         }
     }
 
-    async fn rounds(&self) -> Result<Outcome> {
+    /// Until all is there. The folders of what broken copies have left are added to `partials`.
+    async fn rounds(&self, partials: &mut BTreeMap<Box<[u8]>, Entry>) -> Result<Outcome> {
         let mut done = Done::default();
         let mut forced = Paths::new();
         let mut lost = 0;
@@ -110,6 +118,7 @@ impl Job<'_> {
         let mut equal = 0;
         while round < ROUNDS {
             let mut diff = compare(self, &forced).await?;
+            partials.extend(diff.partials.iter().map(|e| (e.path.clone(), e.clone())));
             if round == 0 && diff.left_out > 0 && lost == 0 {
                 self.cx.message(format!("{} sockets, pipes or devices in {} are left out", diff.left_out, self.source));
             }
@@ -120,6 +129,8 @@ impl Job<'_> {
             }
             self.refuse(&diff)?;
             done.changed = true;
+            let goes: BTreeSet<&[u8]> = diff.surplus.iter().map(|e| &*e.path).collect();
+            remove::partials(self, diff.partials.iter().filter(|p| goes.contains(p.parent()))).await?;
             remove::remove(self, diff.conflicts.iter().chain(&diff.surplus).collect()).await?;
             done.deleted += diff.surplus.len() as u64;
             if diff.copy.is_empty() {

@@ -29,6 +29,25 @@ pub(super) async fn remove(job: &Job<'_>, mut entries: Vec<&Entry>) -> Result<()
     Ok(())
 }
 
+/// Removes what broken copies have left of files, with the folders that it is in; the folders around these keep their times.
+pub(super) async fn partials(job: &Job<'_>, folders: impl Iterator<Item = &Entry>) -> Result<()> {
+    let stdin = list(folders);
+    if stdin.is_empty() {
+        return Ok(());
+    }
+    let each = "[ -d \"$2\" ] || exit 0; d=${2%/*}; touch -r \"$d\" -- \"$1\" && rm -rf -- \"$2\" && touch -r \"$1\" -- \"$d\"";
+    let script = format!(
+        "cd -- {} || exit 96\nt=$(mktemp) || exit 1\nxargs -0 -r -n 1 sh -c {} sh \"$t\"; s=$?\nrm -f -- \"$t\"\nexit $s",
+        quote(&dashed(job.target)),
+        quote(each)
+    );
+    let done = job.to.exec(job.cx, Exec { sudo: job.o.sudo, stdin: Some(stdin), ..Exec::new(script) }).await?;
+    match done.status {
+        0 => Ok(()),
+        status => Err(failure::transfer(&job.sides(), failure::Side::To, &String::from_utf8_lossy(&done.stderr), status)),
+    }
+}
+
 /// Refuses to delete more than was allowed.
 pub(super) fn within_limit(job: &Job<'_>, delete: u64, of: u64) -> Result<()> {
     // A source that is empty because its disk is not mounted must not empty the target as well.
