@@ -23,6 +23,7 @@ mod fence;
 mod galera;
 mod large;
 mod loads;
+mod mysql;
 mod node;
 mod pair;
 mod physical;
@@ -48,7 +49,10 @@ impl Site {
 
     fn with(extra: &str) -> Option<Site> {
         let hosts = [Sshd::start("")?, Sshd::start("")?];
-        let (old, new) = (Mariadb::start(1, extra)?, Mariadb::start(2, extra)?);
+        Site::of(hosts, "mariadb", Mariadb::start(1, extra)?, Mariadb::start(2, extra)?)
+    }
+
+    fn of(hosts: [Sshd; 2], kind: &str, old: Mariadb, new: Mariadb) -> Option<Site> {
         let mut env = environment(&[("old", hosts[0].settings()), ("new", hosts[1].settings())]);
         for (name, host, server) in [("shop_old", "old", &old), ("shop_new", "new", &new)] {
             let text = |p: std::path::PathBuf| Value::from(p.display().to_string());
@@ -61,7 +65,7 @@ impl Site {
                 ("replication_host".to_string(), "127.0.0.1".into()),
                 ("replication_port".to_string(), Value::Int(i64::from(server.port))),
             ]);
-            let db = Resource { name: name.into(), kind: "mariadb".into(), settings };
+            let db = Resource { name: name.into(), kind: kind.into(), settings };
             env.resources.entry(Section::Databases).or_default().insert(name.into(), db);
         }
         old.sql(

@@ -11,6 +11,7 @@ const SERVERS: &[(&[&str], &str, &[&str])] = &[
     (&["Host", "Service"], "OpenSSH (openssh-server)", &["ssh.rs", "ssh", "containers.rs", "terminal"]),
     (&["Host", "Service"], "the embedded lab's server", &["lab.rs", "demo.rs", "crash.rs"]),
     (&["Database"], "MariaDB (mariadb-server)", &["mariadb.rs", "mariadb"]),
+    (&["Database"], "MySQL 5.6 (npm)", &["mariadb/mysql.rs"]),
     (&["Database"], "PostgreSQL (postgresql)", &["postgres"]),
     (&["Database"], "SQLite", &["sqlite.rs"]),
     (&["Zone"], "BIND (bind9)", &["dns.rs", "dns/answers.rs", "dns/moves.rs", "dns/on_host.rs"]),
@@ -117,7 +118,7 @@ pub fn page() -> (String, Vec<String>) {
         SERVERS.iter().map(|(types, server, files)| (*types, *server, texts_of(files))).collect();
     let mut out = String::from(
         "# What was tried against what\n\n<!-- Written from the tests; a test keeps it true. UPDATE_DOCS=1 cargo test --test it docs:: -->\n\n\
-         Every primitive that looks at or changes something, and the real servers that the tests in CI try it against. The servers are those of Debian's packages, started by the tests; \
+         Every primitive that looks at or changes something, and the real servers that the tests in CI try it against. The servers are those of Debian's packages (of MySQL: of a package of npm), started by the tests; \
          a primitive counts as tried when a test of that server calls it.\n\n| primitive | tried against |\n|---|---|\n",
     );
     let mut untried = Vec::new();

@@ -16,11 +16,42 @@ pub struct Mariadb {
     pub port: u16,
     id: u32,
     extra: String,
+    program: Program,
     child: Option<Child>,
 }
 
+/// Which server it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    Mariadb,
+    /// MySQL 5.6, as the package registry of npm has it: the server alone, with the library that it needs.
+    Mysql,
+}
+
+impl Program {
+    fn command(self) -> Command {
+        match self {
+            Program::Mariadb => Command::new("mariadbd"),
+            Program::Mysql => {
+                let folder = mysql();
+                let mut c = Command::new(folder.join("mysqld"));
+                c.env("LD_LIBRARY_PATH", &folder);
+                c
+            }
+        }
+    }
+}
+
+/// Where tests/run has put MySQL.
+fn mysql() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/mysql/package/server")
+}
+
 /// Empty data folders are all alike: made once under the build folder, copied for each server.
-fn template() -> PathBuf {
+fn template(program: Program) -> PathBuf {
+    if program == Program::Mysql {
+        return mysql_template();
+    }
     let version = Command::new("mariadbd").arg("--version").output().expect("mariadbd").stdout;
     let version: String = String::from_utf8_lossy(&version).chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').collect();
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("mariadb-{version}"));
@@ -47,24 +78,81 @@ fn template() -> PathBuf {
     dir
 }
 
+/// As `mysql_install_db` does, which the package does not have.
+fn mysql_template() -> PathBuf {
+    use std::io::Write as _;
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("mysql-5.6");
+    if !dir.exists() {
+        let fresh = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
+        let data = fresh.path().join("data");
+        std::fs::create_dir_all(data.join("mysql")).expect("a folder");
+        let share = mysql().join("share");
+        let read = |f: &str| std::fs::read_to_string(share.join(f)).expect(f);
+        let script = format!("USE mysql;\n{}{}", read("mysql_system_tables.sql"), read("mysql_system_tables_data.sql"));
+        let mut made = Program::Mysql
+            .command()
+            .args(["--no-defaults", "--bootstrap", "--user=root"])
+            .args([
+                format!("--datadir={}", data.display()),
+                format!("--lc-messages-dir={}", share.display()),
+                format!("--tmpdir={}", fresh.path().display()),
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mysqld");
+        made.stdin.take().expect("its input").write_all(script.as_bytes()).expect("its input");
+        assert!(made.wait().expect("its end").success(), "mysqld --bootstrap");
+        let _ = std::fs::rename(&data, &dir);
+    }
+    dir
+}
+
 impl Mariadb {
+    /// Starts a MySQL server with a server id and further lines of configuration; `None` when it is not there.
+    pub fn mysql(id: u32, extra: &str) -> Option<Mariadb> {
+        if !cfg!(target_arch = "x86_64") {
+            eprintln!("skipped: there is no MySQL server for this kind of processor");
+            return None;
+        }
+        if !mysql().join("mysqld").exists() || !super::have("mariadb") {
+            super::missing("MySQL");
+            return None;
+        }
+        let share = mysql().join("share");
+        let own = format!(
+            "lc-messages-dir={}\nbasedir={}\nlog-slave-updates=1\nexplicit-defaults-for-timestamp=1\n{extra}",
+            share.display(),
+            mysql().display()
+        );
+        let m = Mariadb::of(Program::Mysql, id, &own);
+        // An account without a name would take the place of those that log in from here.
+        m.sql("DELETE FROM mysql.user WHERE user = ''; FLUSH PRIVILEGES");
+        Some(m)
+    }
+
     /// Starts one with a server id and further lines of configuration; `None` when it is not installed.
     pub fn start(id: u32, extra: &str) -> Option<Mariadb> {
         if !super::have("mariadbd") || !super::have("mariadb-install-db") || !super::have("mariadb") || !super::have("mariadb-dump") {
             return None;
         }
+        Some(Mariadb::of(Program::Mariadb, id, extra))
+    }
+
+    fn of(program: Program, id: u32, extra: &str) -> Mariadb {
         // Sockets have short paths.
         let dir = tempfile::Builder::new().prefix("rbm").tempdir_in("/tmp").expect("a temporary folder");
         // A server that starts clears its folder of temporary tables, which must not be that of another one.
         for folder in ["conf.d", "tmp"] {
             std::fs::create_dir(dir.path().join(folder)).expect("a folder");
         }
-        let copied = Command::new("cp").arg("-a").arg(template()).arg(dir.path().join("data")).status().expect("cp");
+        let copied = Command::new("cp").arg("-a").arg(template(program)).arg(dir.path().join("data")).status().expect("cp");
         assert!(copied.success());
         let port = super::free_port();
-        let mut m = Mariadb { dir, port, id, extra: extra.into(), child: None };
+        let mut m = Mariadb { dir, port, id, extra: extra.into(), program, child: None };
         m.up();
-        Some(m)
+        m
     }
 
     /// Its configuration file.
@@ -81,23 +169,25 @@ impl Mariadb {
     pub fn up(&mut self) {
         let d = self.dir.path().display();
         let text = format!(
-            "[mariadbd]\nuser=root\ndatadir={d}/data\ntmpdir={d}/tmp\nsocket={d}/sock\npid-file={d}/pid\nport={}\nbind-address=127.0.0.1\nserver-id={}\n\
+            "[mysqld]\nuser=root\ndatadir={d}/data\ntmpdir={d}/tmp\nsocket={d}/sock\npid-file={d}/pid\nport={}\nbind-address=127.0.0.1\nserver-id={}\n\
              log-bin=bin\nlog-error={d}/log.err\ninnodb-buffer-pool-size=64M\ninnodb-log-file-size=32M\ninnodb-flush-log-at-trx-commit=2\n\
              skip-name-resolve=0\n{}\n!includedir {d}/conf.d\n",
             self.port, self.id, self.extra
         );
         std::fs::write(self.config(), text).expect("its configuration");
-        let child = Command::new("mariadbd")
+        let child = self
+            .program
+            .command()
             .arg(format!("--defaults-file={}", self.config().display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("mariadbd starts");
+            .expect("the server starts");
         self.child = Some(child);
         let began = Instant::now();
         while !self.client().arg("-e").arg("SELECT 1").output().is_ok_and(|o| o.status.success()) {
-            assert!(began.elapsed() < Duration::from_secs(60), "mariadbd does not answer: {}", self.log());
+            assert!(began.elapsed() < Duration::from_secs(60), "the server does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -172,7 +262,7 @@ impl Drop for Mariadb {
         if std::thread::panicking() {
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(15).collect();
-            eprintln!("mariadbd {} said last:\n{}", self.id, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!("the server {} said last:\n{}", self.id, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
         self.down();
     }

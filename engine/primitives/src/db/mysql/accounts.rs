@@ -28,10 +28,11 @@ pub struct Name {
     pub role: bool,
 }
 
-/// Every account that is not the system's or ours.
+/// Every account that is not the system's or ours, but for those that the server ignores: it has no names of hosts when it resolves none.
 pub async fn names(s: &mut Sess, flavour: &Flavour) -> Result<Vec<Name>> {
     let is_role = if flavour.maria { "is_role" } else { "'N'" };
-    let rows = s.rows(format!("SELECT user AS u, host AS h, {is_role} AS r FROM mysql.user ORDER BY 1, 2")).await?;
+    let known = "@@skip_name_resolve = 0 OR host IN ('', 'localhost') OR host REGEXP '^[0-9a-fA-F:.%_/]+$'";
+    let rows = s.rows(format!("SELECT user AS u, host AS h, {is_role} AS r FROM mysql.user WHERE {known} ORDER BY 1, 2")).await?;
     Ok(rows
         .iter()
         .map(|r| (get(r, "u").to_string(), get(r, "h").to_string(), get(r, "r") == "Y"))
@@ -53,7 +54,13 @@ async fn definition(s: &mut Sess, flavour: &Flavour, name: &Name) -> Result<Vec<
     if name.role {
         out.push(format!("CREATE ROLE {}", name.shown));
     } else {
-        let made = s.text(format!("SHOW CREATE USER {}", name.shown)).await?.unwrap_or_default();
+        let made = if flavour.alters_users() {
+            s.text(format!("SHOW CREATE USER {}", name.shown)).await?.unwrap_or_default()
+        } else {
+            let of = format!("FROM mysql.user WHERE user = {} AND host = {}", text(&name.user), text(&name.host));
+            let rows = s.rows(format!("SELECT plugin AS p, password AS h, COALESCE(authentication_string, '') AS a {of}")).await?;
+            rows.first().map(|r| created(&name.shown, get(r, "p"), get(r, "h"), get(r, "a"))).unwrap_or_default()
+        };
         out.push(made);
         // What MySQL shows of a grant has no password in it; what MariaDB shows repeats it.
     }
@@ -66,9 +73,17 @@ async fn definition(s: &mut Sess, flavour: &Flavour, name: &Name) -> Result<Vec<
         }
         out.push(grant);
     }
-    let _ = flavour;
     out.sort_by_key(|g| (!g.starts_with("CREATE"), default_role(g), !g.starts_with("GRANT `") && !g.starts_with("GRANT '")));
     Ok(out)
+}
+
+/// `CREATE USER` of a server that does not show it itself, from its own table.
+fn created(shown: &str, plugin: &str, hash: &str, auth: &str) -> String {
+    match (plugin, hash) {
+        ("" | "mysql_native_password" | "mysql_old_password", "") => format!("CREATE USER {shown}"),
+        ("" | "mysql_native_password" | "mysql_old_password", hash) => format!("CREATE USER {shown} IDENTIFIED BY PASSWORD {}", text(hash)),
+        (plugin, _) => format!("CREATE USER {shown} IDENTIFIED WITH {} AS {}", text(plugin), text(auth)),
+    }
 }
 
 /// A grant without the password that MariaDB repeats in it.
@@ -90,9 +105,16 @@ fn without_password(grant: &str) -> String {
     format!("{head}{}", tail.get(end..).unwrap_or(""))
 }
 
-/// `CREATE USER` as the statement that makes an account that exists the same.
-fn altering(create: &str) -> String {
-    create.replacen("CREATE USER", "ALTER USER", 1)
+/// `CREATE USER` as the statements that make an account that exists the same.
+fn altering(flavour: &Flavour, shown: &str, create: &str) -> Vec<String> {
+    if flavour.alters_users() {
+        return vec![create.replacen("CREATE USER", "ALTER USER", 1)];
+    }
+    match create.split_once(" IDENTIFIED BY PASSWORD ") {
+        Some((_, hash)) => vec![format!("SET PASSWORD FOR {shown} = {hash}")],
+        None if create.contains(" IDENTIFIED WITH ") => vec![format!("DROP USER {shown}"), create.to_string()],
+        None => vec![format!("SET PASSWORD FOR {shown} = ''")],
+    }
 }
 
 pub async fn accounts(cx: &Cx, db: &Db) -> Result<Vec<Account>> {
@@ -144,8 +166,9 @@ pub async fn copy(cx: &Cx, from: &Db, to: &Db, only: &[String], keep_out_of_log:
             Some(have) => {
                 done.changed.push(name.shown.clone());
                 let revoke = (have.get(1..) != want.get(1..)).then(|| format!("REVOKE ALL PRIVILEGES, GRANT OPTION FROM {}", name.shown));
-                let login = (!name.role).then(|| altering(want.first().map_or("", String::as_str)));
-                login.into_iter().chain(revoke).chain(want.iter().skip(1).cloned()).collect()
+                let login =
+                    (!name.role).then(|| altering(&b.flavour, &name.shown, want.first().map_or("", String::as_str))).into_iter().flatten();
+                login.chain(revoke).chain(want.iter().skip(1).cloned()).collect()
             }
             None => {
                 done.created.push(name.shown.clone());
@@ -187,6 +210,13 @@ mod tests {
 
     #[test]
     fn an_account_that_exists_is_altered() {
-        assert_eq!(altering("CREATE USER `a`@`%` IDENTIFIED BY PASSWORD '*1'"), "ALTER USER `a`@`%` IDENTIFIED BY PASSWORD '*1'");
+        let create = "CREATE USER `a`@`%` IDENTIFIED BY PASSWORD '*1'";
+        let (new, old) = (Flavour::parse("10.11.6-MariaDB"), Flavour::parse("5.6.24"));
+        assert_eq!(altering(&new, "`a`@`%`", create), ["ALTER USER `a`@`%` IDENTIFIED BY PASSWORD '*1'"]);
+        assert_eq!(altering(&old, "`a`@`%`", create), ["SET PASSWORD FOR `a`@`%` = '*1'"]);
+        assert_eq!(
+            altering(&old, "'a'@'%'", &created("'a'@'%'", "sha256_password", "", "x"))[1],
+            "CREATE USER 'a'@'%' IDENTIFIED WITH 'sha256_password' AS 'x'"
+        );
     }
 }

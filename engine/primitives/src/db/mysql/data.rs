@@ -263,7 +263,7 @@ pub async fn facts(cx: &Cx, db: &Db) -> Result<BTreeMap<String, Value>> {
 
 /// The server's position as GTIDs: what it has written and what it has applied from elsewhere.
 pub async fn position(s: &mut Sess, maria: bool) -> Result<String> {
-    let sql = if maria { "SELECT @@gtid_current_pos" } else { "SELECT @@gtid_executed" };
+    let sql = if maria { "SELECT @@gtid_current_pos" } else { "SELECT @@GLOBAL.gtid_executed" };
     Ok(s.text(sql).await?.unwrap_or_default().replace('\n', ""))
 }
 

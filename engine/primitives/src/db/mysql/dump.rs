@@ -201,12 +201,12 @@ fn dialect(f: &Flavour, binlog: bool) -> String {
     let position = match (binlog, f.maria) {
         (false, _) => String::new(),
         (true, true) => format!("SELECT CONCAT('gtid=', @@gtid_binlog_pos); {}", f.show_binlog()),
-        (true, false) => format!("SELECT CONCAT('gtid=', REPLACE(@@gtid_executed, '\\n', '')); {}", f.show_binlog()),
+        (true, false) => format!("SELECT CONCAT('gtid=', REPLACE(@@GLOBAL.gtid_executed, '\\n', '')); {}", f.show_binlog()),
     };
     let (tools, options) = if f.maria {
         ("mariadb-dump mysqldump", if binlog { "--master-data=2" } else { "" })
     } else {
-        ("mysqldump", "--set-gtid-purged=OFF --no-tablespaces --column-statistics=0")
+        ("mysqldump", super::flavour::MYSQLDUMP_PLAIN)
     };
     // MySQL's tool would take the lock itself to print the position.
     let proof = if binlog && f.maria { "yes" } else { "no" };

@@ -109,7 +109,7 @@ async fn raise(cx: &Cx, at: &Server, s: &mut Sess, mark: &mut FenceMark, within:
     // Whoever is exempt now, and whoever this fence has already reduced.
     let me = s.text("SELECT CURRENT_USER()").await?.unwrap_or_default();
     let me = me.split_once('@').map_or(me.clone(), |(u, h)| format!("'{u}'@'{h}'"));
-    let mut exempt = if at.flavour.maria { exempt(s, at).await? } else { vec![] };
+    let mut exempt = if at.flavour.super_read_only() { vec![] } else { exempt(s, at).await? };
     let mut users = sessions::users(exempt.iter().map(|(g, _)| g.as_str()));
     exempt.retain(|(g, _)| *g != me);
     for e in exempt {
@@ -150,7 +150,7 @@ async fn exempt(s: &mut Sess, at: &Server) -> Result<Vec<(String, String)>> {
 
 /// Makes the server refuse writes; statements under way are waited for, and ended when they take too long.
 async fn read_only(cx: &Cx, at: &Server, s: &mut Sess, within: Duration) -> Result<()> {
-    let set = if at.flavour.maria {
+    let set = if !at.flavour.super_read_only() {
         "SET GLOBAL read_only = 1"
     } else if at.flavour.version >= (8, 0, 0) {
         // Kept over restarts by the server itself; super_read_only implies read_only.
@@ -320,7 +320,7 @@ async fn lift(cx: &Cx, at: &Server, mark: &FenceMark) -> Result<()> {
 
 /// Makes the server take writes.
 pub async fn open(at: &Server, s: &mut Sess) -> Result<()> {
-    if at.flavour.maria {
+    if !at.flavour.super_read_only() {
         s.run("SET GLOBAL read_only = 0").await?;
     } else {
         if at.flavour.version >= (8, 0, 0) {

@@ -2,6 +2,9 @@
 
 use super::sql::text;
 
+/// What keeps `mysqldump` of MySQL from adding to a dump. `loose`, since the older ones, and MariaDB's under that name, do not know all of it.
+pub const MYSQLDUMP_PLAIN: &str = "--loose-set-gtid-purged=OFF --loose-no-tablespaces --loose-column-statistics=0";
+
 /// What a server is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Flavour {
@@ -70,6 +73,16 @@ impl Flavour {
         set
     }
 
+    /// Whether it can refuse writes of super-users (MySQL 5.7.8); elsewhere those who are exempt lose the privilege while a fence is up.
+    pub fn super_read_only(&self) -> bool {
+        !self.maria && self.version >= (5, 7, 8)
+    }
+
+    /// Whether it has `SHOW CREATE USER` and `ALTER USER … IDENTIFIED` (MySQL 5.7.6, MariaDB 10.2).
+    pub fn alters_users(&self) -> bool {
+        self.version >= if self.maria { (10, 2, 0) } else { (5, 7, 6) }
+    }
+
     /// The privilege by which an account writes to a server that is read-only: the newer and, where both count, the older.
     pub fn exempting(&self) -> &'static [&'static str] {
         match (self.maria, self.version) {
@@ -112,6 +125,8 @@ mod tests {
             "CHANGE MASTER TO MASTER_LOG_FILE = 'b.1', MASTER_LOG_POS = 4, MASTER_USE_GTID = no"
         );
         assert_eq!(new.by_place("b.1", 4).len(), 2);
+        assert!(!m.super_read_only() && old.super_read_only() && !Flavour::parse("5.6.24-log").super_read_only());
+        assert!(m.alters_users() && old.alters_users() && !Flavour::parse("5.6.24-log").alters_users());
         assert_eq!(m.exempting(), ["READ_ONLY ADMIN"]);
         assert_eq!(Flavour::parse("10.6.1-MariaDB").exempting(), ["READ_ONLY ADMIN", "SUPER"]);
     }

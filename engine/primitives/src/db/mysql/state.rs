@@ -260,7 +260,7 @@ pub async fn aside(s: &mut Sess, statements: &[String]) -> Result<()> {
     s.run("SET SESSION sql_log_bin = 0").await?;
     let mut done = Ok(());
     for sql in statements {
-        done = s.run(sql).await.map(drop);
+        done = one(s, sql).await;
         if done.is_err() {
             break;
         }
@@ -273,6 +273,18 @@ pub async fn aside(s: &mut Sess, statements: &[String]) -> Result<()> {
     done.and(back.map(drop))
 }
 
+/// A statement; MySQL has no `DROP USER IF EXISTS` before 5.7.8.
+async fn one(s: &mut Sess, sql: &str) -> Result<()> {
+    let code = |e: &Error, code: &str| e.details.get("code").is_some_and(|c| c == code);
+    match (s.run(sql).await, sql.strip_prefix("DROP USER IF EXISTS ")) {
+        (Err(e), Some(name)) if code(&e, "1064") => match s.run(format!("DROP USER {name}")).await {
+            Err(e) if code(&e, "1396") => Ok(()),
+            done => done.map(drop),
+        },
+        (done, _) => done.map(drop),
+    }
+}
+
 /// Where the binary log of this server ends, and what it has applied from elsewhere.
 ///
 /// # Errors
@@ -282,7 +294,7 @@ pub async fn position(s: &mut Sess, flavour: &super::flavour::Flavour) -> Result
     let Some(row) = rows.first() else {
         return Ok(Position { gtid: super::data::position(s, flavour.maria).await?, ..Position::default() });
     };
-    let gtid = if flavour.maria { "SELECT @@gtid_binlog_pos" } else { "SELECT @@gtid_executed" };
+    let gtid = if flavour.maria { "SELECT @@gtid_binlog_pos" } else { "SELECT @@GLOBAL.gtid_executed" };
     Ok(Position {
         gtid: s.text(gtid).await?.unwrap_or_default().replace('\n', ""),
         file: get(row, "file").to_string(),

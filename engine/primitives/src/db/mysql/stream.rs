@@ -86,8 +86,8 @@ pub async fn copy(cx: &Cx, from: &Db, to: &Db, what: &What<'_>, jobs: Option<usi
     args.push_str(match (maria, newer) {
         (true, _) if logged => " --gtid",
         (true, _) => "",
-        (false, true) => " --set-gtid-purged=ON --no-tablespaces --column-statistics=0",
-        (false, false) => " --set-gtid-purged=AUTO",
+        (false, true) => " --loose-set-gtid-purged=ON --loose-no-tablespaces --loose-column-statistics=0",
+        (false, false) => " --loose-set-gtid-purged=AUTO",
     });
     match what {
         What::Schemas(names) => {

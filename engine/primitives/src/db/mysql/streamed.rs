@@ -76,7 +76,7 @@ pub async fn outflow(cx: &Cx, db: &Db) -> Result<Outflow> {
     let maria = at.flavour.maria;
     // MariaDB knows the position of its own snapshot without holding anybody up; MySQL's program would take the lock of all tables.
     let position = if binlog && maria { " --master-data=2 --gtid" } else { "" };
-    let own = if maria { "" } else { " --set-gtid-purged=OFF --no-tablespaces --column-statistics=0" };
+    let own = if maria { String::new() } else { format!(" {}", super::flavour::MYSQLDUMP_PLAIN) };
     let tools = if maria { "mariadb-dump mysqldump" } else { "mysqldump" };
     let name = quote(schema);
     let text = format!(

@@ -202,7 +202,7 @@ impl Backwards<'_> {
             let name = format!("{}.{}", ident(get(&row, "sch")), ident(get(&row, "ev")));
             state::aside(r, &[format!("ALTER EVENT {name} DISABLE ON SLAVE")]).await?;
         }
-        if !at.flavour.maria {
+        if at.flavour.super_read_only() {
             r.run("SET GLOBAL super_read_only = OFF").await?;
         }
         // The fence of this action has done its work; the server stays read-only as a replica.
