@@ -1,7 +1,9 @@
 //! The static check: nothing is contacted. Every finding comes with file, line and column.
 //!
 //! Walks the syntax trees of the runbook and of everything it imports: unknown functions, methods and arities, imports, undefined
-//! variables (the parser's strictness), names missing from the inventory, and the rules of steps.
+//! variables (the parser's strictness), names missing from the inventory, arguments of the wrong type (`check/types.rs`), and the rules of steps.
+
+mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use runbook_core::inventory::{Environment, Section};
 use runbook_core::primitive::Registry;
 use runbook_core::suggest::closest;
 use runbook_core::{Code, Effect, Error, Value};
+
+use types::Types;
 
 use crate::convert::to_value;
 use crate::modules::{Sources, compile, locate};
@@ -69,7 +73,8 @@ struct Walker<'a> {
 
 impl Walker<'_> {
     fn found(&mut self, file: &str, pos: Position, mut e: Error) {
-        e.location = Some(Location { file: file.into(), line: pos.line().unwrap_or(1), column: pos.position().unwrap_or(0) });
+        let (line, column) = place(pos);
+        e.location = Some(Location { file: file.into(), line, column });
         self.findings.push(e);
     }
 
@@ -116,6 +121,7 @@ impl Walker<'_> {
             self.node(path, nodes, &own, &imports, &ast);
             true
         });
+        self.types(path, &own, &ast);
         self.names(path, ast.statements(), &mut HashSet::new());
         Some(ast)
     }
@@ -155,6 +161,25 @@ impl Walker<'_> {
             Some(ASTNode::Expr(Expr::Custom(x, pos))) => self.reversible(file, false, nodes, x, *pos),
             _ => {}
         }
+    }
+
+    /// Calls whose arguments are of a type that is refused for certain.
+    fn types(&mut self, file: &str, own: &Known, ast: &AST) {
+        let registry = self.registry.clone();
+        let is_own = |name: &str| own.contains_key(name);
+        let types = Types::of(&registry, &is_own, ast);
+        ast.walk(&mut |nodes| {
+            if let Some(ASTNode::Expr(chain @ Expr::Dot(..))) = nodes.last() {
+                for (pos, e) in types.faults(chain) {
+                    // No method of that name takes so many: that is said already.
+                    let said = |f: &Error| f.code == e.code && f.location.as_ref().is_some_and(|l| l.file == file && at(l) == place(pos));
+                    if !self.findings.iter().any(said) {
+                        self.found(file, pos, e);
+                    }
+                }
+            }
+            true
+        });
     }
 
     fn function(&mut self, file: &str, name: &str, args: usize, method: bool, own: &Known, pos: Position) {
@@ -368,6 +393,15 @@ impl Walker<'_> {
             });
         }
     }
+}
+
+/// Line and column.
+fn place(pos: Position) -> (usize, usize) {
+    (pos.line().unwrap_or(1), pos.position().unwrap_or(0))
+}
+
+fn at(l: &Location) -> (usize, usize) {
+    (l.line, l.column)
 }
 
 /// The text of a string literal.

@@ -74,3 +74,39 @@ fn every_fault_is_found_with_its_place() {
     }
     assert!(missed.is_empty(), "{missed:#?}");
 }
+
+#[test]
+fn a_value_of_another_type_is_found_where_that_is_certain() {
+    for (script, line, column) in [
+        ("let b = box(\"a\");\nb.look(5);", 2, 8),
+        ("box(\"a\").look(#{ key: 1 });", 1, 15),
+        ("let b = box(\"a\");\nlet n = 5;\nstep \"s\" { b.look(n); }", 3, 19),
+        ("let b = step \"make\" { box(\"a\") };\nb.look(b);", 2, 8),
+        ("let b = box(\"a\"); let t = b.look(\"k\");\nb.nap(b);", 2, 7),
+        ("let b = box(\"a\");\nlet f = || b.look([1]);", 2, 19),
+        ("fn f(x) { x.look(1) }", 1, 18),
+    ] {
+        let found = findings(script);
+        assert_eq!(found, [(Code::WRONG_TYPE, line, column)], "{script}");
+    }
+    assert_eq!(findings("let b = box(\"a\");\nb.look();"), [(Code::UNKNOWN_FUNCTION, 2, 3)]);
+}
+
+#[test]
+fn what_may_be_right_is_let_through() {
+    for script in [
+        // Another value under the same name, by any way.
+        "let x = 5; let b = box(\"a\"); x = \"k\"; b.look(x);",
+        "let b = box(\"a\"); let x = 5; if true { let x = \"k\"; b.look(x); }",
+        "let b = box(\"a\"); let x = 5; for x in [\"k\"] { b.look(x); }",
+        "let b = box(\"a\"); let x = 5; fn f(b, x) { b.look(x) } f(b, \"k\");",
+        "let b = box(\"a\"); let k = 5; let f = |k| b.look(k); f.call(\"k\");",
+        "let b = box(\"a\"); try { throw \"k\"; } catch (e) { b.look(e); } let e = 5;",
+        // What a script's own function gives, or an element of a list, nobody knows.
+        "fn look(x) { x } let b = box(\"a\"); b.look(5);",
+        "let b = box(\"a\"); let l = [\"k\"]; b.look(l[0]); let m = #{ k: \"k\" }; b.look(m.k);",
+        "let b = box(\"a\"); b.set(\"k\", 5); b.nap(\"1s\"); b.look(`${1}`); b.look(b.name);",
+    ] {
+        assert_eq!(findings(script), [], "{script}");
+    }
+}
