@@ -5,6 +5,9 @@ use serde_json::Value as Json;
 use crate::support::desk::{INVENTORY, Project};
 use crate::support::sshd::Sshd;
 
+const SHOP: &str =
+    "[environments.test.hosts.old]\nssh = \"nobody@127.0.0.1:1\"\n[environments.test.databases.shop]\nkind = \"mariadb\"\nhost = \"old\"\n";
+
 /// Each case: the inventory, the runbook, the code, and where it is (with its file).
 #[test]
 fn bad_input_is_a_located_error_with_exit_2_or_3() {
@@ -18,6 +21,15 @@ fn bad_input_is_a_located_error_with_exit_2_or_3() {
         (INVENTORY, "secret(\"nope\");", "RB0109", "a.rhai:1:1"),
         (INVENTORY, "step \"x\" { secret(\"unset\"); }", "RB0109", "a.rhai:1:"),
         (INVENTORY, "step \"x\" { sleep(5); }", "RB0205", "a.rhai:1:"),
+        (SHOP, "let shop = database(\"shop\");\nstep \"x\" { shop.promote(\"a fence\"); }", "RB0205", "a.rhai:2:25"),
+        (
+            SHOP,
+            "let shop = database(\"shop\");\nlet f = #{ id: \"x\", proven: true };\nstep \"x\" { shop.promote(f); }",
+            "RB0205",
+            "a.rhai:3:25",
+        ),
+        (SHOP, "fn over(shop) { shop.promote(\"a fence\") }\nover(database(\"shop\"));", "RB0205", "a.rhai:1:30"),
+        (SHOP, "let shop = database(\"shop\");\nstep \"x\" { shop.promote(); }", "RB0202", "a.rhai:2:17"),
         (INVENTORY, "step \"x\" { sleep(\"5\"); }", "RB0203", "a.rhai:1:"),
         (INVENTORY, "let i = 0;\nwhile true { i += 1; }", "RB0207", "a.rhai:2:"),
         (INVENTORY, "fn f(n) { f(n + 1) + 1 }\nf(1);", "RB0207", "a.rhai:2:"),

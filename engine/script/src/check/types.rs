@@ -17,6 +17,8 @@ pub(super) struct Types<'a> {
     registry: &'a Registry,
     /// The file's own functions, which may have the name of a primitive.
     own: &'a dyn Fn(&str) -> bool,
+    /// Functions of the language: a list, a map or a text may have them under the name of a primitive.
+    language: BTreeSet<String>,
     variables: BTreeMap<String, Ty>,
 }
 
@@ -55,7 +57,8 @@ impl<'a> Types<'a> {
             let outer = captured.get(f.name).map(Vec::as_slice).unwrap_or_default();
             unknown.extend(f.params.iter().filter(|p| !outer.iter().any(|c| c == *p)).map(|p| (*p).to_string()));
         }
-        let mut types = Types { registry, own, variables: BTreeMap::new() };
+        let language = rhai::Engine::new().collect_fn_metadata(None, |f| Some(f.metadata.name.to_string()), true).into_iter().collect();
+        let mut types = Types { registry, own, language, variables: BTreeMap::new() };
         ast.walk(&mut |nodes| {
             if let Some(ASTNode::Stmt(Stmt::Var(x, ..))) = nodes.last() {
                 let (name, is) = (x.0.as_str(), types.expression(&x.1));
@@ -157,13 +160,14 @@ impl<'a> Types<'a> {
         }
         let candidates: Vec<&Spec> = match on {
             Ty::Record(_) => self.method(on, x).into_iter().collect(),
+            _ if *on != Ty::Any || self.language.contains(x.name.as_str()) => vec![],
             _ => self.registry.specs().filter(|s| s.on.is_some() && s.name == x.name.as_str()).collect(),
         };
         let usage = || format!("it is called as {}", candidates.iter().map(|s| s.signature()).collect::<Vec<_>>().join("; "));
         let n = x.args.len();
         let takes: Vec<&&Spec> = candidates.iter().filter(|s| (s.arity().0..=s.arity().1).contains(&n)).collect();
         if let ([spec], []) = (candidates.as_slice(), takes.as_slice())
-            && *on != Ty::Any
+            && matches!(on, Ty::Record(_))
         {
             let e = Error::new(Code::UNKNOWN_FUNCTION, format!("{} does not take {n} arguments", spec.full_name()));
             return Some((pos, e.hint(usage())));
@@ -171,7 +175,10 @@ impl<'a> Types<'a> {
         // Of several methods of that name one may be meant: each must refuse the argument.
         let mut refused = None;
         for spec in &takes {
-            let (i, wrong) = x.args.iter().enumerate().find_map(|(i, a)| Some((i, self.refused(spec, i, a)?)))?;
+            // A map of functions may have one of that name: of a value that may be such, only what wants a handle or a record is looked at.
+            let looked_at = |i: usize| *on != Ty::Any || spec.params.get(i).is_none_or(|p| is_record(&p.ty));
+            let mut args = x.args.iter().enumerate().filter(|(i, _)| looked_at(*i));
+            let (i, wrong) = args.find_map(|(i, a)| Some((i, self.refused(spec, i, a)?)))?;
             refused.get_or_insert((i, wrong));
         }
         let (i, e) = refused?;
@@ -193,6 +200,15 @@ impl<'a> Types<'a> {
             }
             None => Some(Error::new(Code::WRONG_TYPE, format!("the last argument of {} is its options map, not {is}", spec.full_name()))),
         }
+    }
+}
+
+/// Whether only handles or records are of this type.
+fn is_record(ty: &Ty) -> bool {
+    match ty {
+        Ty::Record(_) => true,
+        Ty::OneOf(all) => all.iter().all(is_record),
+        _ => false,
     }
 }
 
