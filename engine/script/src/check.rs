@@ -31,7 +31,16 @@ pub struct Checked {
 /// Checks a runbook and everything that it imports; with `env`, also the names that it takes from the inventory.
 #[must_use]
 pub fn check(engine: &Engine, registry: &Arc<Registry>, sources: &Sources, entry: &str, env: Option<&Environment>) -> Checked {
-    let mut walker = Walker { engine, registry, sources, env, known: known(engine, registry), findings: vec![], modules: BTreeMap::new() };
+    let mut walker = Walker {
+        engine,
+        registry,
+        sources,
+        env,
+        known: known(engine, registry),
+        language: Arc::new(types::language()),
+        findings: vec![],
+        modules: BTreeMap::new(),
+    };
     let ast = walker.file(entry, None);
     let mut findings = walker.findings;
     let key = |e: &Error| e.location.as_ref().map(|l| (l.file.clone(), l.line, l.column));
@@ -66,6 +75,7 @@ struct Walker<'a> {
     sources: &'a Sources,
     env: Option<&'a Environment>,
     known: Known,
+    language: Arc<BTreeSet<String>>,
     findings: Vec<Error>,
     /// Functions of each module that was gone through.
     modules: BTreeMap<String, Known>,
@@ -73,8 +83,7 @@ struct Walker<'a> {
 
 impl Walker<'_> {
     fn found(&mut self, file: &str, pos: Position, mut e: Error) {
-        let (line, column) = place(pos);
-        e.location = Some(Location { file: file.into(), line, column });
+        e.location = Some(location(file, pos));
         self.findings.push(e);
     }
 
@@ -165,15 +174,15 @@ impl Walker<'_> {
 
     /// Calls whose arguments are of a type that is refused for certain.
     fn types(&mut self, file: &str, own: &Known, ast: &AST) {
-        let registry = self.registry.clone();
+        let (registry, language) = (self.registry.clone(), self.language.clone());
         let is_own = |name: &str| own.contains_key(name);
-        let types = Types::of(&registry, &is_own, ast);
+        let types = Types::of(&registry, &is_own, &language, ast);
         ast.walk(&mut |nodes| {
             if let Some(ASTNode::Expr(chain @ Expr::Dot(..))) = nodes.last() {
                 for (pos, e) in types.faults(chain) {
                     // No method of that name takes so many: that is said already.
-                    let said = |f: &Error| f.code == e.code && f.location.as_ref().is_some_and(|l| l.file == file && at(l) == place(pos));
-                    if !self.findings.iter().any(said) {
+                    let here = Some(location(file, pos));
+                    if !self.findings.iter().any(|f| f.code == e.code && f.location == here) {
                         self.found(file, pos, e);
                     }
                 }
@@ -395,13 +404,8 @@ impl Walker<'_> {
     }
 }
 
-/// Line and column.
-fn place(pos: Position) -> (usize, usize) {
-    (pos.line().unwrap_or(1), pos.position().unwrap_or(0))
-}
-
-fn at(l: &Location) -> (usize, usize) {
-    (l.line, l.column)
+fn location(file: &str, pos: Position) -> Location {
+    Location { file: file.into(), line: pos.line().unwrap_or(1), column: pos.position().unwrap_or(0) }
 }
 
 /// The text of a string literal.

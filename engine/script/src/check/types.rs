@@ -18,7 +18,7 @@ pub(super) struct Types<'a> {
     /// The file's own functions, which may have the name of a primitive.
     own: &'a dyn Fn(&str) -> bool,
     /// Functions of the language: a list, a map or a text may have them under the name of a primitive.
-    language: BTreeSet<String>,
+    language: &'a BTreeSet<String>,
     variables: BTreeMap<String, Ty>,
 }
 
@@ -34,9 +34,14 @@ fn fits(is: &Ty, wanted: &Ty) -> bool {
     }
 }
 
+/// The names of the language's own functions.
+pub(super) fn language() -> BTreeSet<String> {
+    rhai::Engine::new().collect_fn_metadata(None, |f| Some(f.metadata.name.to_string()), true).into_iter().collect()
+}
+
 impl<'a> Types<'a> {
     /// Reads the types of the variables of a file.
-    pub(super) fn of(registry: &'a Registry, own: &'a dyn Fn(&str) -> bool, ast: &AST) -> Types<'a> {
+    pub(super) fn of(registry: &'a Registry, own: &'a dyn Fn(&str) -> bool, language: &'a BTreeSet<String>, ast: &AST) -> Types<'a> {
         let mut unknown: BTreeSet<String> = BTreeSet::new();
         let mut captured: BTreeMap<String, Vec<String>> = BTreeMap::new();
         ast.walk(&mut |nodes| {
@@ -57,7 +62,6 @@ impl<'a> Types<'a> {
             let outer = captured.get(f.name).map(Vec::as_slice).unwrap_or_default();
             unknown.extend(f.params.iter().filter(|p| !outer.iter().any(|c| c == *p)).map(|p| (*p).to_string()));
         }
-        let language = rhai::Engine::new().collect_fn_metadata(None, |f| Some(f.metadata.name.to_string()), true).into_iter().collect();
         let mut types = Types { registry, own, language, variables: BTreeMap::new() };
         ast.walk(&mut |nodes| {
             if let Some(ASTNode::Stmt(Stmt::Var(x, ..))) = nodes.last() {

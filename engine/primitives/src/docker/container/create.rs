@@ -237,7 +237,11 @@ async fn create(cx: &Cx, engine: &Engine, call: &Call) -> Result<Outcome> {
         (Err(e), Some(is)) if e.code == Code::DOCKER_CONFLICT && differs(&is, &wanted).is_empty() => is,
         (Err(e), _) => return Err(e),
         (Ok(_), None) => {
-            return Err(Error::new(Code::DOCKER_MISSING, format!("{} was removed while it was made", at(""))).host(engine.at()));
+            return Err(Error::new(
+                Code::DOCKER_MISSING,
+                format!("the container {name} on \"{}\" was removed while it was made", engine.name),
+            )
+            .host(engine.at()));
         }
     };
     join(engine, name, call, &is).await?;
