@@ -182,7 +182,7 @@ async fn a_failed_update_is_told_with_what_its_tasks_said_also_by_the_next_contr
     let e = t.fails("n1", "service web", "update", bad(&[])).await;
     assert_eq!((e.code, e.retryable, e.details["state"].as_str()), (Code::SERVICE_UPDATE, false, "rollback_completed"), "{e}");
     assert!(e.message.contains("failed and was rolled back") && e.message.contains("non-zero exit (7)"), "{e}");
-    until("both tasks run again", || t.runs_on("web").len() == 2);
+    assert_eq!(t.runs_on("web").len(), 2, "both tasks run again when it is told");
     assert!(!t.changes("n1", "service web", "rollback", vec![soon(&[])]).await, "the swarm has done that");
     let e = t.fails("n1", "service web", "wait_converged", vec![soon(&[])]).await;
     assert_eq!(e.code, Code::SERVICE_UPDATE, "{e}");

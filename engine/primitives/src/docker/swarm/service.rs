@@ -108,7 +108,7 @@ pub(super) fn register(r: &mut Registry) {
             "wait_converged",
             Effect::Read,
             "Waits until as many tasks of the service's present version run as are wanted, no other is left, and its update is over.\n\n\
-             An update that is paused or was rolled back is an error at once, with what its tasks said.",
+             An update that is paused is an error at once, with what its tasks said; one that was rolled back is one as soon as the former version runs.",
         )
         .returns(Ty::Record("SwarmServiceInfo"))
         .example(r#"docker("m1").swarm().service("shop_web").wait_converged(#{ within: "2m" });"#)

@@ -57,6 +57,18 @@ struct Seen {
     failed: BTreeMap<String, Failure>,
 }
 
+impl Seen {
+    /// Whether what is wanted runs, and nothing else.
+    fn is_whole(&self) -> bool {
+        self.running == self.wanted && self.waiting.is_empty() && self.leaving == 0
+    }
+
+    /// How many of its tasks run, as in `1 of 2 tasks running`.
+    fn count(&self) -> String {
+        format!("{} of {} tasks running", self.running.min(self.wanted), self.wanted)
+    }
+}
+
 async fn see(cx: &Cx, e: &Engine, wait: &Wait<'_>) -> Result<Seen> {
     let service = look(cx, e, wait.service).await?;
     let id = text(&service, "/ID");
@@ -122,10 +134,13 @@ pub(super) async fn converged(cx: &Cx, e: &Engine, wait: &Wait<'_>) -> Result<Js
         let update = text(&seen.service, "/UpdateStatus/State");
         cx.progress(format!("{}: tasks running", wait.service), seen.running.min(seen.wanted) as u64, Some(seen.wanted as u64), "tasks");
         let update = if wait.back && update == "rollback_completed" { "completed" } else { update };
+        let over = Instant::now() >= end;
         match update {
+            // The swarm says so while the last tasks of the former version still start.
+            "rollback_completed" if !seen.is_whole() && !over && !again(&failed, before) => {}
             "paused" | "rollback_paused" | "rollback_completed" => return Err(broken(cx, e, wait, &seen, &failed, update).await),
             "updating" | "rollback_started" => well_since = None,
-            _ if seen.running == seen.wanted && seen.waiting.is_empty() && seen.leaving == 0 => {
+            _ if seen.is_whole() => {
                 let since = *well_since.get_or_insert_with(Instant::now);
                 // An update that is completed has been watched by the swarm.
                 let monitor = u64::try_from(int(&seen.service, "/Spec/UpdateConfig/Monitor")).unwrap_or_default();
@@ -143,11 +158,10 @@ pub(super) async fn converged(cx: &Cx, e: &Engine, wait: &Wait<'_>) -> Result<Js
                 }
             }
         }
-        if Instant::now() >= end {
+        if over {
             let why = format!(
-                "has {} of {} tasks running after {}{}{}",
-                seen.running.min(seen.wanted),
-                seen.wanted,
+                "has {} after {}{}{}",
+                seen.count(),
                 show_duration(wait.within),
                 match seen.leaving {
                     0 => String::new(),
@@ -193,13 +207,17 @@ async fn broken(cx: &Cx, e: &Engine, wait: &Wait<'_>, seen: &Seen, failed: &BTre
             "rollback() brings the former version back; with #{ update_failure: \"rollback\" } the swarm does so by itself",
         ),
     };
+    let short = match update {
+        "rollback_completed" if !seen.is_whole() => format!(", with {}", seen.count()),
+        _ => String::new(),
+    };
     let mut why = reasons(failed);
     if why.is_empty() {
         why.push(text(&seen.service, "/UpdateStatus/Message").to_string());
     }
     let e = Error::new(
         Code::SERVICE_UPDATE,
-        format!("the update of the service {} on \"{}\" {what}: {}", wait.service, e.name, cx.redactor.text(&why.join("; "))),
+        format!("the update of the service {} on \"{}\" {what}{short}: {}", wait.service, e.name, cx.redactor.text(&why.join("; "))),
     )
     .host(e.at())
     .hint(hint)
