@@ -21,6 +21,7 @@ mod kept;
 mod logical;
 mod login;
 mod pull;
+mod reach;
 mod recover;
 mod settings;
 mod slots;
