@@ -13,6 +13,7 @@ pub mod helper;
 mod host;
 mod host_key;
 mod known_hosts;
+mod local;
 mod negotiate;
 mod privilege;
 mod prompt;

@@ -5,7 +5,7 @@
 //! always has perl-base), else with this program's helper.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,10 @@ use runbook_core::cancel::Cancel;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
+use super::local::{self, Local};
 use super::relay::PERL;
 use super::{Exec, NotOpened, Place, Session, Stream, connect, helper, quote};
 
@@ -185,7 +186,7 @@ fn unreached(host: &str, to: &Place, user: Option<&str>, reason: &str, text: &st
 
 /// A private unix socket on this machine that leads to a socket on a host. Ended on drop, with every connection through it.
 pub struct Forward {
-    folder: tempfile::TempDir,
+    local: Local,
     last: Arc<Mutex<Option<Error>>>,
     _work: JoinSet<()>,
 }
@@ -194,7 +195,7 @@ impl Forward {
     /// The socket on this machine; only this user can reach it.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("s")
+        self.local.path()
     }
 
     /// Why the last connection could not be made, when it could not.
@@ -203,9 +204,6 @@ impl Forward {
         self.last.lock().clone()
     }
 }
-
-/// Longer paths than this do not fit into a socket's address on every system.
-const LONGEST: usize = 100;
 
 /// Makes a socket on this machine that forwards every connection to a socket as seen from a host, as the login or as `user`.
 ///
@@ -218,7 +216,7 @@ pub fn forward<'a>(cx: &'a Cx, host: &'a str, to: &'a Place, user: Option<&'a st
         let first = stream(cx, host, to, user).await?;
         let here =
             |e: std::io::Error| Error::new(Code::DB_CONNECT, format!("a socket for {to} on {host} cannot be made on this machine: {e}"));
-        let (folder, listener) = listen().map_err(here)?;
+        let (local, listener) = local::listen().map_err(here)?;
         let last = Arc::new(Mutex::new(None));
         let mut work = JoinSet::new();
         // The connections may be made by later actions than this one.
@@ -229,7 +227,7 @@ pub fn forward<'a>(cx: &'a Cx, host: &'a str, to: &'a Place, user: Option<&'a st
             let mut open = JoinSet::new();
             loop {
                 tokio::select! {
-                    Ok((local, _)) = listener.accept() => {
+                    Ok((client, _)) = listener.accept() => {
                         // A server gives up a client that says nothing for long.
                         let fresh = ready.take().filter(|(_, since)| since.elapsed() < Duration::from_secs(3)).map(|(s, _)| s);
                         let (cx, host, to, user, seen) = (cx.clone(), host.clone(), to.clone(), user.clone(), seen.clone());
@@ -239,7 +237,7 @@ pub fn forward<'a>(cx: &'a Cx, host: &'a str, to: &'a Place, user: Option<&'a st
                                 None => stream(&cx, &host, &to, user.as_deref()).await,
                             };
                             match made {
-                                Ok(remote) => carry(local, remote).await,
+                                Ok(remote) => carry(client, remote).await,
                                 Err(e) => *seen.lock() = Some(e),
                             }
                         });
@@ -248,21 +246,8 @@ pub fn forward<'a>(cx: &'a Cx, host: &'a str, to: &'a Place, user: Option<&'a st
                 }
             }
         });
-        Ok(Forward { folder, last, _work: work })
+        Ok(Forward { local, last, _work: work })
     })
-}
-
-/// A socket in a folder that only this user can enter.
-fn listen() -> std::io::Result<(tempfile::TempDir, UnixListener)> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let only_us = std::fs::Permissions::from_mode(0o700);
-    let make = |at: &Path| tempfile::Builder::new().prefix("runbook-").permissions(only_us.clone()).tempdir_in(at);
-    let mut folder = make(&std::env::temp_dir())?;
-    if folder.path().as_os_str().len() + 2 > LONGEST {
-        folder = make(Path::new("/tmp"))?;
-    }
-    let listener = UnixListener::bind(folder.path().join("s"))?;
-    Ok((folder, listener))
 }
 
 async fn carry(mut local: UnixStream, mut remote: Stream) {
@@ -272,8 +257,6 @@ async fn carry(mut local: UnixStream, mut remote: Stream) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -281,13 +264,6 @@ mod tests {
         assert_eq!(Place::Unix("/run/x.sock".into()).to_string(), "/run/x.sock");
         assert_eq!(Place::Tcp("db".into(), 5432).to_string(), "db:5432");
         assert_eq!(Place::Tcp("::1".into(), 5432).to_string(), "[::1]:5432");
-    }
-
-    #[tokio::test]
-    async fn the_local_socket_is_for_this_user_alone() {
-        let (folder, _listener) = listen().unwrap();
-        assert_eq!(std::fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
-        assert!(folder.path().as_os_str().len() + 2 <= LONGEST);
     }
 
     #[test]
