@@ -59,6 +59,31 @@ pub(super) async fn what_is_told_is_what_is_there(s: &impl Place, files: i64, by
     }
 }
 
+/// A restore has nothing to do the second time, and mends what was changed since, a further name of a file too.
+pub(super) async fn restoring_mends_what_was_changed(s: &impl Place) {
+    let snapshot = s.call("r1-a", "snapshot", take()).await.unwrap().value;
+    sh(&s.old().home(), "mv shop kept");
+    let args = || vec![snapshot.clone(), host("old"), ".".into()];
+    assert_eq!(s.call("r1-b", "restore", args()).await.unwrap().changed, Some(true));
+    assert_eq!(sh(&s.old().home(), "diff -r --no-dereference kept shop | grep -v skip.tmp || true"), "");
+    assert_eq!(s.call("r1-c", "restore", args()).await.unwrap().changed, Some(false));
+    for change in [
+        "echo other >shop/plain",
+        "rm shop/plain; ln -s ../outside shop/plain",
+        "rm shop/soft",
+        "chmod 600 shop/nothing",
+        "rmdir shop/empty",
+    ] {
+        sh(&s.old().home(), change);
+        assert_eq!(s.call("r1-d", "restore", args()).await.unwrap().changed, Some(true), "{change}");
+    }
+    assert!(!s.old().home().join("outside").exists(), "nothing is written through a link");
+    assert_eq!(
+        sh(&s.old().home(), "cat shop/plain; readlink shop/soft; stat -c '%a %h' shop/nothing shop/plain; ls -d shop/empty"),
+        "hello\nplain\n644 1\n640 2\nshop/empty\n"
+    );
+}
+
 /// A snapshot goes on when the connection is cut. `secret` is the password by its name, `large` what the shop has more, `working` knows the command line of the tool.
 pub(super) async fn a_lost_connection_does_not_disturb_it(s: &impl Place, secret: &str, large: u64, working: impl Fn(&str) -> bool) {
     // Other tests have theirs on command lines of their own.

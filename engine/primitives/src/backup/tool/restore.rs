@@ -1,5 +1,6 @@
 //! Restoring, as a test and for good, with the tool, as a person would do it by hand.
 
+use runbook_core::inventory::Section;
 use runbook_core::primitive::Cx;
 use runbook_core::{Code, Error, Result};
 
@@ -11,6 +12,14 @@ use crate::ssh::{Exec, connect, quote};
 
 impl<T: Tool> Kept<T> {
     pub(super) async fn try_restore(&self, cx: &Cx, s: &Snapshot, host: &str, compare: bool) -> Result<Restored> {
+        if compare {
+            // One that was made by hand has the machine's own name of itself. Seen before all of it is restored.
+            cx.env.resource(Section::Hosts, &s.host).map_err(|e| {
+                let why =
+                    format!("the snapshot {} was made on \"{}\", and cannot be compared with what is there: {}", s.id, s.host, e.message);
+                Error { message: why, ..e }.hint("without compare it is tested by itself; to compare, name that host so in runbook.toml")
+            })?;
+        }
         // Named by the action, so that what a crash left is found and removed by the next attempt.
         let folder = format!("\"${{TMPDIR:-/tmp}}\"/runbook-restore.{}", cx.action_id);
         let sudo = self.settings.flag("sudo");
